@@ -1,0 +1,9 @@
+"""Images in: decoding, EXIF orientation, fitting and normalising, written once for training, export and the server.
+
+Needs Pillow and numpy; Python 3.10 and later. It lies beside the server's model so that Triton can import it.
+"""
+
+from slime_image.decoding import FORMATS, MAX_PIXELS, ImageError, decode, load
+from slime_image.fitting import fit, fit_mask
+
+__all__ = ["FORMATS", "MAX_PIXELS", "ImageError", "decode", "fit", "fit_mask", "load"]

@@ -1,0 +1,117 @@
+"""Encoded bytes to upright RGB pixels, with the limits a server needs: three formats, pixels counted before decoding.
+
+It knows nothing of networks or sizes to fit. Every problem of the data is an ``ImageError`` of one line.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import warnings
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+FORMATS = ("JPEG", "PNG", "WEBP")
+MAX_PIXELS = 50_000_000
+_ORIENTATION_TAG = 0x0112
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+class ImageError(ValueError):
+    """The data is no image that can be used; the message is one line fit to show to whoever sent it."""
+
+
+def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> npt.NDArray[np.uint8]:
+    """Pixels of an encoded JPEG, PNG or WebP: uint8 (H, W, 3) RGB, turned upright by its EXIF orientation.
+
+    Grayscale, 16-bit, palette and CMYK become RGB; transparency is laid over white; of several frames the first
+    counts. Raises ImageError: empty, unreadable or truncated data, another format, more than ``max_pixels``.
+    """
+    if not data:
+        raise ImageError("image: got 0 bytes, expected an encoded JPEG, PNG or WebP; send the file's content")
+    with _open(data) as image:
+        _check_size(image, max_pixels)
+        try:
+            image.load()
+        except Exception as error:  # Pillow's decoders raise most kinds on broken data.
+            raise ImageError(
+                f"image: the {image.format} data is broken or truncated ({_one_line(error)}); save the file again"
+            ) from error
+        turn = _UPRIGHT.get(_orientation(image))
+        rgb = _to_rgb(image)
+    # A copy, because Pillow's own memory is read-only and torch warns of such arrays.
+    return np.array(rgb if turn is None else rgb.transpose(turn))
+
+
+def load(path: str | os.PathLike[str], max_pixels: int = MAX_PIXELS) -> npt.NDArray[np.uint8]:
+    """``decode`` of a file; ImageError names the path, also where the file is missing or cannot be read."""
+    try:
+        data = Path(path).read_bytes()
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise ImageError(f"image {os.fspath(path)}: cannot be read ({reason}); check the path") from error
+    try:
+        return decode(data, max_pixels)
+    except ImageError as error:
+        raise ImageError(f"image {os.fspath(path)}: {str(error).removeprefix('image: ')}") from error
+
+
+def _open(data: bytes) -> Image.Image:
+    """Reads the header only."""
+    try:
+        with warnings.catch_warnings():
+            # Pillow warns from 89 megapixels on; the limit here is ours.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            return Image.open(io.BytesIO(data), formats=FORMATS)
+    except Image.DecompressionBombError as error:
+        raise ImageError(f"image: too large ({_one_line(error)}); make it smaller") from error
+    except Exception as error:  # Pillow's parsers raise most kinds on broken data.
+        raise ImageError(
+            f"image: got {len(data)} bytes beginning {data[:8]!r}, "
+            "expected a readable JPEG, PNG or WebP; convert the image"
+        ) from error
+
+
+def _check_size(image: Image.Image, max_pixels: int) -> None:
+    width, height = image.size
+    if width < 1 or height < 1:
+        raise ImageError(f"image: got {width} x {height} pixels, expected at least 1 x 1; save the file again")
+    if width * height > max_pixels:
+        raise ImageError(
+            f"image: got {width} x {height} = {width * height / 1e6:.1f} megapixels, "
+            f"expected at most {max_pixels / 1e6:g}; make it smaller"
+        )
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        return int(image.getexif().get(_ORIENTATION_TAG, 1))
+    except Exception:  # Broken metadata does not make the picture unusable.
+        return 1
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):
+        # Pillow clips 16 bits to 8 instead of scaling them.
+        wide = np.asarray(image).astype(np.uint32)
+        return Image.fromarray(((wide * 255 + 32767) // 65535).astype(np.uint8)).convert("RGB")
+    if image.has_transparency_data:
+        rgba = image.convert("RGBA")
+        white = Image.new("RGBA", rgba.size, "white")
+        return Image.alpha_composite(white, rgba).convert("RGB")
+    return image.convert("RGB")
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

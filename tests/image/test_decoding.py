@@ -1,0 +1,162 @@
+"""Every kind of picture that people send becomes upright RGB, and everything else one clear line."""
+
+from __future__ import annotations
+
+import io
+import struct
+import time
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from PIL import Image
+from slime_image import ImageError, decode, load
+
+Pixels = npt.NDArray[np.uint8]
+COLOURS = np.array([[[255, 0, 0], [0, 255, 0], [0, 0, 255]], [[255, 255, 0], [0, 0, 0], [255, 255, 255]]], np.uint8)
+
+LOSSLESS: tuple[tuple[str, dict[str, bool]], ...] = (("PNG", {}), ("WEBP", {"lossless": True}))
+
+
+def encoded(image: Image.Image, format: str = "PNG", **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, format, **options)
+    return buffer.getvalue()
+
+
+def png_header(width: int, height: int) -> bytes:
+    """A PNG that promises width x height pixels and holds none."""
+    header = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    crc = struct.pack(">I", zlib.crc32(header))
+    data = b"IDAT"
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + struct.pack(">I", 13)
+        + header
+        + crc
+        + struct.pack(">I", 0)
+        + data
+        + struct.pack(">I", zlib.crc32(data))
+    )
+
+
+def test_rgb_png_and_lossless_webp_are_exact() -> None:
+    image = Image.fromarray(COLOURS)
+    assert np.array_equal(decode(encoded(image)), COLOURS)
+    assert np.array_equal(decode(encoded(image, "WEBP", lossless=True)), COLOURS)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_undone(orientation: int) -> None:
+    turns: dict[int, Callable[[Pixels], Pixels]] = {
+        1: lambda a: a,
+        2: lambda a: a[:, ::-1],
+        3: lambda a: a[::-1, ::-1],
+        4: lambda a: a[::-1],
+        5: lambda a: a.transpose(1, 0, 2),
+        6: lambda a: np.rot90(a, -1),
+        7: lambda a: a[::-1, ::-1].transpose(1, 0, 2),
+        8: lambda a: np.rot90(a, 1),
+    }
+    undo = turns[orientation]
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    for format, options in LOSSLESS:
+        assert np.array_equal(decode(encoded(Image.fromarray(COLOURS), format, exif=exif, **options)), undo(COLOURS))
+    big = np.kron(COLOURS, np.ones((16, 16, 1), np.uint8))
+    jpeg = decode(encoded(Image.fromarray(big), "JPEG", exif=exif, quality=95, subsampling=0))
+    assert np.abs(jpeg.astype(int) - undo(big)).mean() < 4
+
+
+def test_broken_exif_is_ignored() -> None:
+    data = encoded(Image.fromarray(COLOURS), "PNG", exif=b"Exif\x00\x00nonsense")
+    assert np.array_equal(decode(data), COLOURS)
+
+
+def test_16_bit_grayscale_is_scaled_not_clipped() -> None:
+    values = np.array([[0, 257 * 10, 257 * 128], [257 * 200, 65535, 300]], np.uint16)
+    assert decode(encoded(Image.fromarray(values)))[..., 0].tolist() == [[0, 10, 128], [200, 255, 1]]
+
+
+def test_grayscale_and_bilevel() -> None:
+    gray = np.array([[0, 100], [200, 255]], np.uint8)
+    assert np.array_equal(decode(encoded(Image.fromarray(gray))), np.repeat(gray[..., None], 3, 2))
+    assert decode(encoded(Image.fromarray(gray).convert("1", dither=Image.Dither.NONE)))[..., 1].tolist() == [
+        [0, 0],
+        [255, 255],
+    ]
+
+
+def test_palette() -> None:
+    image = Image.fromarray(COLOURS).quantize(8)
+    assert np.array_equal(decode(encoded(image)), np.asarray(image.convert("RGB")))
+
+
+def test_transparency_is_laid_over_white() -> None:
+    rgba = np.array([[[255, 0, 0, 255], [255, 0, 0, 0], [0, 0, 0, 128]]], np.uint8)
+    assert decode(encoded(Image.fromarray(rgba))).tolist() == [[[255, 0, 0], [255, 255, 255], [127, 127, 127]]]
+    gray_alpha = np.array([[[0, 255], [0, 0]]], np.uint8)
+    assert decode(encoded(Image.fromarray(gray_alpha)))[0, :, 0].tolist() == [0, 255]
+    palette = Image.fromarray(np.array([[0, 1]], np.uint8))
+    palette.putpalette([10, 20, 30, 40, 50, 60])
+    assert decode(encoded(palette, transparency=1)).tolist() == [[[10, 20, 30], [255, 255, 255]]]
+
+
+def test_cmyk_jpeg() -> None:
+    cmyk = Image.new("CMYK", (16, 16), (0, 255, 255, 0))
+    assert np.abs(decode(encoded(cmyk, "JPEG")).astype(int) - [255, 0, 0]).max() < 10
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP"])
+def test_truncated(format: str) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    data = encoded(Image.fromarray(noise), format)
+    with pytest.raises(ImageError) as caught:
+        decode(data[: len(data) // 2])
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [
+        (b"", "0 bytes"),
+        (b"not an image", "not an i"),
+        (encoded(Image.fromarray(COLOURS), "GIF"), "GIF8"),
+        (encoded(Image.fromarray(COLOURS), "BMP"), "JPEG, PNG or WebP"),
+        (b"\xff\xd8\xff\xe0", "JPEG, PNG or WebP"),
+    ],
+)
+def test_no_image(data: bytes, says: str) -> None:
+    with pytest.raises(ImageError, match=says) as caught:
+        decode(data)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("width", "height"), [(10001, 10000), (100_000, 100_000), (2**31 - 1, 2**31 - 1)])
+def test_too_many_pixels_are_refused_from_the_header(width: int, height: int) -> None:
+    start = time.monotonic()
+    with pytest.raises(ImageError, match=r"too large|megapixels"):
+        decode(png_header(width, height))
+    assert time.monotonic() - start < 0.5
+
+
+def test_pixel_limit_is_inclusive() -> None:
+    data = encoded(Image.new("RGB", (10, 10)))
+    assert decode(data, max_pixels=100).shape == (10, 10, 3)
+    with pytest.raises(ImageError, match="10 x 10"):
+        decode(data, max_pixels=99)
+
+
+def test_load_names_the_path(tmp_path: Path) -> None:
+    (tmp_path / "good.png").write_bytes(encoded(Image.fromarray(COLOURS)))
+    assert np.array_equal(load(tmp_path / "good.png"), COLOURS)
+    (tmp_path / "bad.png").write_bytes(b"junk")
+    for name in ("bad.png", "missing.png", "."):
+        with pytest.raises(ImageError) as caught:
+            load(tmp_path / name)
+        assert str(tmp_path / name) in str(caught.value)
+        assert "\n" not in str(caught.value)

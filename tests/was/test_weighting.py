@@ -1,0 +1,107 @@
+"""The formula against its definition and the enlargement against torch, for numpy and torch inputs."""
+
+from __future__ import annotations
+
+import tracemalloc
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from slime_was import accumulate, drop_absent, interpolation_matrix, segment
+
+SIZES = [
+    ((16, 16), (64, 64)),
+    ((16, 16), (33, 70)),
+    ((32, 32), (7, 19)),
+    ((5, 9), (200, 3)),
+    ((8, 8), (8, 8)),
+    ((1, 1), (4, 5)),
+]
+
+
+def random(*shape: int) -> np.ndarray[Any, Any]:
+    return np.random.default_rng(0).random(shape).astype(np.float32)
+
+
+def test_accumulate_is_equation_6() -> None:
+    cross, self_ = random(3, 6), random(6, 6)
+    by_hand = [[sum(self_[q, k] * cross[p, k] for k in range(6)) for q in range(6)] for p in range(3)]
+    assert np.allclose(accumulate(cross, self_), by_hand)
+
+
+def test_accumulate_batches_and_serves_torch() -> None:
+    cross, self_ = random(2, 3, 6), random(2, 6, 6)
+    batched = accumulate(cross, self_)
+    assert np.allclose(batched[1], accumulate(cross[1], self_[1]))
+    tensor = accumulate(torch.from_numpy(cross), torch.from_numpy(self_))
+    assert np.allclose(tensor.numpy(), batched)
+
+
+def test_drop_absent_spares_background_and_the_threshold_itself() -> None:
+    cross = np.array([[0.1, 0.0], [0.1, 0.2], [0.1, 0.19], [0.3, 0.0]], np.float32)
+    was = np.ones((4, 2), np.float32)
+    kept = [[1, 1], [1, 1], [0, 0], [1, 1]]
+    assert drop_absent(was, cross, 0.2).tolist() == kept
+    assert drop_absent(torch.from_numpy(was), torch.from_numpy(cross), 0.2).tolist() == kept
+    assert drop_absent(was[None], cross[None], 0.2).tolist() == [kept]
+    assert drop_absent(was, cross, 0.0) is was
+    assert was.all()
+
+
+@pytest.mark.parametrize(("size_in", "size_out"), [(4, 4), (4, 9), (9, 4), (1, 3), (3, 1)])
+def test_interpolation_rows_sum_to_one(size_in: int, size_out: int) -> None:
+    matrix = interpolation_matrix(size_in, size_out)
+    assert matrix.shape == (size_out, size_in)
+    assert matrix.dtype == np.float32
+    assert np.allclose(matrix.sum(1), 1)
+
+
+@pytest.mark.parametrize(("map_size", "size"), SIZES)
+def test_matrices_equal_torch(map_size: tuple[int, int], size: tuple[int, int]) -> None:
+    scores = random(4, *map_size)
+    ours = interpolation_matrix(map_size[0], size[0]) @ scores @ interpolation_matrix(map_size[1], size[1]).T
+    theirs = torch.nn.functional.interpolate(torch.from_numpy(scores)[None], size, mode="bilinear", align_corners=False)
+    assert np.allclose(ours, theirs[0].numpy(), atol=1e-5)
+
+
+@pytest.mark.parametrize(("map_size", "size"), SIZES)
+def test_segment_equals_torch(map_size: tuple[int, int], size: tuple[int, int]) -> None:
+    scores = torch.from_numpy(random(7, *map_size))
+    enlarged = torch.nn.functional.interpolate(scores[None], size, mode="bilinear", align_corners=False)[0]
+    expected = enlarged.argmax(0).numpy()
+    from_numpy, from_torch = segment(scores.numpy(), *size), segment(scores, *size)
+    assert from_numpy.dtype == np.uint8
+    assert from_numpy.shape == size
+    assert from_torch.dtype == torch.uint8
+    assert np.array_equal(from_numpy, expected)
+    assert np.array_equal(from_torch.numpy(), expected)
+
+
+def test_segment_in_many_bands(monkeypatch: pytest.MonkeyPatch) -> None:
+    scores = random(3, 8, 8)
+    whole = segment(scores, 50, 40)
+    monkeypatch.setattr("slime_was.weighting.BAND_ELEMENTS", 3 * 40 * 7)
+    assert np.array_equal(segment(scores, 50, 40), whole)
+
+
+def test_ties_take_the_lowest_part() -> None:
+    assert not segment(np.zeros((3, 4, 4), np.float32), 9, 9).any()
+    assert not segment(torch.zeros(3, 4, 4), 9, 9).any()
+
+
+def test_segment_stays_small() -> None:
+    """A wide band of a 12-megapixel mask of 77 parts: as many columns, fewer rows to keep the test short."""
+    scores = random(77, 64, 64)
+    tracemalloc.start()
+    segment(scores, 100, 4000)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 20e6  # The enlarged scores alone would be 123 MB.
+
+
+def test_segment_names_wrong_input() -> None:
+    with pytest.raises(ValueError, match=r"expected \(parts, h, w\)"):
+        segment(np.zeros((4, 4), np.float32), 4, 4)
+    with pytest.raises(ValueError, match="at least 1"):
+        segment(np.zeros((2, 4, 4), np.float32), 0, 4)
