@@ -1,0 +1,284 @@
+"""Loads a Stable-Diffusion-shaped backbone: the embedded one, a folder, or a hub id.
+
+All three are the same thing, a folder in diffusers layout (unet, vae, text_encoder, tokenizer,
+scheduler), read by the same code; only safetensors weights, never remote code. The shape is
+checked from the config files, before any weight is read.
+
+A folder may hold `slime.json`: settings that suit this backbone, in place of the preset's.
+
+Shape suffixes: B batch, S image side, h, w latent sides, T text tokens, D text width.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from slime_optimize.errors import BackboneError, first_line
+
+EMBEDDED = "embedded"
+TOKENS = 77
+_PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
+_HASHED = ("unet", "vae", "text_encoder", "scheduler")
+_WEIGHTS = {
+    "unet": "diffusion_pytorch_model",
+    "vae": "diffusion_pytorch_model",
+    "text_encoder": "model",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Backbone:
+    """A loaded, frozen Stable Diffusion. `id` is what to load it by again, `hash` its content."""
+
+    id: str
+    hash: str
+    unet: Any
+    vae: Any
+    text_encoder: Any
+    tokenizer: Any
+    scheduler: Any
+    image_size: int
+    latent_size: int
+    recommended: Mapping[str, Any]
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device(self.unet.device)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        dtype: torch.dtype = self.unet.dtype
+        return dtype
+
+    @property
+    def text_width(self) -> int:
+        return int(self.unet.config.cross_attention_dim)
+
+    @property
+    def predicts_velocity(self) -> bool:
+        return bool(self.scheduler.config.prediction_type == "v_prediction")
+
+    def encode(self, pixels_B3SS: Tensor) -> Tensor:
+        """Pixels in [-1, 1] -> latents (B,4,h,w): the posterior's mean x the scaling factor."""
+        pixels = pixels_B3SS.to(self.device, self.dtype)
+        with torch.no_grad():
+            latents: Tensor = self.vae.encode(pixels).latent_dist.mean * self.vae.config.scaling_factor
+        return latents
+
+    def add_noise(self, latents_B4hw: Tensor, noise_B4hw: Tensor, timestep: Tensor) -> Tensor:
+        """Latents at `timestep`, () or (B,): sqrt(a_t) latents + sqrt(1 - a_t) noise."""
+        signal, spread = self._levels(timestep, latents_B4hw)
+        return signal * latents_B4hw + spread * noise_B4hw
+
+    def target(self, latents_B4hw: Tensor, noise_B4hw: Tensor, timestep: Tensor) -> Tensor:
+        """What the UNet should answer at `timestep`: the noise, or the velocity."""
+        if not self.predicts_velocity:
+            return noise_B4hw
+        signal, spread = self._levels(timestep, latents_B4hw)
+        return signal * noise_B4hw - spread * latents_B4hw
+
+    def encode_text(self, prompt: str) -> Tensor:
+        """`prompt`, cut or padded to 77 tokens -> (1,T,D)."""
+        tokens = self.tokenizer(
+            prompt, padding="max_length", max_length=TOKENS, truncation=True, return_tensors="pt"
+        )
+        with torch.no_grad():
+            encoded: Tensor = self.text_encoder(tokens.input_ids.to(self.device))[0]
+        return encoded.to(self.dtype)
+
+    def _levels(self, timestep: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+        level = self.scheduler.alphas_cumprod.to(like.device)[timestep.to(like.device)]
+        level = level.reshape(-1, 1, 1, 1)
+        return level.sqrt().to(like.dtype), (1 - level).sqrt().to(like.dtype)
+
+
+def embedded_folder() -> Path:
+    """Where the repository keeps the embedded backbone."""
+    return Path(__file__).resolve().parents[2] / "backbone" / "weights"
+
+
+def choose_device(name: str) -> torch.device:
+    """`auto` is a GPU where there is one; BackboneError for a device that is not there."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise BackboneError(f"device {name!r}: {first_line(error)}; expected auto, cpu or cuda") from error
+    return device
+
+
+def load_backbone(
+    name: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
+) -> Backbone:
+    """Loads `embedded`, a folder in diffusers layout, or a hub id, frozen and in evaluation mode.
+
+    Raises BackboneError, in one line, when it is not there, unreadable, or not of SD 1.x/2.x's shape.
+    """
+    folder, identity = _locate(str(name))
+    configs = {part: _read_config(folder, part) for part in ("unet", "vae", "text_encoder", "scheduler")}
+    _check_shape(folder, configs)
+    models = _load_models(folder, dtype)
+    scale = 2 ** (len(models["vae"].config.block_out_channels) - 1)
+    latent_size = int(models["unet"].config.sample_size)
+    for part in ("unet", "vae", "text_encoder"):
+        models[part].to(device).eval().requires_grad_(False)
+    return Backbone(
+        id=identity,
+        hash=content_hash(folder),
+        image_size=latent_size * scale,
+        latent_size=latent_size,
+        recommended=_read_recommended(folder),
+        **models,
+    )
+
+
+def content_hash(folder: Path) -> str:
+    """sha256 over the configs and weights that decide what a segmenter of this backbone answers."""
+    digest = hashlib.sha256()
+    for part in _HASHED:
+        files = sorted(p for p in (folder / part).iterdir() if p.suffix in (".json", ".safetensors"))
+        for path in files:
+            digest.update(f"{part}/{path.name}\0".encode())
+            with path.open("rb") as stream:
+                while block := stream.read(1 << 22):
+                    digest.update(block)
+    return digest.hexdigest()
+
+
+def _locate(name: str) -> tuple[Path, str]:
+    """The folder to read, and the id to remember."""
+    if name == EMBEDDED:
+        folder = embedded_folder()
+        if not (folder / "unet").is_dir():
+            raise BackboneError(
+                "backbone embedded: its weights are not in this checkout's backbone/weights; "
+                "train them with backbone/train.py, or give --backbone a folder or hub id"
+            )
+        return folder, EMBEDDED
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return folder, str(folder.resolve())
+    if folder.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
+        raise BackboneError(
+            f"backbone {name}: no such folder; expected 'embedded', a folder in diffusers layout, or a hub id"
+        )
+    return _download(name), name
+
+
+def _download(hub_id: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    wanted = [f"{part}/*.json" for part in _PARTS] + ["model_index.json", "slime.json", "tokenizer/*"]
+    wanted += [f"{part}/{stem}.safetensors" for part, stem in _WEIGHTS.items()]
+    try:
+        return Path(snapshot_download(hub_id, allow_patterns=wanted))
+    except (OSError, ValueError, HfHubHTTPError, HFValidationError) as error:
+        raise BackboneError(
+            f"backbone {hub_id}: neither a folder nor a hub id that can be fetched ({first_line(error)}); "
+            "expected 'embedded', a folder in diffusers layout, or a hub id with the network there"
+        ) from error
+
+
+def _read_config(folder: Path, part: str) -> dict[str, Any]:
+    path = folder / part / ("scheduler_config.json" if part == "scheduler" else "config.json")
+    config = _read_json(path)
+    if config is None:
+        raise BackboneError(
+            f"backbone {folder}: has no {part}/{path.name}; expected a folder in diffusers layout "
+            f"({', '.join(_PARTS)})"
+        )
+    return config
+
+
+def _read_recommended(folder: Path) -> dict[str, Any]:
+    return _read_json(folder / "slime.json") or {}
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise BackboneError(f"backbone file {path}: not readable JSON ({first_line(error)})") from error
+    if not isinstance(value, dict):
+        raise BackboneError(f"backbone file {path}: got {type(value).__name__}, expected a JSON object")
+    return value
+
+
+def _check_shape(folder: Path, configs: Mapping[str, Mapping[str, Any]]) -> None:
+    """Refuses, with the reason, what is not the UNet, VAE and text encoder of SD 1.x or 2.x."""
+    unet, vae, text = configs["unet"], configs["vae"], configs["text_encoder"]
+    sizes = (unet.get("sample_size"), unet.get("cross_attention_dim"))
+    reasons = {
+        f"its UNet is a {unet.get('_class_name')}": unet.get("_class_name") != "UNet2DConditionModel",
+        f"its VAE is a {vae.get('_class_name')}": vae.get("_class_name") != "AutoencoderKL",
+        "it has two text encoders and added conditions, as SDXL": bool(unet.get("addition_embed_type"))
+        or (folder / "text_encoder_2").is_dir(),
+        "its UNet wants class labels": bool(unet.get("class_embed_type") or unet.get("num_class_embeds")),
+        "its UNet projects its conditions": bool(unet.get("encoder_hid_dim_type") or unet.get("encoder_hid_dim")),
+        f"its UNet takes {unet.get('in_channels', 4)} channels (inpainting, or depth)": unet.get("in_channels", 4) != 4,
+        "its UNet has no one square latent size or text width": not all(isinstance(x, int) for x in sizes),
+        "its UNet normalises or gates attention": bool(unet.get("cross_attention_norm"))
+        or bool(unet.get("only_cross_attention"))
+        or bool(unet.get("dual_cross_attention"))
+        or unet.get("attention_type", "default") != "default",
+        f"its VAE has {vae.get('latent_channels', 4)} latent channels": vae.get("latent_channels", 4) != 4,
+        f"its text encoder is {text.get('hidden_size')} wide, its UNet's text {sizes[1]}": text.get("hidden_size", 512)
+        != sizes[1],
+        f"its text encoder holds {text.get('max_position_embeddings')} tokens": text.get("max_position_embeddings", 77)
+        != TOKENS,
+        f"it predicts {configs['scheduler'].get('prediction_type')}": configs["scheduler"].get(
+            "prediction_type", "epsilon"
+        )
+        not in ("epsilon", "v_prediction"),
+    }
+    for reason, holds in reasons.items():
+        if holds:
+            raise BackboneError(
+                f"backbone {folder}: {reason}; expected Stable Diffusion 1.x or 2.x (text-to-image), "
+                "such as SD 1.5 or SD 2.1-base"
+            )
+
+
+def _load_models(folder: Path, dtype: torch.dtype) -> dict[str, Any]:
+    from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+    from transformers import CLIPTextModel, CLIPTokenizer
+
+    try:
+        return {
+            "unet": UNet2DConditionModel.from_pretrained(folder, torch_dtype=dtype, **_options(folder, "unet")),
+            "vae": AutoencoderKL.from_pretrained(folder, torch_dtype=dtype, **_options(folder, "vae")),
+            "text_encoder": CLIPTextModel.from_pretrained(folder, dtype=dtype, **_options(folder, "text_encoder")),
+            "tokenizer": CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True),
+            # Whatever sampler the folder names, only its noise levels are used, and DDIM knows them.
+            "scheduler": DDIMScheduler.from_pretrained(folder / "scheduler", local_files_only=True),
+        }
+    except Exception as error:  # foreign loaders raise of every kind; the user gets one line
+        raise BackboneError(f"backbone {folder}: its weights cannot be loaded ({first_line(error)})") from error
+
+
+def _options(folder: Path, part: str) -> dict[str, Any]:
+    """Plain weights where they are there, else the half-precision ones published beside them."""
+    stem = _WEIGHTS[part]
+    plain = any((folder / part).glob(f"{stem}.safetensors*")) or any((folder / part).glob(f"{stem}-0*.safetensors"))
+    half = any((folder / part).glob(f"{stem}.fp16*.safetensors"))
+    if not plain and not half:
+        raise BackboneError(f"backbone {folder}: has no {part}/{stem}.safetensors (pickled weights are never read)")
+    return {
+        "subfolder": part,
+        "use_safetensors": True,
+        "local_files_only": True,
+        "variant": None if plain else "fp16",
+    }

@@ -1,0 +1,21 @@
+"""Mistakes a user can make, told in one line each.
+
+    InputError (ValueError)          a file, mask, part list or setting that cannot be used
+    └── BackboneError                a backbone that is not there, or not of Stable Diffusion's shape
+
+Entry scripts print the line and leave with exit code 2.
+"""
+
+
+class InputError(ValueError):
+    """One line: the subject, what was found, what was expected, what to do next."""
+
+
+class BackboneError(InputError):
+    """The backbone cannot be found, read, or used by the method."""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of a foreign exception's message, or its class when it has none."""
+    lines = str(error).strip().splitlines()
+    return lines[0].strip() if lines else type(error).__name__

@@ -1,0 +1,154 @@
+"""A segmenter on disk: learned text embeddings, and what is needed to use them again.
+
+    DIR/segmenter.safetensors   embeddings (K-1,D), text_embedding (1,77,D), noise (1,4,h,w), float32
+    DIR/segmenter.json          part names, colours, backbone, settings, seed, metrics, versions
+
+Read and written here alone. No pickle.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from slime_optimize.errors import InputError, first_line
+from slime_optimize.settings import Settings
+
+FORMAT = 1
+WEIGHTS_FILE = "segmenter.safetensors"
+JSON_FILE = "segmenter.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Segmenter:
+    """Embeddings for parts 1..K-1 of one backbone; part 0 is the background, which is not learned.
+
+    text_embedding (1,77,D) float32 has the learned rows in place; noise (1,4,h,w) float32 is added
+    to every image's latents at settings.t_test. parts: K names; colours: K of (r, g, b) in 0..255.
+    """
+
+    text_embedding: Tensor
+    noise: Tensor
+    parts: tuple[str, ...]
+    colours: tuple[tuple[int, int, int], ...]
+    backbone_id: str
+    backbone_hash: str
+    image_size: int
+    latent_size: int
+    settings: Settings
+    preset: str
+    seed: int
+    training_images: tuple[str, ...] = ()
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)
+    created: str = ""
+
+    def __post_init__(self) -> None:
+        _check(len(self.colours) == len(self.parts), "colours", len(self.colours), f"{len(self.parts)}, one a part")
+        shape = tuple(self.text_embedding.shape)
+        _check(len(shape) == 3 and shape[:2] == (1, 77), "text_embedding", shape, "(1, 77, D)")
+        noise, expected = tuple(self.noise.shape), (1, 4, self.latent_size, self.latent_size)
+        _check(noise == expected, "noise", noise, str(expected))
+
+    @property
+    def embeddings(self) -> Tensor:
+        """The learned rows, (K-1,D) float32."""
+        return self.text_embedding[0, 1 : len(self.parts)]
+
+    @property
+    def hash(self) -> str:
+        """sha256 of everything that decides the masks, for parameters of the served model."""
+        digest = hashlib.sha256(self.backbone_hash.encode())
+        for tensor in (self.text_embedding, self.noise):
+            digest.update(tensor.detach().cpu().float().contiguous().numpy().tobytes())
+        decisive = {"parts": self.parts, "settings": self.settings.as_json()}
+        digest.update(json.dumps(decisive, sort_keys=True).encode())
+        return digest.hexdigest()
+
+    def save(self, folder: Path) -> None:
+        """Writes both files into `folder` (made if it is not there), each whole or not at all."""
+        folder.mkdir(parents=True, exist_ok=True)
+        tensors = {"embeddings": self.embeddings, "text_embedding": self.text_embedding, "noise": self.noise}
+        plain = {name: tensor.detach().cpu().float().contiguous().clone() for name, tensor in tensors.items()}
+        waiting = folder / f".{WEIGHTS_FILE}.{os.getpid()}"
+        save_file(plain, str(waiting))
+        os.replace(waiting, folder / WEIGHTS_FILE)
+        waiting = folder / f".{JSON_FILE}.{os.getpid()}"
+        waiting.write_text(json.dumps(self._as_json(), indent=2) + "\n", encoding="utf-8")
+        os.replace(waiting, folder / JSON_FILE)
+
+    @classmethod
+    def load(cls, folder: Path) -> Segmenter:
+        """Reads what `save` wrote. Raises InputError, in one line, for anything else."""
+        facts = _read_facts(folder)
+        try:
+            tensors = load_file(str(folder / WEIGHTS_FILE))
+            return cls(
+                text_embedding=tensors["text_embedding"],
+                noise=tensors["noise"],
+                parts=tuple(facts["parts"]),
+                colours=tuple((int(r), int(g), int(b)) for r, g, b in facts["colours"]),
+                backbone_id=facts["backbone"]["id"],
+                backbone_hash=facts["backbone"]["hash"],
+                settings=Settings().changed(facts["settings"], source=str(folder / JSON_FILE)),
+                training_images=tuple(facts["training_images"]),
+                **{name: facts[name] for name in _PLAIN},
+            )
+        except InputError:
+            raise
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+            raise InputError(f"segmenter {folder}: damaged ({first_line(error)}); make it again") from error
+
+    def _as_json(self) -> dict[str, Any]:
+        return {
+            "format": FORMAT,
+            "parts": list(self.parts),
+            "colours": [list(colour) for colour in self.colours],
+            "backbone": {"id": self.backbone_id, "hash": self.backbone_hash},
+            "settings": self.settings.as_json(),
+            "training_images": list(self.training_images),
+            **{name: getattr(self, name) for name in _PLAIN},
+        }
+
+
+_PLAIN = ("image_size", "latent_size", "preset", "seed", "metrics", "versions", "created")
+
+
+def library_versions() -> dict[str, str]:
+    """Versions of what decides the embeddings, for the record."""
+    from importlib.metadata import version
+
+    return {name: version(name) for name in ("torch", "diffusers", "transformers")} | {
+        "cuda": str(torch.version.cuda)
+    }
+
+
+def _read_facts(folder: Path) -> dict[str, Any]:
+    path = folder / JSON_FILE
+    try:
+        facts = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise InputError(
+            f"segmenter {folder}: has no {JSON_FILE}; expected a folder written by optimize/run.py"
+        ) from error
+    except (OSError, ValueError) as error:
+        raise InputError(f"segmenter {path}: not readable JSON ({first_line(error)}); make it again") from error
+    if not isinstance(facts, dict) or facts.get("format") != FORMAT:
+        got = facts.get("format") if isinstance(facts, dict) else type(facts).__name__
+        raise InputError(f"segmenter {path}: got format {got}, expected {FORMAT}; make it again")
+    return facts
+
+
+def _check(holds: bool, name: str, got: object, expected: str) -> None:
+    if not holds:
+        raise InputError(f"segmenter {name}: got {got}, expected {expected}")
