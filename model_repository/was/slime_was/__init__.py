@@ -3,6 +3,6 @@
 It lies beside the server's model so that Triton's Python stub can import it; everything else imports it too.
 """
 
-from slime_was.weighting import accumulate, drop_absent, interpolation_matrix, segment
+from slime_was.weighting import accumulate, drop_absent, interpolation_matrix, scores, segment
 
-__all__ = ["accumulate", "drop_absent", "interpolation_matrix", "segment"]
+__all__ = ["accumulate", "drop_absent", "interpolation_matrix", "scores", "segment"]

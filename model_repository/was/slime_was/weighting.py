@@ -47,6 +47,24 @@ def drop_absent(was_PN: ArrayT, cross_PN: ArrayT, threshold: float) -> ArrayT:
     return kept_PN
 
 
+def scores(cross_BPhw: ArrayT, self_BNN: ArrayT, threshold: float) -> ArrayT:
+    """What the mask is the argmax of: eq. 6, then absent parts dropped.
+
+    cross_BPhw: (B, P, h, w), self_BNN: (B, N, N) with N = h*w, threshold: as in ``drop_absent``. Returns
+    (B, P, h, w). Raises ValueError where the shapes do not belong together.
+    """
+    batch, parts, height, width = cross_BPhw.shape
+    if tuple(self_BNN.shape) != (batch, height * width, height * width):
+        raise ValueError(
+            f"maps: got cross-attention {tuple(cross_BPhw.shape)} with self-attention {tuple(self_BNN.shape)}, "
+            f"expected self-attention {(batch, height * width, height * width)}"
+        )
+    cross_BPN = cross_BPhw.reshape(batch, parts, height * width)
+    was_BPN = drop_absent(accumulate(cross_BPN, self_BNN), cross_BPN, threshold)
+    scores_BPhw: ArrayT = was_BPN.reshape(batch, parts, height, width)
+    return scores_BPhw
+
+
 def interpolation_matrix(size_in: int, size_out: int) -> npt.NDArray[np.float32]:
     """Bilinear weights (size_out, size_in) float32 between lines of samples; each row sums to 1.
 

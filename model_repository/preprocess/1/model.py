@@ -1,0 +1,43 @@
+"""Triton model ``preprocess``: IMAGE bytes to PIXELS and SIZE. Arguments and errors only; the work is slime_image."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import slime_image
+import triton_python_backend_utils as pb_utils
+
+
+class TritonPythonModel:
+    def initialize(self, args: dict[str, str]) -> None:
+        parameters = json.loads(args["model_config"])["parameters"]
+        self.image_size = int(parameters["image_size"]["string_value"])
+
+    def execute(self, requests: list[Any]) -> list[Any]:
+        return [self._respond(request) for request in requests]
+
+    def _respond(self, request: Any) -> Any:
+        if request.is_cancelled():
+            return _failed("the request was cancelled", pb_utils.TritonError.CANCELLED)
+        try:
+            # One by one, because each image has a size of its own.
+            data = pb_utils.get_input_tensor_by_name(request, "IMAGE").as_numpy()
+            image_HW3 = slime_image.decode(data.item())
+            pixels_13SS = slime_image.fit(image_HW3, self.image_size)[np.newaxis]
+        except slime_image.ImageError as error:
+            return _failed(str(error), pb_utils.TritonError.INVALID_ARG)
+        except Exception as error:  # Its text could name paths of the server.
+            pb_utils.Logger.log_error(f"preprocess: {error!r}")
+            return _failed("preprocess: internal error; the server's log has it", pb_utils.TritonError.INTERNAL)
+        return pb_utils.InferenceResponse(
+            [
+                pb_utils.Tensor("PIXELS", pixels_13SS),
+                pb_utils.Tensor("SIZE", np.array(image_HW3.shape[:2], np.int32)),
+            ]
+        )
+
+
+def _failed(message: str, code: int) -> Any:
+    return pb_utils.InferenceResponse(error=pb_utils.TritonError(message, code))

@@ -1,0 +1,46 @@
+"""Triton model ``was``: attention maps to MASK and SCORES. Arguments and errors only; the work is slime_was."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import slime_was
+import triton_python_backend_utils as pb_utils
+from slime_was import contract
+
+
+class TritonPythonModel:
+    def execute(self, requests: list[Any]) -> list[Any]:
+        return [self._respond(request) for request in requests]
+
+    def _respond(self, request: Any) -> Any:
+        if request.is_cancelled():
+            return _failed("the request was cancelled", pb_utils.TritonError.CANCELLED)
+        try:
+            return _mask(request)
+        except ValueError as error:
+            return _failed(f"was: {error}", pb_utils.TritonError.INVALID_ARG)
+        except Exception as error:  # Its text could name paths of the server.
+            pb_utils.Logger.log_error(f"was: {error!r}")
+            return _failed("was: internal error; the server's log has it", pb_utils.TritonError.INTERNAL)
+
+
+def _mask(request: Any) -> Any:
+    names = (contract.CROSS, contract.SELF, contract.THRESHOLD, contract.SIZE)
+    cross_BKhw, self_BNN, threshold_B1, size = (
+        pb_utils.get_input_tensor_by_name(request, name).as_numpy() for name in names
+    )
+    if len(cross_BKhw) != 1:
+        raise ValueError(f"got maps of {len(cross_BKhw)} crops, expected 1")
+    scores_Khw = slime_was.scores(cross_BKhw, self_BNN, float(threshold_B1[0, 0]))[0]
+    mask_HW = slime_was.segment(scores_Khw, int(size[0]), int(size[1]))
+    answer = [pb_utils.Tensor(contract.MASK, mask_HW)]
+    # 77 maps of 64 x 64 are more than a compressed mask: copied only for those who ask.
+    if contract.SCORES in request.requested_output_names():
+        answer.append(pb_utils.Tensor(contract.SCORES, scores_Khw))
+    return pb_utils.InferenceResponse(answer)
+
+
+def _failed(message: str, code: int) -> Any:
+    return pb_utils.InferenceResponse(error=pb_utils.TritonError(message, code))

@@ -1,0 +1,261 @@
+"""The served models' contract: tensor names, types and shapes, written once; it renders Triton's ``config.pbtxt``.
+
+    IMAGE > preprocess > PIXELS > vae_encoder > LATENTS > NAME_unet > CROSS, SELF, THRESHOLD > was > MASK, SCORES
+                       > SIZE -------------------------------------------------------------->
+
+One linear ensemble per segmenter. Only the two networks batch; the ends take one image of any size per request.
+Dimensions never include the batch of a batching model; -1 is any size. K parts, S image side, h x w map, N = h*w.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+IMAGE, SIZE, PIXELS, LATENTS = "IMAGE", "SIZE", "PIXELS", "LATENTS"
+CROSS, SELF, THRESHOLD = "CROSS", "SELF", "THRESHOLD"
+MASK, SCORES = "MASK", "SCORES"
+
+PREPROCESS, VAE_ENCODER, WAS = "preprocess", "vae_encoder", "was"
+UNET_SUFFIX = "_unet"
+
+MAX_PARTS = 77
+MAX_BATCH = 8
+# What the committed preprocess/config.pbtxt carries; a repository of another backbone has its own.
+DEFAULT_IMAGE_SIZE = 512
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+_DTYPES = ("STRING", "UINT8", "INT32", "FP32")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tensor:
+    """One input or output; ``dtype`` in Triton's words without TYPE_."""
+
+    name: str
+    dtype: str
+    dims: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if self.dtype not in _DTYPES:
+            raise ValueError(f"tensor {self.name}: got dtype {self.dtype}, expected one of {', '.join(_DTYPES)}")
+        if not self.dims or any(dim == 0 or dim < -1 for dim in self.dims):
+            raise ValueError(f"tensor {self.name}: got dims {self.dims}, expected positive sizes or -1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """One model of the ensemble: the exact version, and the tensors, which keep their names throughout."""
+
+    model: str
+    version: int
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Versions:
+    """The version of each composing model that an ensemble is pinned to."""
+
+    preprocess: int = 1
+    vae_encoder: int = 1
+    unet: int = 1
+    was: int = 1
+
+    def __post_init__(self) -> None:
+        if min(self.preprocess, self.vae_encoder, self.unet, self.was) < 1:
+            raise ValueError(f"versions: got {self}, expected numbers from 1 on")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """What ``config.pbtxt`` says of one model. An ensemble has steps and no backend."""
+
+    name: str
+    backend: str | None
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+    max_batch_size: int = 0
+    # The latest two, so that the version an ensemble is pinned to serves on while the next one is published;
+    # an ensemble serves exactly one, so that renaming its config.pbtxt into place switches everything at once.
+    specific_version: int | None = None
+    steps: tuple[Step, ...] = ()
+    parameters: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not _NAME.fullmatch(self.name):
+            raise ValueError(f"model name: got {self.name!r}, expected letters, digits, _ and - (at most 64)")
+        if (self.backend is None) != bool(self.steps):
+            raise ValueError(f"model {self.name}: expected either a backend or the steps of an ensemble")
+
+
+def unet_name(segmenter: str) -> str:
+    """The model behind a segmenter's maps. Raises ValueError where the segmenter's name cannot be served."""
+    reserved = segmenter in (PREPROCESS, VAE_ENCODER, WAS) or segmenter.endswith(UNET_SUFFIX)
+    if reserved or not _NAME.fullmatch(segmenter):
+        raise ValueError(
+            f"segmenter name: got {segmenter!r}, expected letters, digits, _ and - (at most 64), "
+            f"not {PREPROCESS}, {VAE_ENCODER}, {WAS} nor ending in {UNET_SUFFIX}; choose another name"
+        )
+    return segmenter + UNET_SUFFIX
+
+
+def preprocess_config(*, image_size: int = DEFAULT_IMAGE_SIZE) -> str:
+    """Encoded image to the backbone's input: PIXELS (crops, 3, S, S) in [-1, 1] and SIZE (height, width) upright."""
+    return model_config(
+        Model(
+            name=PREPROCESS,
+            backend="python",
+            inputs=(_IMAGE,),
+            outputs=(Tensor(name=PIXELS, dtype="FP32", dims=(-1, 3, -1, -1)), _SIZE),
+            parameters={"image_size": str(image_size)},
+        )
+    )
+
+
+def vae_encoder_config(*, backbone: str, image_size: int, latent_channels: int, latent_size: int) -> str:
+    """PIXELS (batch, 3, S, S) to LATENTS (batch, C, h, w): posterior mean times scaling factor.
+
+    ``backbone``: content hash of the repository's one backbone.
+    """
+    return model_config(
+        Model(
+            name=VAE_ENCODER,
+            backend="onnxruntime",
+            max_batch_size=MAX_BATCH,
+            inputs=(Tensor(name=PIXELS, dtype="FP32", dims=(3, image_size, image_size)),),
+            outputs=(_latents(latent_channels, latent_size),),
+            parameters={"backbone": backbone},
+        )
+    )
+
+
+def unet_config(
+    *,
+    segmenter: str,
+    parts: int,
+    latent_channels: int,
+    latent_size: int,
+    parameters: Mapping[str, str] | None = None,
+) -> str:
+    """LATENTS (batch, C, h, w) to CROSS (batch, K, h, w), SELF (batch, N, N) and the baked THRESHOLD (batch, 1)."""
+    if not 2 <= parts <= MAX_PARTS:
+        raise ValueError(f"parts: got {parts}, expected 2 to {MAX_PARTS} with the background; paint fewer parts")
+    pixels = latent_size * latent_size
+    return model_config(
+        Model(
+            name=unet_name(segmenter),
+            backend="onnxruntime",
+            max_batch_size=MAX_BATCH,
+            inputs=(_latents(latent_channels, latent_size),),
+            outputs=(
+                Tensor(name=CROSS, dtype="FP32", dims=(parts, latent_size, latent_size)),
+                Tensor(name=SELF, dtype="FP32", dims=(pixels, pixels)),
+                Tensor(name=THRESHOLD, dtype="FP32", dims=(1,)),
+            ),
+            parameters=parameters or {},
+        )
+    )
+
+
+def was_config() -> str:
+    """Maps of one image's crops, thresholds and SIZE to MASK (H, W) and SCORES (K, h, w)."""
+    return model_config(
+        Model(
+            name=WAS,
+            backend="python",
+            inputs=(
+                Tensor(name=CROSS, dtype="FP32", dims=(-1, -1, -1, -1)),
+                Tensor(name=SELF, dtype="FP32", dims=(-1, -1, -1)),
+                Tensor(name=THRESHOLD, dtype="FP32", dims=(-1, 1)),
+                _SIZE,
+            ),
+            outputs=_ANSWER,
+        )
+    )
+
+
+def ensemble_config(*, segmenter: str, version: int, versions: Versions, parameters: Mapping[str, str]) -> str:
+    """The segmenter itself: IMAGE to MASK and SCORES, served as exactly ``version``, pinned to ``versions``.
+
+    ``parameters``: what the client shows and checks (parts, colours, form, hashes).
+    """
+    steps = (
+        Step(model=PREPROCESS, version=versions.preprocess, inputs=(IMAGE,), outputs=(PIXELS, SIZE)),
+        Step(model=VAE_ENCODER, version=versions.vae_encoder, inputs=(PIXELS,), outputs=(LATENTS,)),
+        Step(
+            model=unet_name(segmenter),
+            version=versions.unet,
+            inputs=(LATENTS,),
+            outputs=(CROSS, SELF, THRESHOLD),
+        ),
+        Step(model=WAS, version=versions.was, inputs=(CROSS, SELF, THRESHOLD, SIZE), outputs=(MASK, SCORES)),
+    )
+    return model_config(
+        Model(
+            name=segmenter,
+            backend=None,
+            inputs=(_IMAGE,),
+            outputs=_ANSWER,
+            specific_version=version,
+            steps=steps,
+            parameters=parameters,
+        )
+    )
+
+
+def model_config(model: Model) -> str:
+    """The text of ``config.pbtxt``."""
+    lines = ["# Generated from slime_was/contract.py; do not edit.", f"name: {_quoted(model.name)}"]
+    lines += [f"backend: {_quoted(model.backend)}"] if model.backend else ['platform: "ensemble"']
+    lines.append(f"max_batch_size: {model.max_batch_size}")
+    lines.append(f"version_policy {{ {_version_policy(model)} }}")
+    lines += [_tensor("input", tensor) for tensor in model.inputs]
+    lines += [_tensor("output", tensor) for tensor in model.outputs]
+    if model.max_batch_size:
+        lines.append("dynamic_batching {}")
+    if model.backend:
+        # Networks run on the GPU where there is one; Triton starts two processes of a kind without a count.
+        kind = ", kind: KIND_CPU" if model.backend == "python" else ""
+        lines.append(f"instance_group [{{ count: 1{kind} }}]")
+    if model.steps:
+        lines += ["ensemble_scheduling {", *map(_step, model.steps), "}"]
+    for key, value in model.parameters.items():
+        lines.append(f"parameters {{ key: {_quoted(key)} value {{ string_value: {_quoted(value)} }} }}")
+    return "\n".join(lines) + "\n"
+
+
+def _latents(channels: int, size: int) -> Tensor:
+    return Tensor(name=LATENTS, dtype="FP32", dims=(channels, size, size))
+
+
+def _version_policy(model: Model) -> str:
+    if model.specific_version is None:
+        return "latest { num_versions: 2 }"
+    return f"specific {{ versions: [{model.specific_version}] }}"
+
+
+def _tensor(direction: str, tensor: Tensor) -> str:
+    dims = ", ".join(map(str, tensor.dims))
+    return f"{direction} [{{ name: {_quoted(tensor.name)}, data_type: TYPE_{tensor.dtype}, dims: [{dims}] }}]"
+
+
+def _step(step: Step) -> str:
+    lines = [f"    model_name: {_quoted(step.model)}", f"    model_version: {step.version}"]
+    lines += [f"    input_map {{ key: {_quoted(name)} value: {_quoted(name)} }}" for name in step.inputs]
+    lines += [f"    output_map {{ key: {_quoted(name)} value: {_quoted(name)} }}" for name in step.outputs]
+    return "\n".join(["  step {", *lines, "  }"])
+
+
+def _quoted(text: str) -> str:
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+    return f'"{escaped}"'
+
+
+_IMAGE = Tensor(name=IMAGE, dtype="STRING", dims=(1,))
+_SIZE = Tensor(name=SIZE, dtype="INT32", dims=(2,))
+_ANSWER = (
+    Tensor(name=MASK, dtype="UINT8", dims=(-1, -1)),
+    Tensor(name=SCORES, dtype="FP32", dims=(-1, -1, -1)),
+)
