@@ -1,0 +1,16 @@
+"""Ask a served SLiMe segmenter for masks over gRPC.
+
+    from slime_client import Segmenter
+
+    with Segmenter("localhost:8001", "car") as segmenter:
+        mask = segmenter.segment("photo.jpg")
+        mask.save("photo.png")
+
+Needs numpy, Pillow and tritonclient[grpc] only; knows nothing of torch or of how a segmenter was made.
+"""
+
+from slime_client.errors import SegmenterError
+from slime_client.mask import Mask
+from slime_client.segmenter import Segmenter
+
+__all__ = ["Mask", "Segmenter", "SegmenterError"]

@@ -1,0 +1,91 @@
+"""The client's one exception, and the one place where gRPC errors become readable.
+
+SegmenterError(Exception)   .code is a gRPC status name:
+    INVALID_ARGUMENT     the image, the mask's path or an argument is wrong (found here or by the server)
+    NOT_FOUND            the server has no segmenter of this name
+    UNAVAILABLE          no server answers, or it cannot take requests now
+    DEADLINE_EXCEEDED    no answer in time
+    FAILED_PRECONDITION  the segmenter was closed, or a mask has no image to lay itself over
+    anything else        what the server said, as it said it
+"""
+
+import re
+
+from tritonclient.utils import InferenceServerException  # type: ignore[import-untyped]
+
+INVALID_ARGUMENT = "INVALID_ARGUMENT"
+NOT_FOUND = "NOT_FOUND"
+UNAVAILABLE = "UNAVAILABLE"
+DEADLINE_EXCEEDED = "DEADLINE_EXCEEDED"
+FAILED_PRECONDITION = "FAILED_PRECONDITION"
+INTERNAL = "INTERNAL"
+
+_LONGEST_QUOTE = 300
+# Triton's own framing of a model's message; it tells the caller nothing.
+_FRAMING = re.compile(r"^(\[request id: [^]]*\]\s*|in ensemble '[^']*',\s*)+")
+# A Python model's uncaught exception ends in the server's stack.
+_STACK = re.compile(r"\n\s*At:\s*\n.*", re.DOTALL)
+# gRPC gives UNAVAILABLE both when nobody answers and when Triton refuses; only the text differs.
+_NOBODY = re.compile(
+    r"failed to connect|errors? resolving|DNS|socket|connection|recvmsg|GOAWAY|broken pipe|ping|cancelling all calls",
+    re.IGNORECASE,
+)
+
+
+class SegmenterError(Exception):
+    """Whatever went wrong, in one line: subject, what was found, what to do next.
+
+    Attributes:
+        code: gRPC status name, such as "UNAVAILABLE"; see the module's table.
+    """
+
+    def __init__(self, message: str, code: str = "UNKNOWN") -> None:
+        super().__init__(_one_line(message))
+        self.code = code
+
+
+def from_triton(
+    error: InferenceServerException, *, url: str, segmenter: str, subject: str, timeout: float
+) -> SegmenterError:
+    """The readable form of any error of tritonclient.
+
+    Args:
+        error: what tritonclient raised.
+        url: host:port that was asked.
+        segmenter: the model's name.
+        subject: what the call was about (the image's path, for instance).
+        timeout: the whole call's deadline in seconds.
+    """
+    code = str(error.status() or "UNKNOWN").removeprefix("StatusCode.")
+    said = _quote(error.message())
+    if "unknown model" in said:
+        # Triton calls a model that is in the repository but not loaded UNAVAILABLE.
+        code = NOT_FOUND
+    return SegmenterError(_explain(code, said, url, segmenter, subject, timeout), code)
+
+
+def _explain(code: str, said: str, url: str, segmenter: str, subject: str, timeout: float) -> str:
+    if code == UNAVAILABLE and _NOBODY.search(said):
+        return f"{url}: no Triton server answers ({said}); start it, or correct the host and the gRPC port"
+    if code == UNAVAILABLE:
+        return f"{url}: segmenter {segmenter!r} takes no request now ({said}); try again later"
+    if code == DEADLINE_EXCEEDED:
+        return (
+            f"{url}: no answer from segmenter {segmenter!r} within {timeout:g} s; "
+            "give a longer timeout, or look at the server's load"
+        )
+    if code == NOT_FOUND:
+        return f"{url}: no segmenter {segmenter!r} is served"
+    if code == INVALID_ARGUMENT:
+        return f"{subject}: refused by segmenter {segmenter!r}: {said}"
+    return f"{url}: segmenter {segmenter!r} failed on {subject} ({code}: {said}); see the server's log"
+
+
+def _quote(details: object) -> str:
+    text = _STACK.sub("", str(details or "no details"))
+    text = _one_line(_FRAMING.sub("", text.strip()))
+    return text if len(text) <= _LONGEST_QUOTE else text[:_LONGEST_QUOTE] + "…"
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())

@@ -1,0 +1,100 @@
+"""The answer: which part every pixel belongs to, and how to look at it and keep it.
+
+Letters in names: H, W pixels of the image as seen (EXIF-oriented), K parts, h, w the score maps.
+"""
+
+import io
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from slime_client.errors import FAILED_PRECONDITION, INVALID_ARGUMENT, SegmenterError
+from slime_client.files import write_file
+from slime_client.images import EncodedImage, ImageLike, decode, encode
+
+Colour = tuple[int, int, int]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Mask:
+    """One image's parts.
+
+    Attributes:
+        array: uint8 (H, W), indices into `parts`; H, W are the image's as seen, EXIF orientation applied.
+        parts: the K part names, background first.
+        colours: K colours (r, g, b), each 0..255, in the order of `parts`.
+        scores: float32 (K, h, w), the parts' maps at the segmenter's own resolution, or None when not asked for.
+
+    Raises:
+        SegmenterError: INVALID_ARGUMENT when the array and the parts do not fit together.
+    """
+
+    array: npt.NDArray[np.uint8]
+    parts: tuple[str, ...]
+    colours: tuple[Colour, ...]
+    scores: npt.NDArray[np.float32] | None = None
+    source: EncodedImage | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.array.dtype != np.uint8 or self.array.ndim != 2 or self.array.size == 0:
+            raise _bad("mask", f"{self.array.dtype} {self.array.shape}", "uint8 (H, W)")
+        if len(self.colours) != len(self.parts):
+            raise _bad("mask", f"{len(self.colours)} colours", f"{len(self.parts)}, one for each part")
+        if int(self.array.max()) >= len(self.parts):
+            raise _bad("mask", f"part index {self.array.max()}", f"under {len(self.parts)}, the number of parts")
+
+    def overlay(self, image: ImageLike | None = None, *, opacity: float = 0.55) -> Image.Image:
+        """The image with its parts tinted; background stays as it is.
+
+        Args:
+            image: what to draw on, of the mask's size as seen; without it, the image that was segmented.
+            opacity: 0 shows the image only, 1 the parts' flat colours.
+
+        Returns:
+            RGB, of the mask's size.
+
+        Raises:
+            SegmenterError: INVALID_ARGUMENT for an unreadable image or another size; FAILED_PRECONDITION when
+                there is no image to draw on.
+        """
+        below = self._picture_below(image)
+        tinted = Image.blend(below, self._palette_image().convert("RGB"), opacity)
+        return Image.composite(tinted, below, Image.fromarray((self.array > 0).astype(np.uint8) * 255))
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write a palette PNG: pixel values are part indices, the palette holds the colours.
+
+        Raises:
+            SegmenterError: INVALID_ARGUMENT when the name does not end in .png or cannot be written.
+        """
+        target = Path(path)
+        if target.suffix.lower() != ".png":
+            raise _bad(str(target), f"suffix {target.suffix!r}", ".png, which keeps part indices exact")
+        buffer = io.BytesIO()
+        self._palette_image().save(buffer, format="PNG", optimize=False)
+        write_file(target, buffer.getvalue())
+
+    def _picture_below(self, image: ImageLike | None) -> Image.Image:
+        source = self.source if image is None else encode(image)
+        if source is None:
+            raise SegmenterError("overlay: this mask carries no image; pass one: overlay(image)", FAILED_PRECONDITION)
+        picture = decode(source)
+        height, width = self.array.shape
+        if picture.size != (width, height):
+            raise _bad(
+                source.label, f"{picture.width} x {picture.height} pixels", f"{width} x {height}, the mask's size"
+            )
+        return picture
+
+    def _palette_image(self) -> Image.Image:
+        picture = Image.fromarray(self.array).convert("L")
+        picture.putpalette([channel for colour in self.colours for channel in colour])
+        return picture
+
+
+def _bad(subject: str, got: str, expected: str) -> SegmenterError:
+    return SegmenterError(f"{subject}: got {got}, expected {expected}", INVALID_ARGUMENT)
