@@ -27,7 +27,7 @@ _FRAMING = re.compile(r"^(\[request id: [^]]*\]\s*|in ensemble '[^']*',\s*)+")
 _STACK = re.compile(r"\n\s*At:\s*\n.*", re.DOTALL)
 # gRPC gives UNAVAILABLE both when nobody answers and when Triton refuses; only the text differs.
 _NOBODY = re.compile(
-    r"failed to connect|errors? resolving|DNS|socket|connection|recvmsg|GOAWAY|broken pipe|ping|cancelling all calls",
+    r"\b(failed to connect|errors? resolving|DNS|socket|connection|recvmsg|GOAWAY|broken pipe|ping|cancelling all calls)\b",
     re.IGNORECASE,
 )
 
@@ -66,7 +66,9 @@ def from_triton(
 
 def _explain(code: str, said: str, url: str, segmenter: str, subject: str, timeout: float) -> str:
     if code == UNAVAILABLE and _NOBODY.search(said):
-        return f"{url}: no Triton server answers ({said}); start it, or correct the host and the gRPC port"
+        # gRPC names the address again, twice; the reason comes last.
+        reason = said.rsplit(": ", 1)[-1].rstrip("]")
+        return f"{url}: no Triton server answers ({reason}); start it, or correct the host and the gRPC port"
     if code == UNAVAILABLE:
         return f"{url}: segmenter {segmenter!r} takes no request now ({said}); try again later"
     if code == DEADLINE_EXCEEDED:

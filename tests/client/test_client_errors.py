@@ -42,7 +42,7 @@ def test_no_server() -> None:
     url = f"127.0.0.1:{free_port()}"
     error = failure(lambda: Segmenter(url, "car"))
     assert error.code == "UNAVAILABLE"
-    assert str(error).startswith(f"{url}: no Triton server answers")
+    assert str(error).startswith(f"{url}: no Triton server answers (Connection refused); start it")
 
 
 def test_the_server_goes_away(server: FakeTriton, car: Segmenter, photo: Path) -> None:
@@ -52,11 +52,18 @@ def test_the_server_goes_away(server: FakeTriton, car: Segmenter, photo: Path) -
     assert "no Triton server answers" in str(error)
 
 
-def test_the_server_is_busy(server: FakeTriton, car: Segmenter, photo: Path) -> None:
-    server.mask_of = refuse(grpc.StatusCode.UNAVAILABLE, "[request id: 7] Exceeds maximum queue size")
+@pytest.mark.parametrize(
+    ("details", "said"),
+    [
+        ("[request id: 7] Exceeds maximum queue size", "Exceeds maximum queue size"),
+        ("Server is stopping, the scheduler accepts nothing", "Server is stopping, the scheduler accepts nothing"),
+    ],
+)
+def test_the_server_is_busy(server: FakeTriton, car: Segmenter, photo: Path, details: str, said: str) -> None:
+    server.mask_of = refuse(grpc.StatusCode.UNAVAILABLE, details)
     error = failure(lambda: car.segment(photo))
     assert error.code == "UNAVAILABLE"
-    assert "takes no request now (Exceeds maximum queue size); try again later" in str(error)
+    assert f"takes no request now ({said}); try again later" in str(error)
 
 
 def test_an_unknown_segmenter_lists_those_that_are(server: FakeTriton) -> None:
