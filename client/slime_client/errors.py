@@ -27,7 +27,8 @@ _FRAMING = re.compile(r"^(\[request id: [^]]*\]\s*|in ensemble '[^']*',\s*)+")
 _STACK = re.compile(r"\n\s*At:\s*\n.*", re.DOTALL)
 # gRPC gives UNAVAILABLE both when nobody answers and when Triton refuses; only the text differs.
 _NOBODY = re.compile(
-    r"\b(failed to connect|errors? resolving|DNS|socket|connection|recvmsg|GOAWAY|broken pipe|ping|cancelling all calls)\b",
+    r"\b(failed to connect|errors? resolving|DNS|socket|connection|recvmsg|GOAWAY|broken pipe|ping"
+    r"|cancelling all calls)\b",
     re.IGNORECASE,
 )
 

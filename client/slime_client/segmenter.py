@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import Callable
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +21,10 @@ from slime_client.description import Description, describe
 from slime_client.errors import FAILED_PRECONDITION, INTERNAL, INVALID_ARGUMENT, NOT_FOUND, SegmenterError, from_triton
 from slime_client.images import EncodedImage, ImageLike, encode
 from slime_client.mask import Colour, Mask
+
+if TYPE_CHECKING:
+    # Python 3.10 has no typing.Self.
+    from typing_extensions import Self
 
 DEFAULT_TIMEOUT_S = 30.0
 # Looking for other segmenters only improves a message: it may cost this much and no more.
@@ -113,7 +117,7 @@ class Segmenter:
             self._closed = True
             self._client.close()
 
-    def __enter__(self) -> "Segmenter":
+    def __enter__(self) -> "Self":
         return self
 
     def __exit__(
