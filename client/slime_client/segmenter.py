@@ -3,8 +3,9 @@
 import math
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -22,10 +23,6 @@ from slime_client.errors import FAILED_PRECONDITION, INTERNAL, INVALID_ARGUMENT,
 from slime_client.images import EncodedImage, ImageLike, encode
 from slime_client.mask import Colour, Mask
 
-if TYPE_CHECKING:
-    # Python 3.10 has no typing.Self.
-    from typing_extensions import Self
-
 DEFAULT_TIMEOUT_S = 30.0
 # Looking for other segmenters only improves a message: it may cost this much and no more.
 _LOOK_AROUND_S = 2.0
@@ -34,7 +31,7 @@ _LOOK_AROUND_MODELS = 64
 Answer = TypeVar("Answer")
 
 
-class Segmenter:
+class Segmenter(AbstractContextManager["Segmenter", None]):
     """One segmenter on one Triton server, over gRPC.
 
     Connecting asks the server for the segmenter's parts and colours, so a wrong address or name fails here.
@@ -116,9 +113,6 @@ class Segmenter:
         if not self._closed:
             self._closed = True
             self._client.close()
-
-    def __enter__(self) -> "Self":
-        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
