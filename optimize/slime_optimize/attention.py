@@ -233,17 +233,29 @@ def attention_maps(
 
 
 def was_maps(
-    unet: Any, latents_B4hw: Tensor, timestep: Tensor, text_1TD: Tensor, num_parts: int, layers: Layers
+    unet: Any,
+    latents_B4hw: Tensor,
+    timestep: Tensor,
+    text_1TD: Tensor,
+    num_parts: int,
+    layers: Layers,
+    *,
+    weigh_logits: bool = False,
 ) -> WasMaps:
-    """As `attention_maps`, but with WAS (eq. 6) in place of the self map, and the UNet's output."""
+    """As `attention_maps`, but with WAS (eq. 6) in place of the self map, and the UNet's output.
+
+    With weigh_logits, WAS accumulates the softmax of the mean logits over the parts alone, which is
+    how the published code trains, in place of the cross maps.
+    """
     with capture(unet, layers, num_parts, full_self=False) as store:
         (predicted,) = unet(latents_B4hw, timestep, encoder_hidden_states=text_1TD, return_dict=False)
     size = _size(latents_B4hw)
     cross = _averaged([store.cross[name] for name in layers.cross], size)
     for name in layers.self_:
         _check_self_size(name, store.query_key[name][1].shape[-2], size)
-    weighted = [accumulate_pairs(*store.query_key[name], cross) for name in layers.self_]
     logits = _averaged([store.logits[name] for name in layers.cross], size)
+    weights = logits.softmax(1) if weigh_logits else cross
+    weighted = [accumulate_pairs(*store.query_key[name], weights) for name in layers.self_]
     return WasMaps(cross_BPhw=cross, logits_BPhw=logits, was_BPhw=_mean(weighted), predicted_B4hw=predicted)
 
 

@@ -255,7 +255,9 @@ def _check_shape(folder: Path, configs: Mapping[str, Mapping[str, Any]]) -> None
 def _load_models(folder: Path, dtype: torch.dtype) -> dict[str, Any]:
     from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
     from transformers import CLIPTextModel, CLIPTokenizer
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()  # loading takes a moment; a bar for each model says nothing
     try:
         return {
             "unet": UNet2DConditionModel.from_pretrained(folder, torch_dtype=dtype, **_options(folder, "unet")),

@@ -3,7 +3,9 @@
     InputError (ValueError)          a file, mask, part list or setting that cannot be used
     └── BackboneError                a backbone that is not there, or not of Stable Diffusion's shape
 
-Entry scripts print the line and leave with exit code 2.
+    OptimisationError (RuntimeError) a run that went wrong on good input
+
+Entry scripts print the line and leave with exit code 2, or 1 for the last.
 """
 
 
@@ -13,6 +15,10 @@ class InputError(ValueError):
 
 class BackboneError(InputError):
     """The backbone cannot be found, read, or used by the method."""
+
+
+class OptimisationError(RuntimeError):
+    """The run itself failed, such as a loss that is no longer a number."""
 
 
 def first_line(error: BaseException) -> str:

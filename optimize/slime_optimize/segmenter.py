@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from slime_optimize.errors import InputError, first_line
@@ -81,7 +81,7 @@ class Segmenter:
         tensors = {"embeddings": self.embeddings, "text_embedding": self.text_embedding, "noise": self.noise}
         plain = {name: tensor.detach().cpu().float().contiguous().clone() for name, tensor in tensors.items()}
         waiting = folder / f".{WEIGHTS_FILE}.{os.getpid()}"
-        save_file(plain, str(waiting))
+        waiting.write_bytes(save(plain))  # not save_file, which leaves a file for its owner alone
         os.replace(waiting, folder / WEIGHTS_FILE)
         waiting = folder / f".{JSON_FILE}.{os.getpid()}"
         waiting.write_text(json.dumps(self._as_json(), indent=2) + "\n", encoding="utf-8")
