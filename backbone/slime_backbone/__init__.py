@@ -1,0 +1,1 @@
+"""The embedded backbone: a small Stable Diffusion and PartScenes, the annotated scenes it knows."""

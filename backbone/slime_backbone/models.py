@@ -1,0 +1,127 @@
+"""The small Stable Diffusion: configurations, and an initialisation whose attention is a kernel from the first step."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+LENGTH = 77  # tokens of every prompt, as in Stable Diffusion
+WIDTH = 128  # of the text embedding
+LATENT = 32  # latent side: 128 px over the VAE's factor of 4
+SHARPNESS = {"attn1": 4.0, "attn2": 2.5}  # standard deviation of the attention logits at the start
+START, END = "<|startoftext|>", "<|endoftext|>"
+
+
+def build_vae() -> AutoencoderKL:
+    """128 px to 32 x 32 x 4 latents."""
+    return AutoencoderKL(
+        in_channels=3,
+        out_channels=3,
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        block_out_channels=(16, 32, 64),
+        layers_per_block=1,
+        latent_channels=4,
+        norm_num_groups=8,
+        sample_size=4 * LATENT,
+    )
+
+
+def build_unet() -> UNet2DConditionModel:
+    """SD 2.1's block types and 16 cross-attention layers on a narrow trunk; one head at the widest maps,
+    where attention is the dearest operation by far."""
+    unet = UNet2DConditionModel(
+        sample_size=LATENT,
+        in_channels=4,
+        out_channels=4,
+        down_block_types=("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
+        up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
+        block_out_channels=(32, 64, 96, 96),
+        layers_per_block=2,
+        norm_num_groups=8,
+        cross_attention_dim=WIDTH,
+        attention_head_dim=(1, 4, 6, 6),  # diffusers' name for the NUMBER of heads
+        use_linear_projection=True,
+    )
+    sharpen(unet)
+    return unet
+
+
+def build_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
+    """Two layers are enough to bind a colour to the part that follows it."""
+    config = CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=WIDTH,
+        intermediate_size=4 * WIDTH,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=LENGTH,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return CLIPTextModel(config)
+
+
+def build_scheduler() -> DDIMScheduler:
+    """Stable Diffusion's noise schedule; velocity prediction, because it trains evenly over the timesteps."""
+    return DDIMScheduler(
+        num_train_timesteps=1000,
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        prediction_type="v_prediction",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+    )
+
+
+@torch.no_grad()
+def sharpen(unet: UNet2DConditionModel) -> None:
+    """Tie each self-attention's key to its query and enlarge both, cross-attention's too.
+
+    A convolutional UNet this small learns to denoise long before it needs attention, and the maps stay
+    uniform. Starting from softmax(|q - q'|^2-like) similarities of SHARPNESS keeps them peaked; the
+    result is an ordinary checkpoint.
+    """
+    for name, module in unet.named_modules():
+        sharpness = SHARPNESS.get(name.rpartition(".")[2])
+        if sharpness is None:
+            continue
+        gain = (3 * sharpness) ** 0.5  # a linear layer's default outputs have variance 1/3
+        module.to_q.weight.mul_(gain)
+        if name.endswith("attn1"):
+            module.to_k.weight.copy_(module.to_q.weight)
+        else:
+            module.to_k.weight.mul_(gain)
+
+
+def build_tokenizer(captions: Iterable[str], folder: Path) -> CLIPTokenizer:
+    """A CLIP tokenizer whose byte-pair merges make every caption word one token; written to `folder`."""
+    bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
+    bpe.normalizer = normalizers.Lowercase()
+    bpe.pre_tokenizer = pre_tokenizers.Whitespace()
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(
+        vocab_size=1200, initial_alphabet=alphabet, end_of_word_suffix="</w>", show_progress=False
+    )
+    bpe.train_from_iterator(captions, trainer)
+    learned = json.loads(bpe.to_str())["model"]
+    merges = [" ".join(pair) for pair in learned["merges"]]
+    tokens = [*alphabet, *(c + "</w>" for c in alphabet), *("".join(m.split()) for m in merges), START, END]
+    folder.mkdir(parents=True, exist_ok=True)
+    vocabulary = {token: i for i, token in enumerate(dict.fromkeys(tokens))}
+    (folder / "vocab.json").write_text(json.dumps(vocabulary, ensure_ascii=False))
+    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges, ""]))
+    tokenizer = CLIPTokenizer(
+        str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=LENGTH, pad_token=END
+    )
+    tokenizer.save_pretrained(folder)
+    return tokenizer

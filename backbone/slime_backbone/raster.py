@@ -1,0 +1,139 @@
+"""Draw flat polygons into an image and its exact index mask.
+
+Knows polygons, materials, light and noise; does not know what a car is. Shapes are in scene units,
+y down; `frame` maps them into the unit square, `render` draws the unit square.
+
+Legend: S image side in pixels, O = S * OVERSAMPLE, L layers, V vertices.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+
+OVERSAMPLE = 2
+Floats = NDArray[np.floating]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Material:
+    """Colour (3 values in [0, 1]) and a procedural texture fixed to the image plane."""
+
+    colour: tuple[float, float, float]
+    kind: int = 0  # 0 plain, 1 stripes, 2 checks, 3 mottled
+    amplitude: float = 0.0
+    frequency: float = 8.0  # cycles over the image
+    angle: float = 0.0
+
+    def shaded(self, factor: float) -> Material:
+        """The same material under `factor` times the light."""
+        r, g, b = (min(1.0, c * factor) for c in self.colour)
+        return replace(self, colour=(r, g, b))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layer:
+    """A filled polygon_V2 of one part; later layers cover earlier ones."""
+
+    polygon_V2: Floats
+    part: int
+    material: Material
+
+
+def ellipse(cx: float, cy: float, rx: float, ry: float, turn: float = 0.0, n: int = 28) -> Floats:
+    """(n, 2) vertices of an ellipse turned by `turn` radians."""
+    angles = np.linspace(0, 2 * np.pi, n, endpoint=False)
+    points = np.stack([rx * np.cos(angles), ry * np.sin(angles)], 1)
+    return np.asarray(points @ rotation(turn).T + [cx, cy])
+
+
+def rotation(angle: float) -> Floats:
+    """The 2x2 matrix that turns column vectors by `angle` radians."""
+    c, s = np.cos(angle), np.sin(angle)
+    return np.array([[c, -s], [s, c]])
+
+
+def limb(points: Floats, widths: Floats) -> list[Floats]:
+    """A tapered chain through `points` (n, 2) with `widths` (n,): quads plus a disc at every joint."""
+    shapes = [ellipse(x, y, w / 2, w / 2, n=16) for (x, y), w in zip(points, widths, strict=True)]
+    for a, b, wa, wb in zip(points, points[1:], widths, widths[1:], strict=False):
+        along = (b - a) / max(float(np.hypot(*(b - a))), 1e-6)
+        side = np.array([-along[1], along[0]]) / 2
+        shapes.append(np.array([a + side * wa, b + side * wb, b - side * wb, a - side * wa]))
+    return shapes
+
+
+def frame(layers: list[Layer], rng: np.random.Generator, *, squash: float) -> list[Layer]:
+    """Fit the layers' bounding box into the unit square the way a box crop does.
+
+    `squash` in [0, 1]: 0 keeps the aspect ratio, 1 stretches both sides to fill (a box crop resized to
+    a square). A small random turn, margin, shift and flip are part of it.
+    """
+    turn = rotation(float(rng.normal(0, 0.06)))
+    points = [layer.polygon_V2 @ turn.T for layer in layers]
+    low = np.min([p.min(0) for p in points], 0)
+    extent = np.max([p.max(0) for p in points], 0) - low
+    scale = 1 / (extent ** squash * extent.max() ** (1 - squash))
+    scale = scale * rng.uniform(0.84, 1.02)
+    free = 1 - extent * scale
+    shift = free * rng.uniform(0.3, 0.7, 2)
+    flip = rng.random() < 0.5
+    placed = []
+    for layer, p in zip(layers, points, strict=True):
+        q = (p - low) * scale + shift
+        if flip:
+            q = np.stack([1 - q[:, 0], q[:, 1]], 1)
+        placed.append(replace(layer, polygon_V2=q))
+    return placed
+
+
+def render(
+    layers: list[Layer], rng: np.random.Generator, size: int
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Image (S, S, 3) and index mask (S, S), both uint8, of layers in the unit square; the first layer is the backdrop."""
+    index_OO = _layer_index(layers, size * OVERSAMPLE)
+    colour_OO3 = _colours(layers, index_OO, rng)
+    image = colour_OO3.reshape(size, OVERSAMPLE, size, OVERSAMPLE, 3).mean((1, 3))
+    image = image + rng.normal(0, rng.uniform(0.0, 0.035), image.shape)
+    parts = np.array([layer.part for layer in layers], np.uint8)
+    mask = parts[index_OO[::OVERSAMPLE, ::OVERSAMPLE]]
+    return np.clip(image * 255 + 0.5, 0, 255).astype(np.uint8), mask
+
+
+def _layer_index(layers: list[Layer], side: int) -> NDArray[np.uint8]:
+    canvas = Image.new("L", (side, side), 0)
+    draw = ImageDraw.Draw(canvas)
+    for index, layer in enumerate(layers[1:], 1):
+        draw.polygon([(float(x), float(y)) for x, y in layer.polygon_V2 * side], fill=index)
+    return np.asarray(canvas)
+
+
+def _colours(layers: list[Layer], index_OO: NDArray[np.uint8], rng: np.random.Generator) -> Floats:
+    """Material colour + texture, under a light that fades across the image; (O, O, 3) in about [0, 1]."""
+    materials = [layer.material for layer in layers]
+    colour_L3 = np.array([m.colour for m in materials], np.float32)
+    y, x = np.mgrid[0 : len(index_OO), 0 : len(index_OO)].astype(np.float32) / len(index_OO)
+    texture_OO = _texture(materials, index_OO, x, y, rng)
+    angle, strength = rng.uniform(0, 2 * np.pi), rng.uniform(0, 0.35)
+    light_OO = rng.uniform(0.8, 1.1) + strength * ((x - 0.5) * np.cos(angle) + (y - 0.5) * np.sin(angle))
+    tint = 1 + rng.normal(0, 0.04, 3).astype(np.float32)
+    return np.asarray((colour_L3[index_OO] + texture_OO[..., None]) * (light_OO[..., None] * tint))
+
+
+def _texture(
+    materials: list[Material], index_OO: NDArray[np.uint8], x: Floats, y: Floats, rng: np.random.Generator
+) -> Floats:
+    fields = np.array(
+        [[m.kind, m.amplitude, 2 * np.pi * m.frequency, m.angle] for m in materials], np.float32
+    )
+    kind, amplitude, omega, angle = np.moveaxis(fields[index_OO], -1, 0)
+    u = np.sin(omega * (x * np.cos(angle) + y * np.sin(angle)))
+    v = np.sin(omega * (y * np.cos(angle) - x * np.sin(angle)))
+    mottle = np.asarray(
+        Image.fromarray(rng.normal(0, 1, (20, 20)).astype(np.float32)).resize(x.shape, Image.Resampling.BICUBIC)
+    )
+    pattern = np.select([kind == 1, kind == 2, kind == 3], [u, u * v, mottle], 0.0)
+    return np.asarray(amplitude * pattern)
