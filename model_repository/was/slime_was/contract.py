@@ -150,7 +150,8 @@ def unet_config(
             max_batch_size=MAX_BATCH,
             inputs=(_latents(latent_channels, latent_size),),
             outputs=(
-                Tensor(name=CROSS, dtype="FP32", dims=(parts, latent_size, latent_size)),
+                # K is left open: all versions of a model share this file, and the next may have more parts.
+                Tensor(name=CROSS, dtype="FP32", dims=(-1, latent_size, latent_size)),
                 Tensor(name=SELF, dtype="FP32", dims=(pixels, pixels)),
                 Tensor(name=THRESHOLD, dtype="FP32", dims=(1,)),
             ),
