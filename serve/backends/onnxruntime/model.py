@@ -1,0 +1,91 @@
+"""Triton backend ``onnxruntime`` for servers without NVIDIA's own: answers the same repository, in Python, on the CPU.
+
+Triton takes a folder ``<backends>/onnxruntime`` holding this file for the backend of that name; where the native
+library lies in such a folder, that one is used. Understands ``model.onnx`` with external data, batching along the
+first dimension, and nothing of instance groups or accelerators. Threads: environment SLIME_SERVE_THREADS.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import triton_python_backend_utils as pb_utils
+
+THREADS_VARIABLE = "SLIME_SERVE_THREADS"
+
+
+class TritonPythonModel:
+    def initialize(self, args: dict[str, str]) -> None:
+        config = json.loads(args["model_config"])
+        self.name = config["name"]
+        self.batches = config["max_batch_size"] > 0
+        self.inputs = [tensor["name"] for tensor in config["input"]]
+        self.session = _open(Path(args["model_repository"], args["model_version"], "model.onnx"))
+        _check_names("inputs", self.inputs, self.session.get_inputs())
+        _check_names("outputs", [tensor["name"] for tensor in config["output"]], self.session.get_outputs())
+
+    def execute(self, requests: list[Any]) -> list[Any]:
+        """One response for each request; those that Triton's dynamic batcher handed over together run together."""
+        responses: list[Any] = [_cancelled() if request.is_cancelled() else None for request in requests]
+        waiting = [index for index, response in enumerate(responses) if response is None]
+        for group in [waiting] if self.batches and waiting else [[index] for index in waiting]:
+            for index, response in zip(group, self._answer([requests[index] for index in group]), strict=True):
+                responses[index] = response
+        return responses
+
+    def _answer(self, requests: list[Any]) -> list[Any]:
+        try:
+            return self._run(requests)
+        except Exception as error:  # ONNX Runtime's text can name files of the server.
+            pb_utils.Logger.log_error(f"{self.name}: {error!r}")
+            message = f"{self.name}: inference failed; the server's log has the reason"
+            return [_failed(message, pb_utils.TritonError.INTERNAL) for _ in requests]
+
+    def _run(self, requests: list[Any]) -> list[Any]:
+        feeds_per_request = [self._feeds(request) for request in requests]
+        wanted = sorted({name for request in requests for name in request.requested_output_names()})
+        if len(requests) == 1:
+            return [_response(wanted, self.session.run(wanted, feeds_per_request[0]))]
+        feeds = {name: np.concatenate([feeds[name] for feeds in feeds_per_request]) for name in self.inputs}
+        outputs = self.session.run(wanted, feeds)
+        ends = list(accumulate(len(feeds[self.inputs[0]]) for feeds in feeds_per_request))
+        spans = zip([0, *ends], ends, strict=False)
+        return [_response(wanted, [output[start:end] for output in outputs]) for start, end in spans]
+
+    def _feeds(self, request: Any) -> dict[str, Any]:
+        return {name: pb_utils.get_input_tensor_by_name(request, name).as_numpy() for name in self.inputs}
+
+
+def _open(path: Path) -> Any:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = int(os.environ.get(THREADS_VARIABLE, "0")) or len(os.sched_getaffinity(0))
+    options.inter_op_num_threads = 1
+    # Several networks share the cores and run in turns: a spinning pool would take them from the one that works.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    return onnxruntime.InferenceSession(os.fspath(path), options, providers=["CPUExecutionProvider"])
+
+
+def _check_names(kind: str, configured: list[str], found: list[Any]) -> None:
+    missing = sorted(set(configured) - {node.name for node in found})
+    if missing:
+        have = ", ".join(node.name for node in found)
+        raise pb_utils.TritonModelException(f"model.onnx has {kind} {have}; config.pbtxt expects {', '.join(missing)}")
+
+
+def _response(names: list[str], outputs: list[Any]) -> Any:
+    tensors = [pb_utils.Tensor(name, output) for name, output in zip(names, outputs, strict=True)]
+    return pb_utils.InferenceResponse(tensors)
+
+
+def _cancelled() -> Any:
+    return _failed("the request was cancelled", pb_utils.TritonError.CANCELLED)
+
+
+def _failed(message: str, code: int) -> Any:
+    return pb_utils.InferenceResponse(error=pb_utils.TritonError(message, code))

@@ -1,0 +1,58 @@
+"""What a model repository holds: its segmenters, and the models each one needs."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from slime_serve.errors import UsageError
+
+# Triton hands this path to a shell without quoting it.
+_UNSAFE = re.compile(r"[^A-Za-z0-9_./+,:@=-]")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Repository:
+    """``segmenters``: names of the ensembles; ``models``: those and every model they are made of, once each."""
+
+    path: Path
+    segmenters: tuple[str, ...]
+    models: tuple[str, ...]
+
+
+def read(path: Path) -> Repository:
+    """The repository at ``path``. UsageError: missing, of an unusable name, without segmenters, or unreadable."""
+    if not path.is_dir():
+        raise UsageError(f"repository {path}: no such folder; publish a segmenter into it with export/build.py")
+    resolved = path.resolve()
+    if unsafe := _UNSAFE.search(str(resolved)):
+        raise UsageError(
+            f"repository {resolved}: the path has {unsafe.group()!r}, which Triton cannot handle; move the folder"
+        )
+    ensembles = {name: steps for name, steps in _steps(resolved).items() if steps}
+    if not ensembles:
+        raise UsageError(f"repository {path}: no segmenters in it; publish one with export/build.py")
+    models = dict.fromkeys([step for steps in ensembles.values() for step in steps] + list(ensembles))
+    return Repository(path=resolved, segmenters=tuple(ensembles), models=tuple(models))
+
+
+def _steps(path: Path) -> dict[str, list[str]]:
+    """The models that each model is made of: none unless it is an ensemble."""
+    return {
+        config.parent.name: [step.model_name for step in _parse(config).ensemble_scheduling.step]
+        for config in sorted(path.glob("*/config.pbtxt"))
+    }
+
+
+def _parse(config: Path) -> Any:
+    # Imported here so that usage errors need no server packages.
+    from google.protobuf import text_format
+    from tritonclient.grpc import model_config_pb2
+
+    try:
+        return text_format.Parse(config.read_text(encoding="utf-8"), model_config_pb2.ModelConfig())
+    except (text_format.ParseError, UnicodeDecodeError, OSError) as error:
+        reason = " ".join(str(error).split())
+        raise UsageError(f"repository: {config} cannot be read ({reason}); publish the segmenter again") from error

@@ -1,0 +1,150 @@
+"""serve/launch.py from outside: refusals before anything is started, failures in one line, nothing left behind."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from serving import FREE_PORTS, _first_line, launch, png, served, stop
+from test_serving import picture
+
+SHARED_MEMORY = Path("/dev/shm")
+
+
+def outcome(repository: Path, *arguments: str, ports: tuple[str, ...] = FREE_PORTS) -> tuple[int, str]:
+    """Exit code and stderr of a launch that must fail without a ready line."""
+    launcher = launch(repository, *arguments, ports=ports)
+    out, error = launcher.communicate(timeout=120)
+    assert out == ""
+    return launcher.returncode, error
+
+
+def descendants(pid: int) -> list[psutil.Process]:
+    return psutil.Process(pid).children(recursive=True)
+
+
+def regions(pid: int) -> list[Path]:
+    return list(SHARED_MEMORY.glob(f"slime_{pid}_*"))
+
+
+@pytest.mark.parametrize("content", ["missing", "empty", "no segmenters", "broken"])
+def test_unusable_repository(tmp_path: Path, content: str) -> None:
+    repository = tmp_path / "repository"
+    if content != "missing":
+        repository.mkdir()
+    if content in ("no segmenters", "broken"):
+        (repository / "was").mkdir()
+        text = 'name: "was" backend: "python"' if content == "no segmenters" else "nonsense {"
+        (repository / "was/config.pbtxt").write_text(text)
+    code, error = outcome(repository)
+    assert code == 2
+    assert error.startswith("error: repository")
+    assert error.count("\n") == 1
+
+
+def test_path_that_triton_cannot_handle(toy_repository: Path, tmp_path: Path) -> None:
+    repository = tmp_path / "my models"
+    shutil.copytree(toy_repository, repository)
+    code, error = outcome(repository)
+    assert code == 2
+    assert "my models" in error
+    assert "move the folder" in error
+
+
+def test_port_in_use(toy_repository: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        code, error = outcome(toy_repository, ports=("--grpc-port", str(port), *FREE_PORTS[2:]))
+    assert code == 2
+    assert error.startswith(f"error: grpc port {port}: cannot be used")
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("arguments", [("--threads", "-1"), ("--timeout", "0"), ("--log", "/nowhere/log"), ("--http-port", "70000")])
+def test_wrong_arguments(toy_repository: Path, arguments: tuple[str, str]) -> None:
+    code, error = outcome(toy_repository, *arguments)
+    assert code == 2
+    assert error.count("\n") == 1
+
+
+@pytest.mark.triton
+def test_model_that_does_not_load(toy_repository: Path, tmp_path: Path) -> None:
+    repository = tmp_path / "repository"
+    shutil.copytree(toy_repository, repository)
+    (repository / "toy_unet/1/model.onnx").write_bytes(b"no network")
+    log = tmp_path / "log"
+    code, error = outcome(repository, "--log", str(log))
+    assert code == 1
+    assert error.startswith("error: model toy_unet: the server cannot load it")
+    assert error.count("\n") == 1
+    assert "toy_unet" in log.read_text()
+
+
+@pytest.mark.triton
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_stopping_leaves_nothing(toy_repository: Path, tmp_path: Path, number: int) -> None:
+    os.environ.pop("TMPDIR", None)
+    with served(toy_repository) as server:
+        pid = server.launcher.pid
+        started = descendants(pid)
+        assert len(started) >= 5  # The server and four Python processes.
+        assert regions(pid)
+        assert stop(server.launcher, number) == 0
+    assert not psutil.wait_procs(started, timeout=5)[1]
+    assert not regions(pid)
+
+
+@pytest.mark.triton
+def test_stopping_while_starting(toy_repository: Path) -> None:
+    launcher = launch(toy_repository)
+    deadline = time.monotonic() + 30
+    while not (started := descendants(launcher.pid)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert stop(launcher) == 0
+    assert not psutil.wait_procs(started, timeout=5)[1]
+    assert not regions(launcher.pid)
+
+
+@pytest.mark.triton
+def test_killed_launcher_takes_the_server_along(toy_repository: Path) -> None:
+    with served(toy_repository) as server:
+        started = descendants(server.launcher.pid)
+        server.launcher.kill()
+        assert not psutil.wait_procs(started, timeout=30)[1]
+    assert not regions(server.launcher.pid)
+
+
+@pytest.mark.triton
+def test_server_that_dies_is_reported(toy_repository: Path) -> None:
+    with served(toy_repository) as server:
+        next(child for child in descendants(server.launcher.pid) if child.name() == "tritonserver").kill()
+        error = server.launcher.communicate(timeout=60)[1]
+    assert server.launcher.returncode == 1
+    assert "error: server: ended with code -9" in error
+    assert not regions(server.launcher.pid)
+
+
+@pytest.mark.triton
+def test_two_servers_side_by_side(toy_repository: Path) -> None:
+    data = png(picture(10, 12))
+    with served(toy_repository) as first, served(toy_repository) as second:
+        assert stop(first.launcher) == 0
+        assert second.segment("toy", data).shape == (10, 12)
+
+
+@pytest.mark.triton
+def test_ready_line(toy_repository: Path) -> None:
+    launcher = launch(toy_repository)
+    try:
+        line = _first_line(launcher)
+    finally:
+        stop(launcher)
+    words = line.split()
+    assert [word.split("=")[0] for word in words] == ["ready", "grpc", "http", "metrics", "segmenters"]
+    assert words[-1] == "segmenters=toy"

@@ -1,0 +1,163 @@
+"""The real server on a toy segmenter: right masks, clear refusals, still serving afterwards."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime
+import pytest
+import slime_image
+import slime_was
+from PIL import Image
+from serving import Served, png, served
+from slime_was import contract
+from tritonclient import grpc
+from tritonclient.utils import InferenceServerException
+
+pytestmark = pytest.mark.triton
+
+Pixels = npt.NDArray[np.uint8]
+
+
+def picture(height: int, width: int, seed: int = 0) -> Pixels:
+    """Large random patches, so that the mask has several parts."""
+    patches = np.random.default_rng(seed).integers(0, 256, (5, 5, 3), np.uint8)
+    return np.array(Image.fromarray(patches).resize((width, height), Image.Resampling.BILINEAR))
+
+
+def in_process(repository: Path, image: Pixels) -> tuple[Pixels, npt.NDArray[np.float32]]:
+    """Mask and scores by the same two networks and packages, without a server."""
+
+    def run(model: str, data: npt.NDArray[np.float32]) -> list[npt.NDArray[np.float32]]:
+        session = onnxruntime.InferenceSession(repository / model / "1" / "model.onnx")
+        names = [output.name for output in session.get_outputs()]
+        return list(session.run(names, {session.get_inputs()[0].name: data}))
+
+    pixels = slime_image.fit(image, 32)[np.newaxis]
+    cross, self_, threshold = run("toy_unet", run("vae_encoder", pixels)[0])
+    scores = slime_was.scores(cross, self_, float(threshold[0, 0]))[0]
+    return slime_was.segment(scores, *image.shape[:2]), scores
+
+
+def refused(server: Served, data: bytes, segmenter: str = "toy") -> tuple[str, str]:
+    """Status and message of a request that must fail; the server must serve on."""
+    with pytest.raises(InferenceServerException) as caught:
+        server.infer(segmenter, data)
+    assert server.segment("toy", png(picture(20, 30))).shape == (20, 30)
+    message = caught.value.message()
+    assert "\n" not in message
+    assert "model.py" not in message
+    assert "/" not in message
+    return str(caught.value.status()), message
+
+
+def test_mask_and_scores_equal_the_same_work_in_process(toy_server: Served, toy_repository: Path) -> None:
+    image = picture(123, 77)
+    mask, scores = in_process(toy_repository, image)
+    answer = toy_server.infer("toy", png(image), ("MASK", "SCORES"))
+    assert len(np.unique(mask)) > 2
+    assert np.array_equal(answer.as_numpy("MASK"), mask)
+    assert np.allclose(answer.as_numpy("SCORES"), scores, atol=1e-6)
+
+
+def test_mask_alone_or_everything(toy_server: Served) -> None:
+    data = png(picture(40, 50))
+    assert toy_server.infer("toy", data).as_numpy("SCORES") is None
+    with grpc.InferenceServerClient(toy_server.grpc) as client:
+        image = grpc.InferInput("IMAGE", [1], "BYTES")
+        image.set_data_from_numpy(np.array([data], dtype=object))
+        answer = client.infer("toy", [image])
+    assert answer.as_numpy("MASK").shape == (40, 50)
+    assert answer.as_numpy("SCORES").shape == (5, 8, 8)
+
+
+def test_turned_photograph(toy_server: Served, toy_repository: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    image = picture(40, 70)
+    mask = toy_server.segment("toy", png(image, exif=exif))
+    assert mask.shape == (70, 40)
+    assert np.array_equal(mask, in_process(toy_repository, np.rot90(image, -1))[0])
+
+
+def test_concurrent_requests_of_different_sizes(toy_server: Served, toy_repository: Path) -> None:
+    images = [picture(20 + 7 * seed, 90 - 5 * seed, seed) for seed in range(12)]
+    with ThreadPoolExecutor(6) as pool:
+        masks = list(pool.map(lambda image: toy_server.segment("toy", png(image)), images))
+    for image, mask in zip(images, masks, strict=True):
+        assert np.mean(mask == in_process(toy_repository, image)[0]) > 0.999
+
+
+def test_several_requests_run_as_one_batch(toy_server: Served) -> None:
+    """Straight to the batching network: the sum of a batch's parts is its whole."""
+    latents = np.random.default_rng(0).standard_normal((5, 4, 8, 8)).astype(np.float32)
+
+    def ask(part: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        data = grpc.InferInput("LATENTS", part.shape, "FP32")
+        data.set_data_from_numpy(part)
+        with grpc.InferenceServerClient(toy_server.grpc) as client:
+            return np.asarray(client.infer("toy_unet", [data]).as_numpy("CROSS"))
+
+    with ThreadPoolExecutor(3) as pool:
+        parts = list(pool.map(ask, [latents[:2], latents[2:4], latents[4:]]))
+    assert np.allclose(np.concatenate(parts), ask(latents), atol=1e-6)
+
+
+def test_corrupt_image(toy_server: Served) -> None:
+    good = png(np.random.default_rng(0).integers(0, 256, (50, 50, 3), np.uint8))
+    for data in (b"junk", b"", good[: len(good) // 2]):
+        status, message = refused(toy_server, data)
+        assert status == "StatusCode.INVALID_ARGUMENT"
+        assert "image: " in message
+
+
+def test_100_megapixels_are_refused_quickly(toy_server: Served) -> None:
+    data = png(np.zeros((10_000, 10_001), np.uint8), compress_level=1)
+    start = time.monotonic()
+    status, message = refused(toy_server, data)
+    assert time.monotonic() - start < 2
+    assert status == "StatusCode.INVALID_ARGUMENT"
+    assert "10001 x 10000 = 100.0 megapixels, expected at most 50" in message
+
+
+def test_unknown_segmenter(toy_server: Served) -> None:
+    status, message = refused(toy_server, png(picture(9, 9)), "bicycle")
+    assert status == "StatusCode.NOT_FOUND"
+    assert "bicycle" in message
+
+
+def test_client_reads_the_parameters(toy_server: Served) -> None:
+    with grpc.InferenceServerClient(toy_server.grpc) as client:
+        config = client.get_model_config("toy").config
+    assert config.parameters["parts"].string_value == '["background", "ö"]'
+
+
+def test_publishing_a_new_version_keeps_serving(toy_repository: Path, tmp_path: Path) -> None:
+    """The order of the design: new network beside the old, new ensemble over the old, old network retired."""
+    repository = tmp_path / "repository"
+    shutil.copytree(toy_repository, repository)
+    data = png(picture(30, 40))
+    with served(repository) as server, grpc.InferenceServerClient(server.grpc) as client:
+        before = server.segment("toy", data)
+        shutil.copytree(repository / "toy_unet/1", repository / "toy_unet/2")
+        client.load_model("toy_unet")
+        assert client.is_model_ready("toy_unet", "1")
+        assert client.is_model_ready("toy_unet", "2")
+        assert np.array_equal(server.segment("toy", data), before)
+        versions = contract.Versions(unet=2)
+        text = contract.ensemble_config(segmenter="toy", version=2, versions=versions, parameters={})
+        (repository / "toy/2").mkdir()
+        (repository / "toy/config.pbtxt").write_text(text)
+        client.load_model("toy")
+        assert np.array_equal(server.segment("toy", data), before)
+        assert client.get_model_metadata("toy").versions == ["2"]
+        shutil.rmtree(repository / "toy_unet/1")
+        client.load_model("toy_unet")
+        assert not client.is_model_ready("toy_unet", "1")
+        assert np.array_equal(server.segment("toy", data), before)
+    assert not list(repository.rglob("__pycache__"))

@@ -1,0 +1,98 @@
+"""The committed configurations are the contract's, and what it renders is what Triton reads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from slime_was import contract
+from slime_was.contract import Versions
+
+REPOSITORY = Path(__file__).resolve().parents[2] / "model_repository"
+
+
+def parsed(text: str) -> Any:
+    pytest.importorskip("tritonclient.grpc")
+    from google.protobuf import text_format
+    from tritonclient.grpc import model_config_pb2
+
+    return text_format.Parse(text, model_config_pb2.ModelConfig())
+
+
+def ensemble(**changes: Any) -> str:
+    options: dict[str, Any] = {"segmenter": "car", "version": 3, "versions": Versions(unet=7), "parameters": {}}
+    return contract.ensemble_config(**(options | changes))
+
+
+def test_committed_files_are_generated() -> None:
+    """To regenerate: write the text of these functions into the files."""
+    assert (REPOSITORY / "preprocess/config.pbtxt").read_text() == contract.preprocess_config()
+    assert (REPOSITORY / "was/config.pbtxt").read_text() == contract.was_config()
+
+
+def test_ends_take_one_image_on_the_cpu() -> None:
+    for text in (contract.preprocess_config(image_size=128), contract.was_config()):
+        config = parsed(text)
+        assert (config.backend, config.max_batch_size) == ("python", 0)
+        assert [(group.count, group.kind) for group in config.instance_group] == [(1, config.instance_group[0].KIND_CPU)]
+        assert config.version_policy.latest.num_versions == 2
+    assert parsed(contract.preprocess_config(image_size=128)).parameters["image_size"].string_value == "128"
+
+
+def test_networks_batch_dynamically_and_choose_their_device() -> None:
+    encoder = parsed(contract.vae_encoder_config(backbone="ab12", image_size=128, latent_channels=4, latent_size=32))
+    unet = parsed(contract.unet_config(segmenter="car", parts=6, latent_channels=4, latent_size=32))
+    for config in (encoder, unet):
+        assert (config.backend, config.max_batch_size) == ("onnxruntime", contract.MAX_BATCH)
+        assert config.HasField("dynamic_batching")
+        assert [(group.count, group.kind) for group in config.instance_group] == [(1, config.instance_group[0].KIND_AUTO)]
+    assert encoder.parameters["backbone"].string_value == "ab12"
+    assert list(encoder.input[0].dims) == [3, 128, 128]
+    assert [(tensor.name, list(tensor.dims)) for tensor in unet.output] == [
+        ("CROSS", [-1, 32, 32]),
+        ("SELF", [1024, 1024]),
+        ("THRESHOLD", [1]),
+    ]
+
+
+def test_ensemble_is_linear_and_pinned() -> None:
+    config = parsed(ensemble())
+    steps = config.ensemble_scheduling.step
+    assert [(step.model_name, step.model_version) for step in steps] == [
+        ("preprocess", 1),
+        ("vae_encoder", 1),
+        ("car_unet", 7),
+        ("was", 1),
+    ]
+    assert list(config.version_policy.specific.versions) == [3]
+    assert not config.instance_group
+    known = {"IMAGE"}
+    for step in steps:
+        assert set(step.input_map.values()) <= known
+        known |= set(step.output_map.values())
+    assert {"MASK", "SCORES"} <= known
+
+
+def test_parameters_survive_quoting() -> None:
+    parameters = {"parts": '["back\\"ground", "räder", "line\\nend"]', "form": "baked", "odd": 'a\nb\\n"c"'}
+    config = parsed(ensemble(parameters=parameters))
+    assert {key: value.string_value for key, value in config.parameters.items()} == parameters
+
+
+@pytest.mark.parametrize("name", ["", "a b", "preprocess", "was", "vae_encoder", "car_unet", "../x", "-x", "a" * 65])
+def test_unusable_names_are_refused(name: str) -> None:
+    with pytest.raises(ValueError, match="segmenter name"):
+        contract.unet_name(name)
+
+
+def test_wrong_numbers_are_refused() -> None:
+    for parts in (1, 78):
+        with pytest.raises(ValueError, match=f"got {parts}, expected 2 to 77"):
+            contract.unet_config(segmenter="car", parts=parts, latent_channels=4, latent_size=8)
+    with pytest.raises(ValueError, match="from 1 on"):
+        Versions(unet=0)
+    with pytest.raises(ValueError, match="dims"):
+        contract.Tensor(name="X", dtype="FP32", dims=(0,))
+    with pytest.raises(ValueError, match="dtype"):
+        contract.Tensor(name="X", dtype="FP8", dims=(1,))
