@@ -1,0 +1,47 @@
+"""Exports a segmenter to ONNX, proves it equal to PyTorch, and publishes it into a Triton model repository.
+
+python export/build.py DIR --repository REPO [--name NAME] [--url HOST:PORT]
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from slime_export.errors import ExportError, ParityError, ServerError
+from slime_export.pipeline import Request, export
+from slime_optimize.errors import InputError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit code: 0, 1 where something failed (parity, server, disk), 2 for input that cannot be used."""
+    arguments = _parser().parse_args(argv)
+    try:
+        published, _ = export(Request(**vars(arguments)), say=lambda line: print(line, flush=True))
+    except (InputError, ExportError) as error:
+        return _failed(error, 2)
+    except (ParityError, ServerError, OSError) as error:
+        return _failed(error, 1)
+    print(f"published {published.name} version {published.version} in {arguments.repository}")
+    return 0
+
+
+def _failed(error: Exception, code: int) -> int:
+    print(f"error: {error}", file=sys.stderr)
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="export/build.py", description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("folder", type=Path, metavar="DIR", help="segmenter written by optimize/run.py")
+    parser.add_argument("--repository", type=Path, required=True, metavar="REPO", help="made if it is not there")
+    parser.add_argument("--name", default=Request.name, help="name to serve it under (default: the folder's)")
+    parser.add_argument("--url", metavar="HOST:PORT", help="gRPC endpoint of a running server that is to switch to it")
+    parser.add_argument("--backbone", help="where the segmenter's backbone is now (default: where it was)")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""From a segmenter to a served one: ONNX files with everything baked in, proven equal to PyTorch, then published."""

@@ -1,0 +1,20 @@
+"""What can go wrong while a segmenter is exported, told in one line each.
+
+    ExportError (ValueError)      input that cannot be exported or published: names, versions, repository
+    ParityError (RuntimeError)    the exported models do not answer as PyTorch does
+    ServerError (RuntimeError)    the running server refused, or answered wrongly
+
+Entry scripts print the line and leave with exit code 2 for the first, 1 for the others.
+"""
+
+
+class ExportError(ValueError):
+    """One line: the subject, what was found, what was expected, what to do next."""
+
+
+class ParityError(RuntimeError):
+    """The ONNX models differ from PyTorch by more than the tolerance; nothing was published."""
+
+
+class ServerError(RuntimeError):
+    """The running server could not be asked, or did not take the new version; the old one still serves."""

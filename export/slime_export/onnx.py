@@ -1,0 +1,179 @@
+"""PyTorch modules to ONNX files: traced, constants folded, dead nodes gone, checked, written whole.
+
+The exporter is PyTorch's tracing one (`dynamo=False`). For an SD-shaped UNet the other one takes 37 s in place of
+3 s and gives a graph that runs at the same speed in ONNX Runtime. What it leaves behind is tidied here: constants
+that are nodes, and nodes whose inputs are all constants.
+
+Knows nothing of segmenters. A file is one `model.onnx`, with `model.onnx.data` beside it where the weights are too
+many for protobuf's 2 GB.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import warnings
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx
+import torch
+from onnx import ModelProto, NodeProto, helper, numpy_helper
+from onnx.reference import ReferenceEvaluator
+from torch import Tensor, nn
+
+from slime_export.errors import ExportError
+
+OPSET = 17
+# Every ONNX Runtime of the last two years loads these.
+MAX_OPSET = 20
+MAX_IR = 10
+# Protobuf refuses 2 GiB; the graph itself needs some of it.
+EXTERNAL_OVER = 2_000_000_000
+FILE = "model.onnx"
+DATA = "model.onnx.data"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Signature:
+    """Names of a module's inputs and outputs, each with its dimensions after the batch; -1 is any size."""
+
+    inputs: Mapping[str, tuple[int, ...]]
+    outputs: Mapping[str, tuple[int, ...]]
+
+    def __post_init__(self) -> None:
+        assert self.inputs and self.outputs
+
+
+def write(module: nn.Module, signature: Signature, folder: Path, external_over: int = EXTERNAL_OVER) -> Path:
+    """Traces `module` on float32 inputs with a dynamic batch and writes `folder`/model.onnx; returns its path.
+
+    `folder` must exist and hold no model. Weights go to model.onnx.data beside it, a plain file, where the model
+    has more than `external_over` bytes. Raises ExportError when the file is not what old runtimes load.
+    """
+    model = tidy(_traced(module, signature), signature)
+    path = folder / FILE
+    external = model.ByteSize() > external_over
+    kept = {"save_as_external_data": True, "location": DATA, "size_threshold": 1024} if external else {}
+    onnx.save_model(model, str(path), **kept)
+    check(path)
+    return path
+
+
+def check(path: Path) -> None:
+    """Raises ExportError unless the file is valid ONNX of an opset and IR version that old runtimes load."""
+    try:
+        onnx.checker.check_model(str(path))
+    except onnx.checker.ValidationError as error:
+        raise ExportError(f"{path.name}: not valid ONNX ({str(error).splitlines()[0]})") from error
+    model = onnx.load(str(path), load_external_data=False)
+    opset = max(each.version for each in model.opset_import)
+    if opset > MAX_OPSET or model.ir_version > MAX_IR:
+        raise ExportError(
+            f"{path.name}: got opset {opset}, IR {model.ir_version}; expected at most {MAX_OPSET} and {MAX_IR}"
+        )
+
+
+def tidy(model: ModelProto, signature: Signature) -> ModelProto:
+    """The same graph with its constants folded, only nodes that reach an output, and named dimensions."""
+    _constants_to_initializers(model)
+    _fold(model)
+    prune(model)
+    _name_dimensions(model, signature)
+    model.ir_version = min(model.ir_version, MAX_IR)
+    for node in model.graph.node:
+        node.ClearField("doc_string")
+    return model
+
+
+def prune(model: ModelProto) -> None:
+    """Drops nodes no output needs, and weights no node needs."""
+    needed = {output.name for output in model.graph.output}
+    kept: list[NodeProto] = []
+    for node in reversed(model.graph.node):
+        if needed.intersection(node.output):
+            needed.update(node.input)
+            kept.append(node)
+    _replace(model.graph.node, reversed(kept))
+    _replace(model.graph.initializer, [each for each in model.graph.initializer if each.name in needed])
+
+
+def _traced(module: nn.Module, signature: Signature) -> ModelProto:
+    # Batch 2, because PyTorch treats a size of 1 as special.
+    examples = tuple(torch.zeros(2, *dims) for dims in signature.inputs.values())
+    names = [*signature.inputs, *signature.outputs]
+    with tempfile.TemporaryDirectory() as scratch, torch.no_grad(), warnings.catch_warnings():
+        # That the exporter is the old one, and that sizes become constants: both are meant.
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            module.eval(),
+            examples,
+            str(Path(scratch) / FILE),
+            dynamo=False,
+            opset_version=OPSET,
+            input_names=list(signature.inputs),
+            output_names=list(signature.outputs),
+            dynamic_axes={name: {0: "batch"} for name in names},
+        )
+        return onnx.load(str(Path(scratch) / FILE))
+
+
+def _constants_to_initializers(model: ModelProto) -> None:
+    rest = []
+    for node in model.graph.node:
+        if node.op_type != "Constant":
+            rest.append(node)
+            continue
+        tensor = helper.get_node_attr_value(node, "value")
+        tensor.name = node.output[0]
+        model.graph.initializer.append(tensor)
+    _replace(model.graph.node, rest)
+
+
+def _fold(model: ModelProto) -> None:
+    """Computes every node whose inputs are all constants, and keeps the results that other nodes read."""
+    known = {each.name for each in model.graph.initializer}
+    constant: list[NodeProto] = []
+    rest: list[NodeProto] = []
+    for node in model.graph.node:
+        foldable = all(not name or name in known for name in node.input) and bool(node.input)
+        (constant if foldable else rest).append(node)
+        if foldable:
+            known.update(node.output)
+    read = {name for node in rest for name in node.input} | {output.name for output in model.graph.output}
+    results = [name for node in constant for name in node.output if name in read]
+    for name, value in zip(results, _computed(model, constant, results), strict=True):
+        model.graph.initializer.append(numpy_helper.from_array(value, name))
+    _replace(model.graph.node, rest)
+
+
+def _computed(model: ModelProto, nodes: list[NodeProto], results: list[str]) -> list[Any]:
+    """The constant nodes' results, by ONNX's own reference implementation: no size limit, no other rounding."""
+    if not results:
+        return []
+    inputs = {name for node in nodes for name in node.input}
+    weights = [each for each in model.graph.initializer if each.name in inputs]
+    outputs = [helper.make_empty_tensor_value_info(name) for name in results]
+    graph = helper.make_graph(nodes, "constants", [], outputs, weights)
+    values: list[Any] = ReferenceEvaluator(helper.make_model(graph, opset_imports=model.opset_import)).run(None, {})
+    return values
+
+
+def _name_dimensions(model: ModelProto, signature: Signature) -> None:
+    for values, dims in ((model.graph.input, signature.inputs), (model.graph.output, signature.outputs)):
+        for value in values:
+            sizes = [size if size > 0 else f"{value.name}_{axis}" for axis, size in enumerate(dims[value.name], 1)]
+            value.CopyFrom(helper.make_tensor_value_info(value.name, onnx.TensorProto.FLOAT, ["batch", *sizes]))
+
+
+def _replace(field: Any, items: Iterable[Any]) -> None:
+    kept = list(items)
+    del field[:]
+    field.extend(kept)
+
+
+def example_inputs(signature: Signature, batch: int, seed: int) -> dict[str, Tensor]:
+    """Random normal inputs (batch, ...) float32, the same for the same seed."""
+    generator = torch.Generator().manual_seed(seed)
+    return {name: torch.randn(batch, *dims, generator=generator) for name, dims in signature.inputs.items()}

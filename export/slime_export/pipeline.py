@@ -1,0 +1,120 @@
+"""A segmenter's folder to a published model: trace, compare with PyTorch, publish. `export/build.py` runs it.
+
+Nothing reaches the repository before the comparison has passed.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from slime_export import layout, onnx, parity
+from slime_export.changes import staging
+from slime_export.encoder import Encoder
+from slime_export.onnx import Signature
+from slime_export.parity import OnnxModel, Report, Tolerance
+from slime_export.repository import LATENT_CHANNELS, Candidate, Published, publish
+from slime_export.server import Server
+from slime_export.unet import MapsUNet
+from slime_optimize.predict import Predictor, load_predictor
+from slime_was.contract import CROSS, LATENTS, PIXELS, SELF, THRESHOLD
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What to export, and where to. `url` is a running server's gRPC endpoint; `backbone` replaces the segmenter's
+    own name for the same weights, where they have moved; `external_over` is in bytes."""
+
+    folder: Path
+    repository: Path
+    name: str = ""  # the folder's name, where it is empty
+    url: str | None = None
+    backbone: str | None = None
+    tolerance: Tolerance = field(default_factory=Tolerance)
+    external_over: int = onnx.EXTERNAL_OVER
+
+    @property
+    def served_name(self) -> str:
+        return layout.check_name(self.name or self.folder.resolve().name)
+
+
+def export(request: Request, say: Say = print) -> tuple[Published, Report]:
+    """Runs all of it, telling each stage and its seconds through `say`.
+
+    Raises InputError, ExportError, ParityError, ServerError or OSError, with the repository as it was.
+    """
+    name = request.served_name
+    with _stage(say, "loading segmenter and backbone"):
+        predictor = load_predictor(request.folder, backbone=request.backbone)
+    layout.encoder_of(request.repository, predictor.backbone.hash)
+    server = Server(request.url) if request.url else None
+    with staging(request.repository) as staged:
+        encoder = layout.encoder_of(request.repository, predictor.backbone.hash)
+        new_encoder = None if encoder else _traced_encoder(request, predictor, staged / ".export" / "encoder", say)
+        unet = _traced_unet(request, predictor, staged / ".export" / "unet", say)
+        unet_model = OnnxModel(unet / onnx.FILE)
+        with _stage(say, "comparing with PyTorch"):
+            encoder_model = OnnxModel((encoder or new_encoder or unet) / onnx.FILE)
+            report = parity.compare(predictor, encoder_model, unet_model, tolerance=request.tolerance)
+        say(report.table())
+        report.require()
+        report.write(unet)
+        latents = onnx.example_inputs(unet_signature(predictor), batch=1, seed=0)
+        inputs = {each: value.numpy() for each, value in latents.items()}
+        candidate = Candidate(
+            name=name,
+            segmenter=predictor.segmenter,
+            unet=unet,
+            encoder=new_encoder,
+            inputs=inputs,
+            expected=unet_model(inputs),
+        )
+        with _stage(say, f"publishing {name} into {request.repository}"):
+            published = publish(request.repository, staged, candidate, server)
+    return published, report
+
+
+def encoder_signature(predictor: Predictor) -> Signature:
+    """Names and sizes of the VAE encoder's input and output."""
+    size, latent = predictor.backbone.image_size, predictor.backbone.latent_size
+    return Signature(inputs={PIXELS: (3, size, size)}, outputs={LATENTS: (LATENT_CHANNELS, latent, latent)})
+
+
+def unet_signature(predictor: Predictor) -> Signature:
+    """Names and sizes of the UNet's input and outputs.
+
+    The number of parts is left open: Triton describes all versions of a model in one file, and the next version may
+    have more parts.
+    """
+    latent = predictor.backbone.latent_size
+    return Signature(
+        inputs={LATENTS: (LATENT_CHANNELS, latent, latent)},
+        outputs={CROSS: (-1, latent, latent), SELF: (latent**2, latent**2), THRESHOLD: (1,)},
+    )
+
+
+def _traced_encoder(request: Request, predictor: Predictor, folder: Path, say: Say) -> Path:
+    with _stage(say, "tracing the VAE encoder"):
+        folder.mkdir(parents=True)
+        onnx.write(Encoder(predictor.backbone), encoder_signature(predictor), folder, request.external_over)
+    return folder
+
+
+def _traced_unet(request: Request, predictor: Predictor, folder: Path, say: Say) -> Path:
+    with _stage(say, "tracing the UNet"):
+        folder.mkdir(parents=True)
+        module = MapsUNet(predictor.segmenter, predictor.backbone)
+        onnx.write(module, unet_signature(predictor), folder, request.external_over)
+    return folder
+
+
+@contextmanager
+def _stage(say: Say, what: str) -> Iterator[None]:
+    start = time.perf_counter()
+    yield
+    say(f"{what}: {time.perf_counter() - start:.1f} s")

@@ -1,0 +1,95 @@
+"""The UNet of one segmenter as a module from latents to attention maps: what is traced to ONNX.
+
+A thin wrapper: the maps come from `slime_optimize.attention`, the noise levels from the backbone. What depends on
+the text and the timestep alone is computed here, once, so that the graph holds it as constants. Everything after
+the last map that is read leaves the graph because no output needs it.
+
+Shape suffixes: B batch, P parts, N = h*w latent pixels, T text tokens, D text width.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from slime_optimize.attention import attention_maps
+from slime_optimize.backbone import Backbone
+from slime_optimize.segmenter import Segmenter
+
+# Layers whose input is the text or the timestep and nothing else.
+CONSTANT_LAYERS = (".time_emb_proj", ".attn2.to_k", ".attn2.to_v")
+
+
+class MapsUNet(nn.Module):
+    """LATENTS (B,4,h,w) -> CROSS (B,P,h,w), SELF (B,N,N), THRESHOLD (B,1), all float32.
+
+    The segmenter's noise is added at its test timestep, then one conditional pass runs. `backbone` is left as it is
+    and shares its weights.
+    """
+
+    signal: Tensor
+    noise: Tensor
+    timestep: Tensor
+    text: Tensor
+    threshold: Tensor
+
+    def __init__(self, segmenter: Segmenter, backbone: Backbone) -> None:
+        super().__init__()
+        noise, text = segmenter.noise.to(backbone.device), segmenter.text_embedding.to(backbone.device)
+        timestep = torch.tensor(segmenter.settings.t_test, device=backbone.device)
+        one = noise.new_ones(1, 1, 1, 1)
+        self.num_parts = len(segmenter.parts)
+        self.layers = segmenter.settings.layers
+        self.register_buffer("signal", backbone.add_noise(one, 0 * one, timestep))
+        self.register_buffer("noise", backbone.add_noise(0 * noise, noise, timestep))
+        self.register_buffer("timestep", timestep)
+        self.register_buffer("text", text)
+        self.register_buffer("threshold", torch.full((1, 1), segmenter.settings.threshold, device=backbone.device))
+        self.unet = folded(backbone.unet, torch.zeros_like(noise), timestep, text)
+
+    def forward(self, latents_B4hw: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        noisy_B4hw = self.signal * latents_B4hw + self.noise
+        maps = attention_maps(self.unet, noisy_B4hw, self.timestep, self.text, self.num_parts, self.layers)
+        return maps.cross_BPhw, maps.self_BNN, self.threshold.expand(latents_B4hw.shape[0], 1)
+
+
+class Constant(nn.Module):
+    """Stands where a layer stood whose answer is always the same; batch 1, which broadcasts."""
+
+    value: Tensor
+
+    def __init__(self, value: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("value", value)
+
+    def forward(self, *_: Any) -> Tensor:
+        return self.value
+
+
+def folded(unet: Any, latents_14hw: Tensor, timestep: Tensor, text_1TD: Tensor) -> Any:
+    """A copy of `unet`, sharing its weights, in which the layers that see only text or timestep are constants."""
+    shared: dict[int, Any] = {id(tensor): tensor for tensor in (*unet.parameters(), *unet.buffers())}
+    copied = copy.deepcopy(unet, shared)
+    layers = {name: layer for name, layer in copied.named_modules() if name.endswith(CONSTANT_LAYERS)}
+    for name, value in _answers(copied, layers, latents_14hw, timestep, text_1TD).items():
+        parent, _, leaf = name.rpartition(".")
+        setattr(copied.get_submodule(parent), leaf, Constant(value))
+    return copied
+
+
+def _answers(unet: Any, layers: dict[str, Any], latents: Tensor, timestep: Tensor, text: Tensor) -> dict[str, Tensor]:
+    """What each layer answers in one pass; the latents do not matter to these layers."""
+    answers: dict[str, Tensor] = {}
+
+    def remember(name: str) -> Any:
+        return lambda _layer, _inputs, output: answers.__setitem__(name, output)
+
+    hooks = [layer.register_forward_hook(remember(name)) for name, layer in layers.items()]
+    with torch.no_grad():
+        unet(latents, timestep, encoder_hidden_states=text, return_dict=False)
+    for hook in hooks:
+        hook.remove()
+    return answers
