@@ -1,0 +1,211 @@
+"""optimize/run.py and evaluate.py from the command line: end to end, and every mistake with its line and code."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import backbones
+import numpy as np
+import pytest
+from PIL import Image
+from slime_optimize import Segmenter
+
+from conftest import PARTS, ROOT, Files, Main, paint
+
+
+@pytest.fixture
+def options(files: Files, folders: dict[str, Path], tmp_path: Path) -> dict[str, list[str]]:
+    return {
+        "--image": [str(files.image)],
+        "--mask": [str(files.mask)],
+        "--parts": list(PARTS),
+        "--backbone": [str(folders["sd15"])],
+        "--out": [str(tmp_path / "out")],
+        "--steps": ["2"],
+    }
+
+
+def line(options: dict[str, list[str]], **changes: object) -> list[str]:
+    merged = options | {f"--{name}": value if isinstance(value, list) else [str(value)] for name, value in changes.items()}
+    return [word for flag, values in merged.items() for word in (flag, *map(str, values))]
+
+
+def dataset(folder: Path, count: int = 3) -> Path:
+    for part in ("images", "masks"):
+        (folder / part).mkdir(parents=True)
+    for index in range(count):
+        image, mask = paint(index)
+        Image.fromarray(image).save(folder / "images" / f"{index}.png")
+        Image.fromarray(mask).save(folder / "masks" / f"{index}.png")
+    (folder / "parts.json").write_text(json.dumps(list(PARTS)))
+    return folder
+
+
+@pytest.mark.parametrize("kind", sorted(backbones.KINDS))
+def test_optimise_then_evaluate(
+    kind: str,
+    run: Main,
+    evaluate: Main,
+    options: dict[str, list[str]],
+    folders: dict[str, Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert run(line(options, backbone=folders[kind])) == 0
+    assert "3 parts, mean IoU on the training data" in capsys.readouterr().out
+    out = tmp_path / "out"
+    assert sorted(p.name for p in out.iterdir()) == ["preview.png", "segmenter.json", "segmenter.safetensors"]
+    with Image.open(out / "preview.png") as preview:
+        assert preview.width == 3 * 264 + 8
+    data = dataset(tmp_path / "data")
+    assert evaluate([str(out), "--data", str(data), "--json", str(tmp_path / "deep" / "iou.json")]) == 0
+    shown = capsys.readouterr()
+    assert "3 images, masks from WAS" in shown.out and "evaluating" in shown.err
+    figures = json.loads((tmp_path / "deep" / "iou.json").read_text())
+    assert figures["images"] == 3 and list(figures["iou"]) == list(PARTS)
+    assert evaluate([str(out), "--data", str(data), "--no-was", "--quiet"]) == 0
+    assert "masks from cross-attention alone" in capsys.readouterr().out
+
+
+def test_progress_shows_three_losses(
+    run: Main, options: dict[str, list[str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(line(options)) == 0
+    shown = capsys.readouterr().err
+    assert all(name in shown for name in ("optimising", "2/2", "ce=", "was=", "diffusion="))
+
+
+def test_flags_beat_the_backbones_own_settings(
+    run: Main, options: dict[str, list[str]], folders: dict[str, Path], tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(folders["sd15"], tmp_path / "tuned"))
+    (folder / "slime.json").write_text(json.dumps({"t_test": 200, "threshold": 0.0, "steps": 50}))
+    words = line(options, backbone=folder, **{"t-opt": [1, 9], "threshold": 0.1})
+    assert run([*words, "--quiet"]) == 0
+    settings = Segmenter.load(tmp_path / "out").settings
+    assert (settings.t_test, settings.t_opt, settings.threshold, settings.steps) == (200, (1, 9), 0.1, 2)
+
+
+def test_several_images(run: Main, options: dict[str, list[str]], files: Files, tmp_path: Path) -> None:
+    two = {"image": [files.image, files.image], "mask": [files.mask, files.mask]}
+    assert run(line(options, **two)) == 0
+    assert len(Segmenter.load(tmp_path / "out").training_images) == 2
+
+
+def test_as_a_command(options: dict[str, list[str]], tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "optimize" / "run.py"), *line(options, seed=5)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=dict(os.environ), timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert Segmenter.load(tmp_path / "out").seed == 5
+
+
+def save(array: object, path: Path) -> Path:
+    Image.fromarray(np.asarray(array, dtype=np.uint8)).save(path)
+    return path
+
+
+def fails(run: Main, words: list[str], capsys: pytest.CaptureFixture[str], expected: str) -> None:
+    """Exit code 2, one line on stderr, nothing on stdout."""
+    assert run(words) == 2
+    shown = capsys.readouterr()
+    errors = [text for text in shown.err.splitlines() if text.startswith("error: ")]
+    assert len(errors) == 1 and shown.err.splitlines()[-1] == errors[0]
+    assert expected in errors[0] and shown.out == ""
+
+
+MISTAKES = {
+    "missing image": ("image", "nowhere.png", "nowhere.png: cannot be read"),
+    "missing mask": ("mask", "nowhere.png", "no such file"),
+    "folder for a mask": ("mask", ".", "not a readable picture"),
+    "unknown backbone": ("backbone", "no-such-thing", "neither a folder nor a hub id"),
+    "missing backbone folder": ("backbone", "/no/such/folder", "no such folder"),
+    "folder that is no backbone": ("backbone", ".", "expected a folder in diffusers layout"),
+    "part without a pixel": ("parts", ["background", "red", "green", "blue"], "no pixel of 'blue' (id 3)"),
+    "mask ids beyond the parts": ("parts", ["background", "red"], "has the part ids 2, expected 0 to 1"),
+    "one part": ("parts", ["background"], "got 1 names, expected 2 to 77"),
+    "78 parts": ("parts", [f"p{i}" for i in range(78)], "got 78 names, expected 2 to 77"),
+    "part named twice": ("parts", ["background", "red", "red "], "'red' is named twice"),
+    "empty part": ("parts", ["background", "red", " "], "name 2 is empty"),
+    "learning rate": ("learning-rate", -1, "learning_rate: got -1.0"),
+    "timesteps": ("t-opt", [100, 5], "t_opt: got"),
+    "device": ("device", "abacus", "device 'abacus'"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_mistakes(
+    mistake: str,
+    run: Main,
+    options: dict[str, list[str]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    name, value, expected = MISTAKES[mistake]
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    fails(run, line(options, **{name: value}), capsys, expected)
+    assert not (tmp_path / "out").exists()
+
+
+def test_unusable_pictures(
+    run: Main, options: dict[str, list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image, mask = paint()
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"\x89PNG nothing")
+    fails(run, line(options, image=broken), capsys, "broken.png")
+    fails(run, line(options, mask=broken), capsys, "not a readable picture")
+    small = save(mask[:-1], tmp_path / "small.png")
+    fails(run, line(options, mask=small), capsys, "is 90x69, expected 90x70")
+    fails(run, line(options, mask=save(image, tmp_path / "rgb.png")), capsys, "PNG of mode RGB")
+    fails(run, line(options, mask=save(mask, tmp_path / "mask.bmp")), capsys, "is a BMP")
+    fails(run, line(options, mask=save(mask * 100, tmp_path / "grey.png")), capsys, "part ids 100, 200")
+    two = {"image": options["--image"] * 2}
+    fails(run, line(options, **two), capsys, "got 2 images and 1 masks")
+
+
+def test_backbone_of_another_shape(
+    run: Main,
+    options: dict[str, list[str]],
+    folders: dict[str, Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder = Path(shutil.copytree(folders["sd15"], tmp_path / "xl"))
+    backbones.edit_config(folder, "unet", addition_embed_type="text_time")
+    fails(run, line(options, backbone=folder), capsys, "as SDXL; expected Stable Diffusion 1.x or 2.x")
+
+
+def test_out_that_cannot_be_written(
+    run: Main, options: dict[str, list[str]], files: Files, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fails(run, line(options, out=files.image), capsys, "is a file, expected a folder")
+
+
+def test_palette_masks_are_read_by_index(run: Main, options: dict[str, list[str]], tmp_path: Path) -> None:
+    picture = Image.fromarray(paint()[1]).convert("P")
+    picture.putpalette([9, 9, 9, 200, 0, 0, 0, 200, 0])
+    picture.save(tmp_path / "palette.png")
+    assert run(line(options, mask=tmp_path / "palette.png")) == 0
+
+
+def test_evaluate_mistakes(
+    run: Main, evaluate: Main, options: dict[str, list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, data = str(tmp_path / "out"), dataset(tmp_path / "data")
+    fails(evaluate, [out, "--data", str(data)], capsys, "has no segmenter.json")
+    assert run([*line(options), "--quiet"]) == 0
+    capsys.readouterr()
+    fails(evaluate, [out, "--data", str(tmp_path)], capsys, "parts.json cannot be read")
+    (data / "masks" / "1.png").unlink()
+    fails(evaluate, [out, "--data", str(data), "--quiet"], capsys, "1.png: no such file")
+    (data / "parts.json").write_text(json.dumps(["background", "green", "red"]))
+    fails(evaluate, [out, "--data", str(data)], capsys, "expected the same, in the same order")
+    shutil.rmtree(data / "images")
+    fails(evaluate, [out, "--data", str(data)], capsys, "has no images/*.png")
