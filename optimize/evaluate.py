@@ -16,13 +16,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from tqdm import tqdm
+
 from slime_image import ImageError
 from slime_optimize.backbone import choose_device
 from slime_optimize.data import dataset, load_example
 from slime_optimize.errors import InputError, first_line
 from slime_optimize.metrics import Ints, Report, confusion, report
 from slime_optimize.predict import BATCH, Predictor, load_predictor
-from tqdm import tqdm
 
 
 def parser() -> argparse.ArgumentParser:
@@ -84,7 +85,7 @@ def _write(path: Path, values: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     waiting = path.with_name(f".{path.name}.{os.getpid()}")
     waiting.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-    os.replace(waiting, path)
+    waiting.replace(path)
 
 
 def _failed(error: Exception, code: int) -> int:

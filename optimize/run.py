@@ -127,7 +127,7 @@ def _save_preview(segmenter: Segmenter, triples: Sequence[tuple[Any, Any, Any]],
     picture = sheet(rows, ("image", "mask", "prediction"), segmenter.parts, colours, _CELL)
     waiting = path.with_name(f".{path.name}.{os.getpid()}")
     picture.save(waiting, format="PNG")
-    os.replace(waiting, path)
+    waiting.replace(path)
 
 
 def _failed(error: Exception, code: int) -> int:

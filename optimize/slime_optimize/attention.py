@@ -268,7 +268,7 @@ def accumulate_pairs(query_BHNd: Tensor, key_BHNd: Tensor, cross_BPhw: Tensor) -
     heads, width = query_BHNd.shape[1], query_BHNd.shape[-1]
     values_BNP = cross_BPhw.flatten(2).transpose(1, 2).to(query_BHNd.dtype)
     results = []
-    for group_BNp in values_BNP.split(width, dim=-1):
+    for group_BNp in torch.split(values_BNP, width, dim=-1):
         values = F.pad(group_BNp, (0, width - group_BNp.shape[-1]))
         values_BHNd = values.unsqueeze(1).expand(-1, heads, -1, -1)
         mixed = F.scaled_dot_product_attention(query_BHNd, key_BHNd, values_BHNd, scale=1.0)
@@ -284,7 +284,8 @@ def _averaged(maps_BMP: list[Tensor], size: tuple[int, int]) -> Tensor:
 def _enlarged(map_BMP: Tensor, size: tuple[int, int]) -> Tensor:
     shrink = math.isqrt(size[0] * size[1] // int(map_BMP.shape[1]))
     grid = (size[0] // shrink, size[1] // shrink)
-    map_BPhw = map_BMP.transpose(1, 2).unflatten(-1, grid)
+    # Copied, because PyTorch's gradient of the enlargement fails on a transposed view of a batch.
+    map_BPhw = map_BMP.transpose(1, 2).contiguous().view(-1, map_BMP.shape[2], *grid)
     return map_BPhw if shrink == 1 else F.interpolate(map_BPhw, size, mode="bilinear", align_corners=False)
 
 

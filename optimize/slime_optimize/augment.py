@@ -20,7 +20,7 @@ from slime_optimize.settings import Settings
 # A view is drawn again until it shows this much of the part whose turn it is, so that small parts
 # at the edge are not cropped away most of the time.
 _SHOWN = 0.3
-_DRAWS = 20
+_DRAWS = 50
 _BLUR_UNIT = 512  # settings.blur is in pixels of an image of this side
 _LEAST_SIGMA = 0.05  # pixels; under it a blur changes nothing
 
@@ -50,7 +50,7 @@ class View:
 
 
 def draw_view(settings: Settings, generator: torch.Generator, points_N2: Tensor | None = None) -> View:
-    """A random view; with points, one that shows over 30 % of them, or the best of twenty."""
+    """A random view; with points, one that shows over 30 % of them, or the best of fifty."""
     best, most = View(), -1.0
     for _ in range(_DRAWS):
         view = _draw(settings, generator)

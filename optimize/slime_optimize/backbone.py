@@ -87,9 +87,7 @@ class Backbone:
 
     def encode_text(self, prompt: str) -> Tensor:
         """`prompt`, cut or padded to 77 tokens -> (1,T,D)."""
-        tokens = self.tokenizer(
-            prompt, padding="max_length", max_length=TOKENS, truncation=True, return_tensors="pt"
-        )
+        tokens = self.tokenizer(prompt, padding="max_length", max_length=TOKENS, truncation=True, return_tensors="pt")
         with torch.no_grad():
             encoded: Tensor = self.text_encoder(tokens.input_ids.to(self.device))[0]
         return encoded.to(self.dtype)
@@ -117,9 +115,7 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-def load_backbone(
-    name: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
-) -> Backbone:
+def load_backbone(name: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> Backbone:
     """Loads `embedded`, a folder in diffusers layout, or a hub id, frozen and in evaluation mode.
 
     Raises BackboneError, in one line, when it is not there, unreadable, or not of SD 1.x/2.x's shape.
@@ -195,8 +191,7 @@ def _read_config(folder: Path, part: str) -> dict[str, Any]:
     config = _read_json(path)
     if config is None:
         raise BackboneError(
-            f"backbone {folder}: has no {part}/{path.name}; expected a folder in diffusers layout "
-            f"({', '.join(_PARTS)})"
+            f"backbone {folder}: has no {part}/{path.name}; expected a folder in diffusers layout ({', '.join(_PARTS)})"
         )
     return config
 

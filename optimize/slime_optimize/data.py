@@ -16,10 +16,10 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
-from slime_image import load
-from slime_was.contract import MAX_PARTS
 
+from slime_image import load
 from slime_optimize.errors import InputError, first_line
+from slime_was.contract import MAX_PARTS
 
 
 @dataclass(frozen=True, kw_only=True)

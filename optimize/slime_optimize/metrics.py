@@ -61,7 +61,8 @@ def confusion(truth_HW: npt.NDArray[np.uint8], predicted_HW: npt.NDArray[np.uint
     if truth_HW.shape != predicted_HW.shape:
         raise ValueError(f"masks: got {predicted_HW.shape}, expected {truth_HW.shape} as the truth")
     pairs = truth_HW.astype(np.int64) * parts + predicted_HW
-    return np.bincount(pairs.ravel(), minlength=parts * parts).reshape(parts, parts)
+    counts: Ints = np.bincount(pairs.ravel(), minlength=parts * parts).reshape(parts, parts)
+    return counts
 
 
 def image_ious(confusion_PP: Ints) -> Floats:
@@ -73,7 +74,7 @@ def report(confusions_PP: Sequence[Ints], parts: Sequence[str]) -> Report:
     """Both IoUs over one confusion for each image."""
     each_IP = np.stack([image_ious(confusion_PP) for confusion_PP in confusions_PP])
     seen_P = np.isfinite(each_IP).sum(0)
-    per_image_P = np.where(seen_P > 0, np.nansum(each_IP, 0) / np.maximum(seen_P, 1), np.nan)
+    per_image_P: Floats = np.where(seen_P > 0, np.nansum(each_IP, 0) / np.maximum(seen_P, 1), np.nan)
     dataset_P = _ious(np.sum(confusions_PP, axis=0))
     return Report(
         parts=tuple(parts), images=len(confusions_PP), per_image_P=100 * per_image_P, dataset_P=100 * dataset_P

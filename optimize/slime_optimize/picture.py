@@ -47,7 +47,8 @@ def overlay(image_HW3: Pixels, mask_HW: Pixels, colours: Sequence[Colour], opaci
     """The image with the parts' colours laid over it; the background stays as it is."""
     share_HW1 = np.where(mask_HW > 0, opacity, 0.0)[..., None]
     mixed = image_HW3 * (1 - share_HW1) + colour_mask(mask_HW, colours) * share_HW1
-    return mixed.round().astype(np.uint8)
+    laid: Pixels = mixed.round().astype(np.uint8)
+    return laid
 
 
 def sheet(

@@ -13,14 +13,14 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import torch
-from slime_image import fit
-from slime_was import drop_absent, segment
 from torch import Tensor
 
+from slime_image import fit
 from slime_optimize.attention import was_maps
 from slime_optimize.backbone import Backbone, load_backbone
 from slime_optimize.errors import BackboneError
 from slime_optimize.segmenter import Segmenter
+from slime_was import drop_absent, segment
 
 BATCH = 8  # images per UNet pass, as the server's largest
 
@@ -66,7 +66,7 @@ class Predictor:
         cross_BPhw, was_BPhw = self.maps(self.latents(images_HW3))
         weighted = was_BPhw if use_was else cross_BPhw
         kept: Tensor = drop_absent(weighted.flatten(2), cross_BPhw.flatten(2), self.segmenter.settings.threshold)
-        return kept.unflatten(-1, cross_BPhw.shape[-2:])
+        return kept.reshape(cross_BPhw.shape)
 
     def mask(self, image_HW3: npt.NDArray[np.uint8], *, use_was: bool = True) -> npt.NDArray[np.uint8]:
         """One RGB uint8 image -> uint8 (H,W) of part indices, at the image's own size."""

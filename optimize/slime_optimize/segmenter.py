@@ -82,10 +82,10 @@ class Segmenter:
         plain = {name: tensor.detach().cpu().float().contiguous().clone() for name, tensor in tensors.items()}
         waiting = folder / f".{WEIGHTS_FILE}.{os.getpid()}"
         waiting.write_bytes(save(plain))  # not save_file, which leaves a file for its owner alone
-        os.replace(waiting, folder / WEIGHTS_FILE)
+        waiting.replace(folder / WEIGHTS_FILE)
         waiting = folder / f".{JSON_FILE}.{os.getpid()}"
         waiting.write_text(json.dumps(self._as_json(), indent=2) + "\n", encoding="utf-8")
-        os.replace(waiting, folder / JSON_FILE)
+        waiting.replace(folder / JSON_FILE)
 
     @classmethod
     def load(cls, folder: Path) -> Segmenter:
@@ -128,9 +128,7 @@ def library_versions() -> dict[str, str]:
     """Versions of what decides the embeddings, for the record."""
     from importlib.metadata import version
 
-    return {name: version(name) for name in ("torch", "diffusers", "transformers")} | {
-        "cuda": str(torch.version.cuda)
-    }
+    return {name: version(name) for name in ("torch", "diffusers", "transformers")} | {"cuda": str(torch.version.cuda)}
 
 
 def _read_facts(folder: Path) -> dict[str, Any]:

@@ -15,10 +15,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from slime_image import fit, fit_mask
 from torch import Tensor
 from tqdm import tqdm
 
+from slime_image import fit, fit_mask
 from slime_optimize.attention import was_maps
 from slime_optimize.augment import apply_view, draw_view, part_points
 from slime_optimize.backbone import TOKENS, Backbone
@@ -106,7 +106,7 @@ def _learn(
             result = _step(backbone, latents_B4hw, mask_Bhw, text_1TD, parts, settings, chance)
             _check_finite(result, bar.n, settings)
             adam.zero_grad(set_to_none=True)
-            result.total.backward()  # type: ignore[no-untyped-call]
+            torch.autograd.backward(result.total)
             adam.step()
             bar.set_postfix(tail.add(result), refresh=False)
             bar.update()
@@ -150,7 +150,8 @@ def _views(
             turn += 1
         latents = backbone.encode(torch.stack([pixels for pixels, _ in pairs]))
         masks = _shrunk(torch.stack([mask for _, mask in pairs]), backbone.latent_size).to(backbone.device)
-        yield from zip(latents.split(settings.batch_size), masks.split(settings.batch_size), strict=True)
+        size = settings.batch_size
+        yield from zip(torch.split(latents, size), torch.split(masks, size), strict=True)
 
 
 def _view(canvas: _Canvas, settings: Settings, chance: torch.Generator, turn: int) -> tuple[Tensor, Tensor]:
@@ -161,7 +162,7 @@ def _view(canvas: _Canvas, settings: Settings, chance: torch.Generator, turn: in
 
 def _canvas(example: Example, size: int) -> _Canvas:
     mask_SS = torch.from_numpy(fit_mask(example.mask_HW, size)).long()
-    parts = tuple(int(part) for part in mask_SS.unique())
+    parts = tuple(sorted(set(mask_SS.flatten().tolist())))
     return _Canvas(pixels_3SS=torch.from_numpy(fit(example.image_HW3, size)), mask_SS=mask_SS, parts=parts)
 
 
@@ -192,7 +193,7 @@ def _test_noise(latent_size: int, seed: int) -> Tensor:
 def _check_finite(result: Losses, step: int, settings: Settings) -> None:
     if not bool(torch.isfinite(result.total)):
         raise OptimisationError(
-            f"loss: is {float(result.total)} at step {step + 1}, expected a number; "
+            f"loss: is {float(result.total.detach())} at step {step + 1}, expected a number; "
             f"try a learning rate under {settings.learning_rate}"
         )
 

@@ -4,22 +4,17 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before diffusers is imported: nothing here may reach for a hub
 
-import backbones
-import numpy as np
-import numpy.typing as npt
 import pytest
 from PIL import Image
+
+import backbones
+from painting import ROOT, Files, Main, paint
 from slime_optimize import Backbone, load_backbone
 from slime_optimize.data import Example
-
-ROOT = Path(__file__).resolve().parents[2]
-Main = Callable[[Sequence[str]], int]
 
 
 @pytest.fixture(scope="session")
@@ -39,29 +34,10 @@ def backbone(request: pytest.FixtureRequest, loaded: dict[str, Backbone]) -> Bac
     return loaded[request.param]
 
 
-PARTS = ("background", "red", "green")
-
-
-def paint(seed: int = 0) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
-    """A noisy picture (70,90,3) of a red and a green block, and its mask."""
-    image = np.random.default_rng(seed).integers(0, 80, (70, 90, 3), dtype=np.uint8)
-    mask = np.zeros((70, 90), np.uint8)
-    for part, (rows, columns) in enumerate(((slice(10, 50), slice(10, 40)), (slice(30, 60), slice(50, 80))), 1):
-        image[rows, columns, part - 1] += 170
-        mask[rows, columns] = part
-    return image, mask
-
-
 @pytest.fixture
 def example() -> Example:
     image, mask = paint()
     return Example(name="blocks", image_HW3=image, mask_HW=mask, digest="0" * 64)
-
-
-@dataclass(frozen=True)
-class Files:
-    image: Path
-    mask: Path
 
 
 @pytest.fixture

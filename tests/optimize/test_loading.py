@@ -6,9 +6,10 @@ import json
 import shutil
 from pathlib import Path
 
-import backbones
 import pytest
 import torch
+
+import backbones
 from slime_optimize import Backbone, BackboneError, InputError, choose_device, load_backbone, preset
 from slime_optimize.backbone import content_hash
 
@@ -38,25 +39,22 @@ def test_hash_follows_weights(folder: Path) -> None:
 
 
 def test_half_precision_weights_are_found(folder: Path) -> None:
-    for part, stem in (("unet", "diffusion_pytorch_model"), ("vae", "diffusion_pytorch_model"), ("text_encoder", "model")):
+    diffusers, transformers = "diffusion_pytorch_model", "model"
+    for part, stem in (("unet", diffusers), ("vae", diffusers), ("text_encoder", transformers)):
         (folder / part / f"{stem}.safetensors").rename(folder / part / f"{stem}.fp16.safetensors")
     assert load_backbone(folder).dtype == torch.float32
 
 
 def test_other_samplers_give_the_same_noise_levels(folder: Path, loaded: dict[str, Backbone]) -> None:
     backbones.edit_config(folder, "scheduler", _class_name="PNDMScheduler", skip_prk_steps=True)
-    torch.testing.assert_close(
-        load_backbone(folder).scheduler.alphas_cumprod, loaded["sd15"].scheduler.alphas_cumprod
-    )
+    torch.testing.assert_close(load_backbone(folder).scheduler.alphas_cumprod, loaded["sd15"].scheduler.alphas_cumprod)
 
 
 def test_noise_and_target_match_diffusers(backbone: Backbone) -> None:
     latents, noise = torch.randn(2, 2, 4, 16, 16, generator=torch.Generator().manual_seed(0))
     steps = torch.tensor([5, 700])
     scheduler = backbone.scheduler
-    torch.testing.assert_close(
-        backbone.add_noise(latents, noise, steps), scheduler.add_noise(latents, noise, steps)
-    )
+    torch.testing.assert_close(backbone.add_noise(latents, noise, steps), scheduler.add_noise(latents, noise, steps))
     torch.testing.assert_close(
         backbone.add_noise(latents, noise, torch.tensor(5))[0], scheduler.add_noise(latents, noise, steps)[0]
     )
@@ -98,7 +96,7 @@ def test_hub_id_without_a_network(name: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-REFUSED = {
+REFUSED: dict[str, tuple[str, dict[str, object]]] = {
     "UNet is a SD3Transformer2DModel": ("unet", {"_class_name": "SD3Transformer2DModel"}),
     "VAE is a AutoencoderTiny": ("vae", {"_class_name": "AutoencoderTiny"}),
     "as SDXL": ("unet", {"addition_embed_type": "text_time"}),

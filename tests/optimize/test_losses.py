@@ -6,10 +6,11 @@ import math
 
 import pytest
 import torch
+from torch import Tensor
+
 from slime_optimize import Settings, WasMaps
 from slime_optimize.augment import View, apply_view, draw_view, part_points
 from slime_optimize.losses import class_weights, logit_cross_entropy, losses, map_cross_entropy, was_loss
-from torch import Tensor
 
 B, P, H, W = 2, 4, 3, 5
 
@@ -127,7 +128,7 @@ def test_share_of_a_part_inside_a_view() -> None:
 
 def test_drawn_views_show_the_part_and_follow_the_seed() -> None:
     mask = torch.zeros(64, 64, dtype=torch.long)
-    mask[2:5, 2:5] = 1
+    mask[6:10, 6:10] = 1
     points, settings = part_points(mask, 1), Settings()
     chance = torch.Generator().manual_seed(3)
     views = [draw_view(settings, chance, points) for _ in range(40)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+
 from slime_optimize.metrics import confusion, image_ious, report
 
 PARTS = ("background", "a", "b")

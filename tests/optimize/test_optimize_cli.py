@@ -9,13 +9,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-import backbones
 import numpy as np
 import pytest
 from PIL import Image
-from slime_optimize import Segmenter
 
-from conftest import PARTS, ROOT, Files, Main, paint
+import backbones
+from painting import PARTS, ROOT, Files, Main, paint
+from slime_optimize import Segmenter
 
 
 @pytest.fixture
@@ -31,7 +31,8 @@ def options(files: Files, folders: dict[str, Path], tmp_path: Path) -> dict[str,
 
 
 def line(options: dict[str, list[str]], **changes: object) -> list[str]:
-    merged = options | {f"--{name}": value if isinstance(value, list) else [str(value)] for name, value in changes.items()}
+    changed = {name: value if isinstance(value, list) else [str(value)] for name, value in changes.items()}
+    merged = options | {f"--{name}": value for name, value in changed.items()}
     return [word for flag, values in merged.items() for word in (flag, *map(str, values))]
 
 

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 import torch
+
+from painting import paint
 from slime_optimize import InputError, Segmenter, Settings, preset
 from slime_optimize.picture import colour_mask, overlay, palette, sheet
-
-from conftest import paint
 
 
 @pytest.fixture
@@ -46,7 +46,8 @@ def test_round_trip(segmenter: Segmenter, tmp_path: Path) -> None:
     same = replace(back, text_embedding=segmenter.text_embedding, noise=segmenter.noise)
     assert same == segmenter
     assert back.hash == segmenter.hash
-    assert sorted(p.name for p in (tmp_path / "new" / "folder").iterdir()) == ["segmenter.json", "segmenter.safetensors"]
+    written = sorted(path.name for path in (tmp_path / "new" / "folder").iterdir())
+    assert written == ["segmenter.json", "segmenter.safetensors"]
 
 
 def test_hash_follows_what_decides_the_masks(segmenter: Segmenter) -> None:

@@ -7,6 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+
+from painting import PARTS, paint
 from slime_optimize import (
     Backbone,
     BackboneError,
@@ -21,8 +23,6 @@ from slime_optimize.data import Example
 from slime_optimize.errors import OptimisationError
 from slime_optimize.train import initial_text, optimise
 from slime_was import accumulate, drop_absent, segment
-
-from conftest import PARTS, paint
 
 SHORT = Settings(steps=4)
 
@@ -58,7 +58,7 @@ def test_only_the_parts_rows_are_learned(backbone: Backbone, example: Example) -
 
 @pytest.mark.parametrize("kind", ["maps", "logits"])
 def test_losses_fall(loaded: dict[str, Backbone], example: Example, kind: str) -> None:
-    still = dict(flip=0.0, crop=(1.0, 1.0), rotation=0.0, t_opt=(50, 50), cross_entropy=kind)
+    still = {"flip": 0.0, "crop": (1.0, 1.0), "rotation": 0.0, "t_opt": (50, 50), "cross_entropy": kind}
     first = learn(loaded["sd21"], example, Settings(steps=1).changed(still)).metrics["losses"]
     last = learn(loaded["sd21"], example, Settings(steps=40).changed(still)).metrics["losses"]
     assert last["ce"] < first["ce"] - 0.1
