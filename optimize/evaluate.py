@@ -23,7 +23,7 @@ from slime_optimize.backbone import choose_device
 from slime_optimize.data import dataset, load_example
 from slime_optimize.errors import InputError, first_line
 from slime_optimize.metrics import Ints, Report, confusion, report
-from slime_optimize.predict import BATCH, Predictor, load_predictor
+from slime_optimize.predict import Predictor, load_predictor
 
 
 def parser() -> argparse.ArgumentParser:
@@ -72,8 +72,9 @@ def evaluate(
     parts = predictor.segmenter.parts
     counts: list[Ints] = []
     with tqdm(total=len(pairs), desc="evaluating", unit="image", disable=not progress) as bar:
-        for start in range(0, len(pairs), BATCH):
-            examples = [load_example(image, mask, parts) for image, mask in pairs[start : start + BATCH]]
+        size = predictor.batch_size
+        for start in range(0, len(pairs), size):
+            examples = [load_example(image, mask, parts) for image, mask in pairs[start : start + size]]
             masks = predictor.masks([example.image_HW3 for example in examples], use_was=use_was)
             both = zip(examples, masks, strict=True)
             counts += [confusion(example.mask_HW, mask, len(parts)) for example, mask in both]

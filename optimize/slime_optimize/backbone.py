@@ -142,13 +142,27 @@ def content_hash(folder: Path) -> str:
     """sha256 over the configs and weights that decide what a segmenter of this backbone answers."""
     digest = hashlib.sha256()
     for part in _HASHED:
-        files = sorted(p for p in (folder / part).iterdir() if p.suffix in (".json", ".safetensors"))
-        for path in files:
+        for path in _used_files(folder, part):
             digest.update(f"{part}/{path.name}\0".encode())
             with path.open("rb") as stream:
                 while block := stream.read(1 << 22):
                     digest.update(block)
     return digest.hexdigest()
+
+
+def _used_files(folder: Path, part: str) -> list[Path]:
+    """The config and the weights that are loaded, so that other variants beside them change nothing."""
+    if part == "scheduler":
+        return [folder / part / "scheduler_config.json"]
+    stem = _WEIGHTS[part]
+    weights = _plain_weights(folder, part) or list((folder / part).glob(f"{stem}.fp16*.safetensors"))
+    return [folder / part / "config.json", *sorted(weights)]
+
+
+def _plain_weights(folder: Path, part: str) -> list[Path]:
+    """One file, or numbered ones."""
+    stem = _WEIGHTS[part]
+    return [*(folder / part).glob(f"{stem}.safetensors"), *(folder / part).glob(f"{stem}-0*.safetensors")]
 
 
 def _locate(name: str) -> tuple[Path, str]:
@@ -269,7 +283,7 @@ def _load_models(folder: Path, dtype: torch.dtype) -> dict[str, Any]:
 def _options(folder: Path, part: str) -> dict[str, Any]:
     """Plain weights where they are there, else the half-precision ones published beside them."""
     stem = _WEIGHTS[part]
-    plain = any((folder / part).glob(f"{stem}.safetensors*")) or any((folder / part).glob(f"{stem}-0*.safetensors"))
+    plain = bool(_plain_weights(folder, part))
     half = any((folder / part).glob(f"{stem}.fp16*.safetensors"))
     if not plain and not half:
         raise BackboneError(f"backbone {folder}: has no {part}/{stem}.safetensors (pickled weights are never read)")

@@ -22,7 +22,9 @@ from slime_optimize.errors import BackboneError
 from slime_optimize.segmenter import Segmenter
 from slime_was import drop_absent, segment
 
-BATCH = 8  # images per UNet pass, as the server's largest
+# Images per pass: eight of 128 x 128, as the server's largest batch, and one of SD's 512 x 512.
+_MOST = 8
+_PIXELS_AT_ONCE = 8 * 128 * 128
 
 
 class Predictor:
@@ -38,6 +40,11 @@ class Predictor:
         self.backbone = backbone
         self._text_1TD = segmenter.text_embedding.to(backbone.device, backbone.dtype)
         self._noise_14hw = segmenter.noise.to(backbone.device, backbone.dtype)
+
+    @property
+    def batch_size(self) -> int:
+        """How many images go through the networks together."""
+        return max(1, min(_MOST, _PIXELS_AT_ONCE // self.backbone.image_size**2))
 
     def latents(self, images_HW3: Sequence[npt.NDArray[np.uint8]]) -> Tensor:
         """RGB uint8 images of any sizes -> clean latents (B,4,h,w)."""
@@ -59,7 +66,8 @@ class Predictor:
 
         With use_was false, the cross maps alone.
         """
-        batches = [images_HW3[i : i + BATCH] for i in range(0, len(images_HW3), BATCH)]
+        size = self.batch_size
+        batches = [images_HW3[i : i + size] for i in range(0, len(images_HW3), size)]
         return torch.cat([self._scores(batch, use_was) for batch in batches])
 
     def _scores(self, images_HW3: Sequence[npt.NDArray[np.uint8]], use_was: bool) -> Tensor:

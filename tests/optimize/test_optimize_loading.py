@@ -33,6 +33,7 @@ def test_sizes_and_identity(folders: dict[str, Path], loaded: dict[str, Backbone
 def test_hash_follows_weights(folder: Path) -> None:
     before = content_hash(folder)
     (folder / "README.md").write_text("not part of it")
+    (folder / "unet" / "diffusion_pytorch_model.fp16.safetensors").write_bytes(b"another variant, not read")
     assert content_hash(folder) == before
     other = backbones.build(folder.parent / "other", "sd15", seed=1)
     assert content_hash(other) != before
