@@ -1,6 +1,7 @@
 """Train the embedded backbone from nothing but PartScenes' images and captions.
 
     python backbone/train.py --state build/backbone --out backbone/weights
+    torchrun --nproc-per-node 2 backbone/train.py ...      (a process a core, or a GPU)
 
 Stops and resumes at any moment; raising --steps goes on from the last state.
 """
@@ -8,6 +9,7 @@ Stops and resumes at any moment; raising --steps goes on from the last state.
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 
 import torch
@@ -17,12 +19,15 @@ from slime_backbone.corpus import corpus
 from slime_backbone.diffusion import train_diffusion
 from slime_backbone.models import build_scheduler, build_tokenizer
 from slime_backbone.saving import save_pipeline
+from slime_backbone.training import share
 
 HERE = Path(__file__).parent
 
 
 def main() -> None:
     options = _arguments()
+    if "RANK" in os.environ:  # set by torchrun
+        torch.distributed.init_process_group("gloo")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if options.threads:
         torch.set_num_threads(options.threads)
@@ -36,6 +41,8 @@ def main() -> None:
         latents, pictures.captions, tokenizer, scheduler, state, options.steps, device,
         batch=options.batch, rate=options.rate,
     )
+    if share()[0] > 0:
+        return
     save_pipeline(options.out, unet=unet, vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, scheduler=scheduler)
     print(f"saved {options.out} after {len(history)} steps on {device}")
 

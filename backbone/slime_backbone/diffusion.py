@@ -17,7 +17,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from slime_backbone.entropy import effective_tokens
 from slime_backbone.models import LENGTH, build_text_encoder, build_unet
-from slime_backbone.training import Run
+from slime_backbone.training import Run, share
 
 DROP_CAPTION = 0.1
 WATCH_EVERY = 250  # steps between measurements of the attention's sharpness
@@ -45,12 +45,14 @@ def train_diffusion(
     tokens_MT = torch.tensor(tokens(tokenizer, ["", *captions]))
 
     def loss_of(step: int) -> tuple[torch.Tensor, dict[str, float]]:
-        rng = np.random.default_rng([102, step])
-        chosen = rng.integers(0, len(latents_M4hw), batch)
-        said = np.where(rng.random(batch) < DROP_CAPTION, 0, chosen + 1)
+        process, processes = share()
+        rng = np.random.default_rng([102, step, process])
+        count = batch // processes
+        chosen = rng.integers(0, len(latents_M4hw), count)
+        said = np.where(rng.random(count) < DROP_CAPTION, 0, chosen + 1)
         clean = torch.from_numpy(latents_M4hw[chosen].astype(np.float32)).to(device)
         noise = torch.from_numpy(rng.standard_normal(clean.shape, np.float32)).to(device)
-        times = torch.from_numpy(timesteps(rng, batch)).to(device)
+        times = torch.from_numpy(timesteps(rng, count)).to(device)
         noisy = scheduler.add_noise(clean, noise, times).contiguous(memory_format=torch.channels_last)
         target = scheduler.get_velocity(clean, noise, times)
         text_BTD = text_encoder(tokens_MT[said].to(device))[0]

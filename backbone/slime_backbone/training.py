@@ -1,4 +1,8 @@
-"""What both trainings share: a run that can be stopped at any moment and goes on from its last state."""
+"""What both trainings share: a run that can be stopped at any moment and goes on from its last state.
+
+Under `torchrun` every process takes a share of each batch and gradients are averaged. On a CPU that beats
+threads: one process a core never waits for another inside an operation.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import distributed, nn
 from tqdm import tqdm
 
 SAVE_EVERY = 120.0  # seconds
@@ -36,8 +40,10 @@ class Run:
 
     def go(self, steps: int, loss_of: Callable[[int], tuple[torch.Tensor, dict[str, float]]]) -> None:
         """Train up to step `steps`; `loss_of(step)` gives the loss and figures worth keeping."""
+        if self.step >= steps:
+            return
         saved = time.monotonic()
-        bar = tqdm(total=steps, initial=self.step, desc=self.path.stem, mininterval=10)
+        bar = tqdm(total=steps, initial=self.step, desc=self.path.stem, mininterval=10, disable=share()[0] > 0)
         while self.step < steps:
             figures = self._one(steps, loss_of)
             self.step += 1
@@ -57,11 +63,22 @@ class Run:
             group["lr"] = self.peak_rate * trapezoid(self.step, steps, self.warmup)
         loss, figures = loss_of(self.step)
         self.optimiser.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
+        self._share_gradients()
         nn.utils.clip_grad_norm_(self.modules.parameters(), 1.0)
         self.optimiser.step()
         self._update_average()
         return {"loss": loss.item(), **figures}
+
+    def _share_gradients(self) -> None:
+        processes = share()[1]
+        if processes == 1:
+            return
+        gradients = [p.grad for p in self.modules.parameters() if p.grad is not None]
+        flat = torch.cat([g.flatten() for g in gradients])
+        distributed.all_reduce(flat)
+        for g, mean in zip(gradients, (flat / processes).split([g.numel() for g in gradients]), strict=True):
+            g.copy_(mean.view(g.shape))
 
     @torch.no_grad()
     def _update_average(self) -> None:
@@ -72,6 +89,8 @@ class Run:
 
     def save(self) -> None:
         """Write beside, then rename: a kill while saving loses nothing."""
+        if share()[0] > 0:
+            return
         beside = self.path.with_suffix(".partial")
         state = {
             "modules": self.modules.state_dict(),
@@ -94,6 +113,13 @@ class Run:
     def use_average(self) -> None:
         """Put the averaged weights, the ones worth keeping, into the modules."""
         self.modules.load_state_dict(self.average)
+
+
+def share() -> tuple[int, int]:
+    """This process's number and how many there are."""
+    if not distributed.is_initialized():
+        return 0, 1
+    return distributed.get_rank(), distributed.get_world_size()
 
 
 def trapezoid(step: int, steps: int, warmup: int, fall: float = 0.25) -> float:

@@ -1,0 +1,31 @@
+"""Write PartScenes splits to folders: images/NNN.png, masks/NNN.png (part indices), parts.json, captions.json."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from PIL import Image
+
+from slime_backbone.scene import COUNTS, parts_of, scene
+
+
+def write_split(folder: Path, kind: str, split: str) -> Path:
+    """`folder`/kind/split with COUNTS[split] scenes; a split that is whole already is left alone.
+
+    parts.json is written last and marks a whole split.
+    """
+    out = folder / kind / split
+    if (out / "parts.json").exists():
+        return out
+    for name in ("images", "masks"):
+        (out / name).mkdir(parents=True, exist_ok=True)
+    captions = []
+    for index in range(COUNTS[split]):
+        drawn = scene(kind, split, index)
+        Image.fromarray(drawn.image).save(out / "images" / f"{index:03}.png")
+        Image.fromarray(drawn.mask).save(out / "masks" / f"{index:03}.png")
+        captions.append(drawn.caption)
+    (out / "captions.json").write_text(json.dumps(captions, indent=1) + "\n")
+    (out / "parts.json").write_text(json.dumps(parts_of(kind)) + "\n")
+    return out
