@@ -1,0 +1,95 @@
+"""Tiny segmenters on tiny backbones, exported once for all tests of this folder."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from exporting import PARTS, Exported, Snapshot
+
+import slime_export.onnx
+from backbones import KINDS, LATENT_SIZE, build
+from slime_export.pipeline import Request, export
+from slime_optimize.backbone import load_backbone
+from slime_optimize.predict import load_predictor
+from slime_optimize.segmenter import Segmenter
+from slime_optimize.settings import Settings
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def make_segmenter() -> Callable[..., Path]:
+    """(folder, kind, parts) -> a segmenter with random embeddings in folder/car, its backbone in folder/backbone."""
+
+    def make(folder: Path, kind: str = "sd15", parts: tuple[str, ...] = PARTS, seed: int = 0) -> Path:
+        backbone = load_backbone(build(folder / "backbone", kind, seed))
+        generator = torch.Generator().manual_seed(seed)
+        segmenter = Segmenter(
+            text_embedding=torch.randn(1, 77, backbone.text_width, generator=generator),
+            noise=torch.randn(1, 4, LATENT_SIZE, LATENT_SIZE, generator=generator),
+            parts=parts,
+            colours=tuple((20 * i, 0, 255) for i in range(len(parts))),
+            backbone_id=backbone.id,
+            backbone_hash=backbone.hash,
+            image_size=backbone.image_size,
+            latent_size=backbone.latent_size,
+            # Random maps are low everywhere: the paper's threshold would leave nothing but background.
+            settings=Settings(threshold=0.01),
+            preset="paper",
+            seed=seed,
+        )
+        segmenter.save(folder / "car")
+        return folder / "car"
+
+    return make
+
+
+@pytest.fixture(scope="session", params=sorted(KINDS))
+def exported(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, make_segmenter: Callable[..., Path]
+) -> Exported:
+    root = tmp_path_factory.mktemp(request.param)
+    folder = make_segmenter(root, request.param)
+    lines: list[str] = []
+    published, report = export(Request(folder=folder, repository=root / "repository"), lines.append)
+    return Exported(
+        kind=request.param,
+        folder=folder,
+        repository=root / "repository",
+        predictor=load_predictor(folder),
+        published=published,
+        report=report,
+        lines=lines,
+    )
+
+
+@pytest.fixture
+def without_tracing(exported: Exported, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Exports of the same segmenter take the files that are there, which spares most of their time."""
+
+    def copied(module: Any, signature: Any, folder: Path, external_over: int) -> Path:
+        model = "car_unet" if "CROSS" in signature.outputs else "vae_encoder"
+        return Path(shutil.copy(exported.repository / model / "1" / "model.onnx", folder))
+
+    monkeypatch.setattr(slime_export.onnx, "write", copied)
+
+
+@pytest.fixture(scope="session")
+def snapshot() -> Callable[[Path], Snapshot]:
+    """Every path under a folder with its content (None for a folder); what lies beside it counts, too."""
+
+    def take(folder: Path) -> Snapshot:
+        found = sorted(folder.rglob("*")) if folder.exists() else []
+        inside = {str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None for path in found}
+        hidden = {f"../{path.name}": None for path in folder.parent.glob(f".{folder.name}*")}
+        return inside | hidden | {".": None if folder.exists() else b"missing"}
+
+    return take

@@ -1,0 +1,114 @@
+"""The command: what it prints, its exit codes, and one clear line for each mistake."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+from exporting import Exported, Snapshot
+
+from slime_export import layout, parity
+
+ONE_KIND = pytest.mark.parametrize("exported", ["sd15"], indirect=True)
+SCRIPT = Path(__file__).resolve().parents[2] / "export" / "build.py"
+
+
+@pytest.fixture(scope="module")
+def build() -> ModuleType:
+    specification = importlib.util.spec_from_file_location("export_build", SCRIPT)
+    assert specification and specification.loader
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def mistake(
+    build: ModuleType, capsys: pytest.CaptureFixture[str], snapshot: Callable[[Path], Snapshot]
+) -> Callable[..., str]:
+    """(repository, code, *arguments) -> the one line; the repository stays as it was."""
+
+    def run(repository: Path, code: int, *arguments: object) -> str:
+        before = snapshot(repository)
+        assert build.main([str(each) for each in (*arguments, "--repository", repository)]) == code
+        assert snapshot(repository) == before
+        line = capsys.readouterr().err.splitlines()[-1]
+        assert line.startswith("error: ")
+        return line
+
+    return run
+
+
+@ONE_KIND
+def test_publishing_again_under_the_folders_name(
+    build: ModuleType, exported: Exported, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    repository = shutil.copytree(exported.repository, tmp_path / "repository")
+    assert build.main([str(exported.folder), "--repository", str(repository)]) == 0
+    said = capsys.readouterr().out
+    # The VAE encoder is there already.
+    assert "tracing the VAE encoder" not in said
+    assert all(stage in said for stage in ("loading segmenter", "tracing the UNet: ", "comparing with PyTorch: "))
+    assert f"published car version 2 in {repository}" in said
+    assert layout.versions(repository / "car_unet") == [1, 2]
+
+
+def test_parameters_are_what_the_client_reads(exported: Exported) -> None:
+    from google.protobuf import text_format
+    from tritonclient.grpc import model_config_pb2
+
+    config = text_format.Parse(layout.config_text(exported.repository / "car"), model_config_pb2.ModelConfig())
+    said = {key: value.string_value for key, value in config.parameters.items()}
+    segmenter = exported.predictor.segmenter
+    assert json.loads(said["parts"]) == list(segmenter.parts)
+    assert json.loads(said["colours"]) == [list(colour) for colour in segmenter.colours]
+    assert (said["form"], said["image_size"]) == ("baked", "64")
+    assert (said["backbone"], said["segmenter"]) == (segmenter.backbone_hash, segmenter.hash)
+
+
+def test_no_segmenter_there(mistake: Callable[..., str], tmp_path: Path) -> None:
+    assert "segmenter.json" in mistake(tmp_path / "repository", 2, tmp_path / "nothing")
+
+
+def test_bad_name(mistake: Callable[..., str], exported: Exported, tmp_path: Path) -> None:
+    line = mistake(tmp_path / "repository", 2, exported.folder, "--name", "was")
+    assert line.endswith("give another --name")
+
+
+def test_backbone_that_changed(
+    mistake: Callable[..., str], make_segmenter: Callable[..., Path], exported: Exported, tmp_path: Path
+) -> None:
+    make_segmenter(tmp_path / "other", exported.kind, seed=1)
+    line = mistake(tmp_path / "repository", 2, exported.folder, "--backbone", tmp_path / "other" / "backbone")
+    assert "optimise again" in line
+
+
+def test_repository_of_another_backbone(
+    mistake: Callable[..., str], make_segmenter: Callable[..., Path], exported: Exported, tmp_path: Path
+) -> None:
+    other = make_segmenter(tmp_path, exported.kind, seed=1)
+    assert "a repository holds one backbone, give another --repository" in mistake(exported.repository, 2, other)
+
+
+@pytest.mark.usefixtures("without_tracing")
+def test_failed_parity(mistake: Callable[..., str], exported: Exported, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parity, "difference", lambda got, expected: parity.Difference(largest=0.5, mean=0))
+    line = mistake(exported.repository, 1, exported.folder)
+    assert "parity: LATENTS at batch 1 differs by 0.5, expected at most 0.001" in line
+
+
+def test_server_that_is_not_there(mistake: Callable[..., str], exported: Exported) -> None:
+    line = mistake(exported.repository, 1, exported.folder, "--url", "127.0.0.1:9")
+    assert "127.0.0.1:9" in line
+
+
+def test_random_images_are_images() -> None:
+    images = parity.random_images(np.random.default_rng(0), 2, 64)
+    assert [(each.shape, each.dtype) for each in images] == [((64, 64, 3), np.dtype(np.uint8))] * 2
+    assert all(each.std() > 20 for each in images)

@@ -1,0 +1,104 @@
+"""Publishing to the real server while it answers requests: no gap, and no harm from a version that is wrong."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from exporting import Exported, Snapshot
+from tritonclient import grpc
+
+from serving import Served, png, served
+from slime_export import layout, parity, repository
+from slime_export.errors import ServerError
+from slime_export.pipeline import Request, export
+from slime_export.server import Server
+
+pytestmark = pytest.mark.triton
+
+
+class Asking:
+    """Sends one image after the other from a thread of its own, and keeps every answer and error."""
+
+    def __init__(self, server: Served, image: Any) -> None:
+        self.masks: list[Any] = []
+        self.errors: list[Exception] = []
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, args=(server, png(image)))
+
+    def __enter__(self) -> Asking:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _run(self, server: Served, data: bytes) -> None:
+        while not self._stop.is_set():
+            try:
+                self.masks.append(server.segment("car", data))
+            except Exception as error:
+                self.errors.append(error)
+
+
+def served_version(server: Served) -> str:
+    with grpc.InferenceServerClient(server.grpc) as client:
+        (version,) = client.get_model_metadata("car").versions
+    return str(version)
+
+
+@pytest.mark.usefixtures("without_tracing")
+@pytest.mark.parametrize("exported", ["sd21"], indirect=True)
+def test_publishing_to_a_server_that_answers(
+    exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, snapshot: Callable[[Path], Snapshot]
+) -> None:
+    target = shutil.copytree(exported.repository, tmp_path / "repository")
+    (image,) = parity.random_images(np.random.default_rng(3), 1, 64)
+    expected = exported.predictor.mask(image)
+
+    with served(target) as server:
+        request = Request(folder=exported.folder, repository=target, url=server.grpc)
+        first = layout.versions(target / "car")[-1]
+        with Asking(server, image) as asking:
+            for version in (first + 1, first + 2):
+                published, _ = export(request, lambda line: None)
+                assert (published.version, served_version(server)) == (version, str(version))
+        assert len(layout.versions(target / "car_unet")) == 2
+
+        before = snapshot(target)
+        with Asking(server, image) as failing:
+            refuse_a_wrong_unet(request, monkeypatch)
+            refuse_a_broken_ensemble(request, monkeypatch)
+        assert snapshot(target) == before
+        assert served_version(server) == str(first + 2)
+        for each in (asking, failing):
+            assert not each.errors
+            assert len(each.masks) > 3
+            assert min((mask == expected).mean() for mask in each.masks) >= 0.999
+        assert export(request, lambda line: None)[0].version == first + 3
+
+
+def refuse_a_wrong_unet(request: Request, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        real = Server.check
+        patch.setattr(
+            Server, "check", lambda self, m, v, i, e: real(self, m, v, i, {k: 2 * value for k, value in e.items()})
+        )
+        with pytest.raises(ServerError, match="answers .* with a difference of"):
+            export(request, lambda line: None)
+
+
+def refuse_a_broken_ensemble(request: Request, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        real = repository.contract.ensemble_config
+        patch.setattr(
+            repository.contract, "ensemble_config", lambda **k: real(**k).replace('"MASK" value', '"NONE" value')
+        )
+        with pytest.raises(ServerError, match="load of car failed"):
+            export(request, lambda line: None)

@@ -1,0 +1,303 @@
+"""Publishing: the order, what stays, what is refused, and that neither a failure nor a kill leaves anything half done.
+
+The networks are a few bytes here; only the files and their names matter.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from exporting import Snapshot
+from tritonclient.grpc import model_config_pb2
+
+from slime_export import changes, layout
+from slime_export.changes import staging
+from slime_export.errors import ExportError, ServerError
+from slime_export.repository import Candidate, Published, publish, source_model
+from slime_export.server import Server
+from slime_optimize.segmenter import Segmenter
+from slime_optimize.settings import Settings
+
+BACKBONE = "a1" * 32
+
+
+def segmenter(parts: int = 3, backbone: str = BACKBONE) -> Segmenter:
+    return Segmenter(
+        text_embedding=torch.zeros(1, 77, 8),
+        noise=torch.zeros(1, 4, 8, 8),
+        parts=tuple(f"part {i}" for i in range(parts)),
+        colours=((0, 0, 0),) * parts,
+        backbone_id="tiny",
+        backbone_hash=backbone,
+        image_size=32,
+        latent_size=8,
+        settings=Settings(),
+        preset="paper",
+        seed=0,
+    )
+
+
+def run(repository: Path, name: str = "car", parts: int = 3, server: Any = None) -> Published:
+    """As the pipeline does it, with files of a few bytes in place of networks."""
+    with staging(repository) as staged:
+        encoder = layout.encoder_of(repository, BACKBONE)
+        folders = {}
+        for each in ("unet", "encoder"):
+            folders[each] = staged / ".export" / each
+            folders[each].mkdir(parents=True)
+            (folders[each] / "model.onnx").write_text(f"{each} of {name}")
+        candidate = Candidate(
+            name=name,
+            segmenter=segmenter(parts),
+            unet=folders["unet"],
+            encoder=None if encoder else folders["encoder"],
+            inputs={"LATENTS": np.zeros((1, 4, 8, 8), np.float32)},
+            expected={},
+        )
+        return publish(repository, staged, candidate, server)
+
+
+def assert_servable(repository: Path) -> None:
+    """Every model has its configuration, and every ensemble what it names, within the two latest versions."""
+    for model in repository.iterdir():
+        assert not model.name.startswith(".")
+        assert f'name: "{model.name}"' in layout.config_text(model)
+    for name in layout.segmenters(repository):
+        for model_name, version in layout.pinned(repository / name).items():
+            assert version in layout.versions(repository / model_name)[-2:], (name, model_name)
+        assert_own_version(repository / name)
+    assert not list(repository.rglob("__pycache__"))
+
+
+def assert_own_version(ensemble: Path) -> None:
+    from google.protobuf import text_format
+
+    config = text_format.Parse(layout.config_text(ensemble), model_config_pb2.ModelConfig())
+    assert set(config.version_policy.specific.versions) <= set(layout.versions(ensemble))
+
+
+def test_a_new_repository_is_whole(tmp_path: Path) -> None:
+    repository = tmp_path / "models" / "repository"
+    published = run(repository)
+    assert (published.name, published.version) == ("car", 1)
+    assert sorted(each.name for each in repository.iterdir()) == ["car", "car_unet", "preprocess", "vae_encoder", "was"]
+    assert layout.pinned(repository / "car") == {"preprocess": 1, "vae_encoder": 1, "car_unet": 1, "was": 1}
+    assert '"32"' in layout.config_text(repository / "preprocess")
+    assert f'"{BACKBONE}"' in layout.config_text(repository / "vae_encoder")
+    for model, package in (("preprocess", "slime_image"), ("was", "slime_was")):
+        source = layout.python_files(source_model(model), 1, package)
+        assert {"model.py", f"{package}/__init__.py"} <= set(source)
+        assert layout.python_files(repository / model, 1, package) == source
+    assert [each.name for each in repository.parent.iterdir()] == ["repository"]
+    assert_servable(repository)
+
+
+def test_the_latest_two_unets_stay(tmp_path: Path) -> None:
+    for version, unets in ((1, [1]), (2, [1, 2]), (3, [2, 3]), (4, [3, 4])):
+        assert run(tmp_path / "repository").version == version
+        assert layout.versions(tmp_path / "repository/car_unet") == unets
+        assert layout.versions(tmp_path / "repository/car") == [version]
+        assert layout.pinned(tmp_path / "repository/car")["car_unet"] == version
+        assert layout.versions(tmp_path / "repository/was") == [1]
+        assert_servable(tmp_path / "repository")
+
+
+def test_segmenters_share_what_is_the_backbones(tmp_path: Path) -> None:
+    run(tmp_path / "repository")
+    before = (tmp_path / "repository/car/config.pbtxt").read_text()
+    run(tmp_path / "repository", "horse", parts=5)
+    assert layout.segmenters(tmp_path / "repository") == ["car", "horse"]
+    assert layout.versions(tmp_path / "repository/vae_encoder") == [1]
+    assert (tmp_path / "repository/car/config.pbtxt").read_text() == before
+
+
+def test_the_next_version_may_have_more_parts(tmp_path: Path) -> None:
+    run(tmp_path / "repository", parts=3)
+    config = layout.config_text(tmp_path / "repository/car_unet")
+    run(tmp_path / "repository", parts=9)
+    assert layout.config_text(tmp_path / "repository/car_unet") == config
+    assert "part 8" in layout.config_text(tmp_path / "repository/car")
+
+
+def test_another_backbone_is_refused(tmp_path: Path) -> None:
+    run(tmp_path / "repository")
+    with pytest.raises(ExportError, match=r"holds segmenters of backbone a1a1a1a1a1a1, this one is of b2b2b2b2b2b2"):
+        layout.encoder_of(tmp_path / "repository", "b2" * 32)
+
+
+def test_changed_code_becomes_a_new_version_until_others_would_lose_theirs(tmp_path: Path) -> None:
+    repository = tmp_path / "repository"
+    run(repository, "horse")
+    for version in (2, 3):
+        code = repository / "was" / str(version - 1) / "slime_was" / "weighting.py"
+        code.write_text(code.read_text() + "\n# older\n")
+        if version == 3:
+            with pytest.raises(ExportError, match=r"horse still uses version 1 of was.*export horse again first"):
+                run(repository, "car")
+            run(repository, "horse")
+        assert run(repository, "car").versions.was == version
+        assert layout.pinned(repository / "horse")["was"] == (1 if version == 2 else 3)
+        assert_servable(repository)
+
+
+@pytest.mark.parametrize("existing", [0, 2])
+def test_a_failure_at_any_step_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, snapshot: Callable[[Path], Snapshot], existing: int
+) -> None:
+    repository = tmp_path / "repository"
+    for _ in range(existing):
+        run(repository)
+    before, real, step = snapshot(repository), changes.rename, 0
+    while True:
+        left = [step := step + 1]
+
+        def failing(source: Path, target: Path, left: list[int] = left) -> None:
+            left[0] -= 1
+            if left[0] == 0:
+                raise OSError(28, "No space left on device")
+            real(source, target)
+
+        monkeypatch.setattr(changes, "rename", failing)
+        try:
+            run(repository)
+        except OSError:
+            assert snapshot(repository) == before, step
+        else:
+            break
+    assert step > 4
+    assert_servable(repository)
+
+
+@pytest.mark.parametrize("existing", [0, 2])
+def test_a_kill_at_any_step_leaves_a_servable_repository(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, existing: int
+) -> None:
+    step, codes = 0, {9}
+    while codes == {9}:
+        step += 1
+        repository = tmp_path / str(step) / "repository"
+        for _ in range(existing):
+            run(repository)
+        codes = {killed(step, lambda repository=repository: run(repository), monkeypatch)}
+        assert_servable(repository)
+        if existing:
+            assert layout.pinned(repository / "car")["car_unet"] >= 2
+        run(repository)
+        assert_servable(repository)
+        assert not [each for each in repository.parent.iterdir() if each != repository]
+    assert codes == {0}
+    assert step > 4
+
+
+def killed(step: int, action: Callable[[], object], monkeypatch: pytest.MonkeyPatch) -> int:
+    """Exit code of a child that does `action` and dies, with nothing cleaned up, before its step-th rename."""
+    child = os.fork()
+    if child:
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    real, left = changes.rename, [step]
+
+    def dying(source: Path, target: Path) -> None:
+        left[0] -= 1
+        if left[0] == 0:
+            os._exit(9)
+        real(source, target)
+
+    try:
+        changes.rename = dying
+        action()
+    except BaseException:
+        os._exit(1)
+    os._exit(0)
+
+
+def test_one_publication_at_a_time(tmp_path: Path) -> None:
+    run(tmp_path / "repository")
+    with staging(tmp_path / "repository"), pytest.raises(ExportError, match="another process is publishing into it"):
+        run(tmp_path / "repository")
+    run(tmp_path / "repository")
+
+
+def test_a_repository_that_is_a_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "repository").write_text("")
+    with pytest.raises(ExportError, match="cannot be a folder"):
+        run(tmp_path / "repository")
+
+
+@pytest.mark.parametrize("name", ["", "was", "car_unet", "vae_encoder", "a b", "../car", ".car", "c" * 65])
+def test_names_that_cannot_be_served(name: str) -> None:
+    with pytest.raises(ExportError, match="give another --name"):
+        layout.check_name(name)
+
+
+class FakeServer(Server):
+    """Takes everything, or fails at one call; remembers what was asked."""
+
+    def __init__(self, repository: Path, fails_at: str = "") -> None:
+        self.url, self.calls, self.fails_at, self.repository = "fake", [], fails_at, repository
+        self.loaded: dict[str, tuple[list[int], str]] = {}
+        self.calls: list[str] = []
+
+    def load(self, model: str) -> None:
+        self._note(f"load {model}")
+        folder = self.repository / model
+        self.loaded[model] = (layout.versions(folder)[-2:], layout.config_text(folder))
+
+    def unload(self, model: str) -> None:
+        self._note(f"unload {model}")
+        self.loaded.pop(model, None)
+
+    def has(self, model: str, version: int) -> bool:
+        return model in self.loaded and version in self.loaded[model][0]
+
+    def check(self, model: str, version: int, inputs: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
+        assert inputs["LATENTS"].shape == (1, 4, 8, 8)
+        self._note(f"check {model} {version}")
+
+    def _note(self, call: str) -> None:
+        self.calls.append(call)
+        if call == self.fails_at:
+            self.fails_at = ""
+            raise ServerError(f"server fake: {call} failed")
+
+
+def test_a_running_server_checks_the_unet_before_it_switches(tmp_path: Path) -> None:
+    repository = tmp_path / "repository"
+    server = FakeServer(repository)
+    run(repository, server=server)
+    first = ["load preprocess", "load was", "load vae_encoder", "load car_unet", "check car_unet 1", "load car"]
+    assert server.calls == first
+    server.calls.clear()
+    run(repository, server=server)
+    assert server.calls == ["load car_unet", "check car_unet 2", "load car"]
+
+
+@pytest.mark.parametrize("fails_at", ["load car_unet", "check car_unet 3", "load car"])
+def test_what_the_server_refuses_is_taken_back(
+    tmp_path: Path, snapshot: Callable[[Path], Snapshot], fails_at: str
+) -> None:
+    repository = tmp_path / "repository"
+    server = FakeServer(repository)
+    for _ in range(2):
+        run(repository, server=server)
+    before, loaded = snapshot(repository), dict(server.loaded)
+    server.fails_at = fails_at
+    with pytest.raises(ServerError, match=fails_at):
+        run(repository, server=server)
+    assert snapshot(repository) == before
+    assert server.loaded["car_unet"] == loaded["car_unet"]
+    assert server.loaded["car"][1] == loaded["car"][1]
+    assert run(repository, server=server).version == 3
+
+
+def test_a_first_publication_that_fails_is_unloaded(tmp_path: Path, snapshot: Callable[[Path], Snapshot]) -> None:
+    server = FakeServer(tmp_path / "repository", fails_at="load car")
+    with pytest.raises(ServerError):
+        run(tmp_path / "repository", server=server)
+    assert not server.loaded
+    assert not (tmp_path / "repository").exists()
