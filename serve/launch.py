@@ -12,36 +12,47 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 
-from slime_serve import ServeError, Server, ServerFailed, ServerSettings
-
-_STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+from slime_serve import ServeError, Server, ServerError, ServerSettings, Stopped
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit code: 0 stopped, 1 the server failed, 2 wrong usage."""
     arguments = _parser().parse_args(argv)
-    for number in _STOPPING:
-        signal.signal(number, _stop_once)
+    stop = _StopRequest()
     try:
-        with Server(ServerSettings(**vars(arguments))) as server:
+        with Server(ServerSettings(**vars(arguments)), stop.is_wanted) as server:
             names = ",".join(server.segmenters)
-            print(f"ready grpc={server.grpc} http={server.http} metrics={server.metrics} segmenters={names}", flush=True)
+            print(
+                f"ready grpc={server.grpc} http={server.http} metrics={server.metrics} segmenters={names}", flush=True
+            )
             server.wait()
-    except KeyboardInterrupt:
-        return 0
+    except Stopped:
+        pass
     except ServeError as error:
-        if isinstance(error, ServerFailed) and error.log_tail:
+        if isinstance(error, ServerError) and error.log_tail:
             print(error.log_tail, file=sys.stderr)
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
     return 0
 
 
-def _stop_once(number: int, frame: FrameType | None) -> None:
-    """A second Ctrl-C must not break off the cleaning up that the first one began."""
-    for each in _STOPPING:
-        signal.signal(each, signal.SIG_IGN)
-    raise KeyboardInterrupt
+class _StopRequest:
+    """Remembers that a signal came, to be asked for.
+
+    An exception out of the handler would be lost where Python happens to be in a destructor, and a second Ctrl-C
+    would break off the cleaning up.
+    """
+
+    def __init__(self) -> None:
+        self._wanted = False
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, self._remember)
+
+    def is_wanted(self) -> bool:
+        return self._wanted
+
+    def _remember(self, number: int, frame: FrameType | None) -> None:
+        self._wanted = True
 
 
 def _parser() -> argparse.ArgumentParser:

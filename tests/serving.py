@@ -1,7 +1,7 @@
 """Starting the real server in tests: on free ports, one thread for each network, and always stopped.
 
-    with served(repository) as server:
-        server.segment("car", png_bytes)
+with served(repository) as server:
+    server.segment("car", png_bytes)
 """
 
 from __future__ import annotations
@@ -68,9 +68,7 @@ def served(repository: Path, *arguments: str) -> Iterator[Served]:
 def launch(repository: Path, *arguments: str, ports: tuple[str, ...] = FREE_PORTS) -> subprocess.Popen[str]:
     """serve/launch.py as a process of its own; nothing is waited for."""
     command = [sys.executable, os.fspath(LAUNCH), "--repository", os.fspath(repository), "--threads", "1"]
-    return subprocess.Popen(
-        [*command, *ports, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    return subprocess.Popen([*command, *ports, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def stop(launcher: subprocess.Popen[str], number: int = signal.SIGTERM) -> int:
@@ -85,7 +83,7 @@ def stop(launcher: subprocess.Popen[str], number: int = signal.SIGTERM) -> int:
 
 
 def _served(launcher: subprocess.Popen[str]) -> Served:
-    line = _first_line(launcher)
+    line = first_line(launcher)
     word, *pairs = line.split() or [""]
     if word != "ready":
         raise AssertionError(f"the server did not get ready: {line!r} {stop_and_read(launcher)}")
@@ -106,8 +104,8 @@ def stop_and_read(launcher: subprocess.Popen[str]) -> str:
     return launcher.communicate(timeout=STOP_SECONDS)[1]
 
 
-def _first_line(launcher: subprocess.Popen[str]) -> str:
-    """The first line of stdout, or "" at its end or after READY_SECONDS."""
+def first_line(launcher: subprocess.Popen[str]) -> str:
+    """The launcher's ready line, or "" where it ended or READY_SECONDS passed without one."""
     lines: queue.Queue[str] = queue.Queue()
     assert launcher.stdout is not None
     threading.Thread(target=lambda stdout=launcher.stdout: lines.put(stdout.readline()), daemon=True).start()

@@ -48,7 +48,7 @@ def _steps(path: Path) -> dict[str, list[str]]:
 
 def _parse(config: Path) -> Any:
     # Imported here so that usage errors need no server packages.
-    from google.protobuf import text_format
+    from google.protobuf import text_format  # type: ignore[import-untyped]
     from tritonclient.grpc import model_config_pb2
 
     try:

@@ -12,16 +12,18 @@ import signal
 import subprocess
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
 from slime_serve import ports, probe, repository, wheel
-from slime_serve.errors import ServerFailed, UsageError
+from slime_serve.errors import ServerError, Stopped, UsageError
 
 SHARED_MEMORY = Path("/dev/shm")
 _LOAD_FAILURE = re.compile(r"failed to load '([^']+)'(?: version \d+)?: (.*)")
 _TAIL_LINES = 20
+_POLL_SECONDS = 0.1
 _STOP_SECONDS = 20
 _KILL_SECONDS = 5
 _PR_SET_PDEATHSIG = 1
@@ -53,11 +55,12 @@ class Server:
     """A context: inside it the server is ready and every segmenter has answered; afterwards nothing of it is left.
 
     Attributes: ``segmenters``, and the ``grpc``, ``http`` and ``metrics`` addresses as HOST:PORT. Entering raises
-    UsageError before anything is started, or ServerFailed.
+    UsageError before anything is started, ServerError, or Stopped soon after ``stop_wanted`` has become true.
     """
 
-    def __init__(self, settings: ServerSettings) -> None:
+    def __init__(self, settings: ServerSettings, stop_wanted: Callable[[], bool] = lambda: False) -> None:
         self._settings = settings
+        self._stop_wanted = stop_wanted
         self._process: subprocess.Popen[bytes] | None = None
         self._prefix = f"slime_{os.getpid()}_{secrets.token_hex(4)}_"
 
@@ -75,20 +78,20 @@ class Server:
             self._start(found)
             probe.wait(self.grpc, self.segmenters, settings.timeout, self._check_alive)
         except BaseException as error:
-            self._stop(keep_log=isinstance(error, ServerFailed))
+            self._stop(keep_log=isinstance(error, ServerError))
             raise
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._stop(keep_log=isinstance(error, ServerFailed))
+        self._stop(keep_log=isinstance(error, ServerError))
 
     def wait(self) -> None:
-        """Block until the server ends by itself, which raises ServerFailed."""
-        assert self._process is not None
-        self._process.wait()
-        self._check_alive()
+        """Block until asked to stop (Stopped) or until the server ends by itself (ServerError)."""
+        while True:
+            self._check_alive()
+            time.sleep(_POLL_SECONDS)
 
     def _start(self, found: wheel.Wheel) -> None:
         backends, python = self._folder / "backends", self._folder / "python"
@@ -129,6 +132,8 @@ class Server:
         ]
 
     def _check_alive(self) -> None:
+        if self._stop_wanted():
+            raise Stopped
         assert self._process is not None
         code = self._process.poll()
         if code is None:
@@ -138,9 +143,9 @@ class Server:
             model, reason = failure.groups()
             # Python's stack follows, with line ends written as \\n.
             first = reason.split("\\n")[0].strip(' "')
-            raise ServerFailed(f"model {model}: the server cannot load it ({first}); its log: {self._log}")
+            raise ServerError(f"model {model}: the server cannot load it ({first}); its log: {self._log}")
         tail = "\n".join(text.splitlines()[-_TAIL_LINES:])
-        raise ServerFailed(f"server: ended with code {code}; its log: {self._log}", tail)
+        raise ServerError(f"server: ended with code {code}; its log: {self._log}", tail)
 
     def _stop(self, *, keep_log: bool) -> None:
         if self._process is not None:

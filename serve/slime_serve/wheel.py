@@ -15,7 +15,7 @@ import sysconfig
 from dataclasses import dataclass
 from pathlib import Path
 
-from slime_serve.errors import ServerFailed
+from slime_serve.errors import ServerError
 
 STAND_IN = Path(__file__).resolve().parent.parent / "backends" / "onnxruntime"
 _VERSION = f"{sys.version_info.major}.{sys.version_info.minor}"
@@ -33,21 +33,21 @@ class Wheel:
 
 
 def find() -> Wheel:
-    """The installed wheel; ServerFailed in one line where there is none for this machine or this Python."""
+    """The installed wheel; ServerError in one line where there is none for this machine or this Python."""
     if sys.platform != "linux" or platform.machine() != "x86_64":
-        raise ServerFailed(
+        raise ServerError(
             f"tritonserver: its wheel is for Linux on x86-64, this is {sys.platform} on {platform.machine()}; "
             "serve the repository with the container in serve/README.md"
         )
     spec = importlib.util.find_spec("pytriton")
     if spec is None or spec.origin is None:
-        raise ServerFailed("tritonserver: package nvidia-pytriton is not installed; run: pip install '.[serve]'")
+        raise ServerError("tritonserver: package nvidia-pytriton is not installed; run: pip install '.[serve]'")
     package = Path(spec.origin).parent
     root = package / "tritonserver"
     stub = root / "python_backend_stubs" / _VERSION / "triton_python_backend_stub"
     if not stub.exists():
         have = ", ".join(sorted(path.name for path in stub.parent.parent.glob("*"))) or "none"
-        raise ServerFailed(f"tritonserver: its wheel supports Python {have}, this is {_VERSION}; use one of those")
+        raise ServerError(f"tritonserver: its wheel supports Python {have}, this is {_VERSION}; use one of those")
     return Wheel(
         server=root / "bin" / "tritonserver",
         stub=stub,
@@ -62,7 +62,8 @@ def assemble_backends(wheel: Wheel, folder: Path) -> None:
     skip_caches = shutil.ignore_patterns("__pycache__")
     python = folder / "python"
     shutil.copytree(wheel.backends / "python", python, ignore=skip_caches)
-    stub = shutil.copy2(wheel.stub, python / wheel.stub.name)
+    stub = python / wheel.stub.name
+    shutil.copy2(wheel.stub, stub)
     # Installing from a wheel loses the executable bit.
     stub.chmod(0o755)
     shutil.copytree(STAND_IN, folder / "onnxruntime", ignore=skip_caches)
@@ -90,6 +91,9 @@ def assemble_python(folder: Path) -> None:
 def environment(wheel: Wheel, python: Path, threads: int) -> dict[str, str]:
     """This process's environment with what the server needs; ``python``: the folder of ``assemble_python``."""
     return {
+        # The official ONNX Runtime packages report use to their maker from 1.32 on, unless told not to before
+        # they are imported. Somebody's images are at stake, so reporting takes a deliberate 0 of the caller.
+        "ORT_DISABLE_TELEMETRY": "1",
         **os.environ,
         "PATH": f"{python / 'bin'}:{os.environ.get('PATH', os.defpath)}",
         "LD_LIBRARY_PATH": f"{sysconfig.get_config_var('LIBDIR')}:{wheel.libraries}",

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from PIL import Image
+
 from slime_image import ImageError, decode, load
 
 Pixels = npt.NDArray[np.uint8]

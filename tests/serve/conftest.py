@@ -6,13 +6,13 @@ import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+
 from serving import ROOT, Served, served
 from slime_was import contract
 
@@ -53,9 +53,7 @@ def _encoder() -> onnx.ModelProto:
         helper.make_node("Conv", ["pooled", "mix"], ["LATENTS"]),
     ]
     constants = {"mix": 3 * _random(0, CHANNELS, 3, 1, 1)}
-    return _network(
-        nodes, constants, {"PIXELS": (3, IMAGE_SIZE, IMAGE_SIZE)}, {"LATENTS": (CHANNELS, SIDE, SIDE)}
-    )
+    return _network(nodes, constants, {"PIXELS": (3, IMAGE_SIZE, IMAGE_SIZE)}, {"LATENTS": (CHANNELS, SIDE, SIDE)})
 
 
 def _unet() -> onnx.ModelProto:

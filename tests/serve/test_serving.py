@@ -11,13 +11,14 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime
 import pytest
-import slime_image
-import slime_was
 from PIL import Image
-from serving import Served, png, served
-from slime_was import contract
 from tritonclient import grpc
 from tritonclient.utils import InferenceServerException
+
+import slime_image
+import slime_was
+from serving import Served, png, served
+from slime_was import contract
 
 pytestmark = pytest.mark.triton
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from slime_was import contract
 from slime_was.contract import Versions
 
@@ -14,7 +15,7 @@ REPOSITORY = Path(__file__).resolve().parents[2] / "model_repository"
 
 def parsed(text: str) -> Any:
     pytest.importorskip("tritonclient.grpc")
-    from google.protobuf import text_format
+    from google.protobuf import text_format  # type: ignore[import-untyped]
     from tritonclient.grpc import model_config_pb2
 
     return text_format.Parse(text, model_config_pb2.ModelConfig())
@@ -35,7 +36,9 @@ def test_ends_take_one_image_on_the_cpu() -> None:
     for text in (contract.preprocess_config(image_size=128), contract.was_config()):
         config = parsed(text)
         assert (config.backend, config.max_batch_size) == ("python", 0)
-        assert [(group.count, group.kind) for group in config.instance_group] == [(1, config.instance_group[0].KIND_CPU)]
+        assert [(group.count, group.kind) for group in config.instance_group] == [
+            (1, config.instance_group[0].KIND_CPU)
+        ]
         assert config.version_policy.latest.num_versions == 2
     assert parsed(contract.preprocess_config(image_size=128)).parameters["image_size"].string_value == "128"
 
@@ -46,7 +49,9 @@ def test_networks_batch_dynamically_and_choose_their_device() -> None:
     for config in (encoder, unet):
         assert (config.backend, config.max_batch_size) == ("onnxruntime", contract.MAX_BATCH)
         assert config.HasField("dynamic_batching")
-        assert [(group.count, group.kind) for group in config.instance_group] == [(1, config.instance_group[0].KIND_AUTO)]
+        assert [(group.count, group.kind) for group in config.instance_group] == [
+            (1, config.instance_group[0].KIND_AUTO)
+        ]
     assert encoder.parameters["backbone"].string_value == "ab12"
     assert list(encoder.input[0].dims) == [3, 128, 128]
     assert [(tensor.name, list(tensor.dims)) for tensor in unet.output] == [

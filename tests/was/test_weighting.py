@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+
 from slime_was import accumulate, drop_absent, interpolation_matrix, segment
 
 SIZES = [

@@ -6,8 +6,9 @@ import json
 from typing import Any
 
 import numpy as np
-import slime_image
 import triton_python_backend_utils as pb_utils
+
+import slime_image
 
 
 class TritonPythonModel:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-import slime_was
 import triton_python_backend_utils as pb_utils
+
+import slime_was
 from slime_was import contract
 
 
