@@ -8,11 +8,13 @@ import signal
 import socket
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from test_serving import picture
 
 from serving import FREE_PORTS, Served, launch, png, served, stop
+from slime_serve import Server, ServerError, ServerSettings, UsageError, wheel
 
 SHARED_MEMORY = Path("/dev/shm")
 
@@ -63,8 +65,17 @@ def regions(pid: int) -> list[Path]:
     return list(SHARED_MEMORY.glob(f"slime_{pid}_*"))
 
 
+def refusal(repository: Path, **settings: Any) -> str:
+    """Why the settings cannot be served, which must come before anything is started."""
+    free: dict[str, Any] = {"grpc_port": 0, "http_port": 0, "metrics_port": 0}
+    with pytest.raises(UsageError) as caught, Server(ServerSettings(repository=repository, **(free | settings))):
+        pass
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
 @pytest.mark.parametrize("content", ["missing", "empty", "no segmenters", "broken"])
-def test_unusable_repository(tmp_path: Path, content: str) -> None:
+def test_unusable_repository(tmp_path: Path, temporary: Path, content: str) -> None:
     repository = tmp_path / "repository"
     if content != "missing":
         repository.mkdir()
@@ -72,19 +83,29 @@ def test_unusable_repository(tmp_path: Path, content: str) -> None:
         (repository / "was").mkdir()
         text = 'name: "was" backend: "python"' if content == "no segmenters" else "nonsense {"
         (repository / "was/config.pbtxt").write_text(text)
-    code, error = outcome(repository)
-    assert code == 2
-    assert error.startswith("error: repository")
-    assert error.count("\n") == 1
+    assert refusal(repository).startswith("repository")
+    assert not list(temporary.iterdir())
 
 
 def test_path_that_triton_cannot_handle(toy_repository: Path, tmp_path: Path) -> None:
     repository = tmp_path / "my models"
     shutil.copytree(toy_repository, repository)
-    code, error = outcome(repository)
+    assert "move the folder" in refusal(repository)
+
+
+@pytest.mark.parametrize(
+    "settings", [{"threads": -1}, {"timeout": 0}, {"log": Path("/nowhere/log")}, {"http_port": 70000}]
+)
+def test_wrong_settings(toy_repository: Path, settings: dict[str, Any]) -> None:
+    assert next(iter(settings)).split("_")[0] in refusal(toy_repository, **settings)
+
+
+def test_launcher_reports_a_refusal(tmp_path: Path) -> None:
+    code, error = outcome(tmp_path / "missing")
     assert code == 2
-    assert "my models" in error
-    assert "move the folder" in error
+    assert error == (
+        f"error: repository {tmp_path}/missing: no such folder; publish a segmenter into it with export/build.py\n"
+    )
 
 
 def test_port_in_use(toy_repository: Path) -> None:
@@ -96,13 +117,10 @@ def test_port_in_use(toy_repository: Path) -> None:
     assert error.count("\n") == 1
 
 
-@pytest.mark.parametrize(
-    "arguments", [("--threads", "-1"), ("--timeout", "0"), ("--log", "/nowhere/log"), ("--http-port", "70000")]
-)
-def test_wrong_arguments(toy_repository: Path, arguments: tuple[str, str]) -> None:
-    code, error = outcome(toy_repository, *arguments)
-    assert code == 2
-    assert error.count("\n") == 1
+def test_machine_without_the_wheel(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("platform.machine", lambda: "aarch64")
+    with pytest.raises(ServerError, match=r"Linux on x86-64, this is linux on aarch64; .*container"):
+        wheel.find()
 
 
 @pytest.mark.triton

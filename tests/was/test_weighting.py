@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from slime_was import accumulate, drop_absent, interpolation_matrix, segment
+from slime_was import accumulate, drop_absent, interpolation_matrix, scores, segment
 
 SIZES = [
     ((16, 16), (64, 64)),
@@ -60,18 +60,18 @@ def test_interpolation_rows_sum_to_one(size_in: int, size_out: int) -> None:
 
 @pytest.mark.parametrize(("map_size", "size"), SIZES)
 def test_matrices_equal_torch(map_size: tuple[int, int], size: tuple[int, int]) -> None:
-    scores = random(4, *map_size)
-    ours = interpolation_matrix(map_size[0], size[0]) @ scores @ interpolation_matrix(map_size[1], size[1]).T
-    theirs = torch.nn.functional.interpolate(torch.from_numpy(scores)[None], size, mode="bilinear", align_corners=False)
+    maps = random(4, *map_size)
+    ours = interpolation_matrix(map_size[0], size[0]) @ maps @ interpolation_matrix(map_size[1], size[1]).T
+    theirs = torch.nn.functional.interpolate(torch.from_numpy(maps)[None], size, mode="bilinear", align_corners=False)
     assert np.allclose(ours, theirs[0].numpy(), atol=1e-5)
 
 
 @pytest.mark.parametrize(("map_size", "size"), SIZES)
 def test_segment_equals_torch(map_size: tuple[int, int], size: tuple[int, int]) -> None:
-    scores = torch.from_numpy(random(7, *map_size))
-    enlarged = torch.nn.functional.interpolate(scores[None], size, mode="bilinear", align_corners=False)[0]
+    maps = torch.from_numpy(random(7, *map_size))
+    enlarged = torch.nn.functional.interpolate(maps[None], size, mode="bilinear", align_corners=False)[0]
     expected = enlarged.argmax(0).numpy()
-    from_numpy, from_torch = segment(scores.numpy(), *size), segment(scores, *size)
+    from_numpy, from_torch = segment(maps.numpy(), *size), segment(maps, *size)
     assert from_numpy.dtype == np.uint8
     assert from_numpy.shape == size
     assert from_torch.dtype == torch.uint8
@@ -80,10 +80,10 @@ def test_segment_equals_torch(map_size: tuple[int, int], size: tuple[int, int]) 
 
 
 def test_segment_in_many_bands(monkeypatch: pytest.MonkeyPatch) -> None:
-    scores = random(3, 8, 8)
-    whole = segment(scores, 50, 40)
+    maps = random(3, 8, 8)
+    whole = segment(maps, 50, 40)
     monkeypatch.setattr("slime_was.weighting.BAND_ELEMENTS", 3 * 40 * 7)
-    assert np.array_equal(segment(scores, 50, 40), whole)
+    assert np.array_equal(segment(maps, 50, 40), whole)
 
 
 def test_ties_take_the_lowest_part() -> None:
@@ -93,12 +93,12 @@ def test_ties_take_the_lowest_part() -> None:
 
 def test_segment_stays_small() -> None:
     """A wide band of a 12-megapixel mask of 77 parts: as many columns, fewer rows to keep the test short."""
-    scores = random(77, 64, 64)
+    maps = random(77, 64, 64)
     tracemalloc.start()
-    segment(scores, 100, 4000)
+    segment(maps, 100, 4000)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert peak < 20e6  # The enlarged scores alone would be 123 MB.
+    assert peak < 20e6  # The enlarged maps alone would be 123 MB.
 
 
 def test_segment_names_wrong_input() -> None:
@@ -106,3 +106,19 @@ def test_segment_names_wrong_input() -> None:
         segment(np.zeros((4, 4), np.float32), 4, 4)
     with pytest.raises(ValueError, match="at least 1"):
         segment(np.zeros((2, 4, 4), np.float32), 0, 4)
+
+
+def test_scores_are_weighted_then_dropped_for_numpy_and_torch() -> None:
+    cross, self_ = random(2, 3, 4, 2), random(2, 8, 8)
+    cross[1, 2] = 0.1
+    expected = drop_absent(accumulate(cross.reshape(2, 3, 8), self_), cross.reshape(2, 3, 8), 0.2)
+    result = scores(cross, self_, 0.2)
+    assert np.array_equal(result, expected.reshape(2, 3, 4, 2))
+    assert not result[1, 2].any()
+    assert result[0].all()
+    assert np.allclose(scores(torch.from_numpy(cross), torch.from_numpy(self_), 0.2).numpy(), result)
+
+
+def test_scores_name_maps_that_do_not_belong_together() -> None:
+    with pytest.raises(ValueError, match=r"self-attention \(1, 9, 9\).*expected self-attention \(1, 8, 8\)"):
+        scores(random(1, 3, 4, 2), random(1, 9, 9), 0.2)
