@@ -5,7 +5,8 @@ Legend: B batch, C crop side, M scenes.
 
 from __future__ import annotations
 
-import os
+import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -18,34 +19,38 @@ from tqdm import trange
 
 from slime_backbone.corpus import Corpus
 from slime_backbone.models import LATENT, build_vae
-from slime_backbone.training import Run
+from slime_backbone.training import Figures, Run
 
 CROP = 64  # the VAE is convolutional, and a crop costs a quarter of a scene
-BATCH = 16
+BATCH = {"cpu": 16, "cuda": 64}
+ENCODED = {"cpu": 64, "cuda": 512}  # scenes encoded at a time
+SCALE_FILE = "scale.json"  # the scaling factor of a state whose latents are not there
 KL_WEIGHT = 1e-4
 
 
-def train_vae(corpus: Corpus, folder: Path, steps: int, device: torch.device) -> AutoencoderKL:
-    """The trained VAE with its scaling factor set so that latents have unit variance."""
+def train_vae(
+    corpus: Corpus, folder: Path, steps: int, device: torch.device, seconds: float = math.inf
+) -> AutoencoderKL:
+    """The VAE after `steps` steps or `seconds`. Once it has made latents it is final: what learned them needs it."""
     torch.manual_seed(0)
     vae = build_vae().to(device, memory_format=torch.channels_last)
     modules = nn.ModuleDict({"vae": vae})
     optimiser = torch.optim.AdamW(vae.parameters(), lr=2e-3, betas=(0.9, 0.99), weight_decay=0.0)
-    run = Run(modules=modules, optimiser=optimiser, path=folder / "vae.pt", peak_rate=2e-3, decay=0.995)
-    run.go(steps, lambda step: _loss(vae, _crops(corpus, step).to(device)))
+    batch = BATCH[device.type]
+    facts: dict[str, str | int | float] = {"batch": batch, "rate": 2e-3, "scenes": len(corpus.images)}
+    path = folder / "vae.pt"
+    run = Run(modules=modules, optimiser=optimiser, path=path, peak_rate=2e-3, decay=0.995, facts=facts)
+    if known_scale(folder) is None:
+        run.go(steps, lambda step: _loss(vae, _crops(corpus, step, batch).to(device), step), seconds)
     run.use_average()
     return vae.eval()
 
 
-def _crops(corpus: Corpus, step: int) -> torch.Tensor:
+def _crops(corpus: Corpus, step: int, batch: int) -> torch.Tensor:
     rng = np.random.default_rng([101, step])
     side = corpus.images.shape[1] - CROP + 1
-    crops = [
-        corpus.images[i, y : y + CROP, x : x + CROP]
-        for i, y, x in zip(
-            rng.integers(0, len(corpus.images), BATCH), rng.integers(0, side, BATCH), rng.integers(0, side, BATCH), strict=True
-        )
-    ]
+    which, top, left = (rng.integers(0, n, batch) for n in (len(corpus.images), side, side))
+    crops = [corpus.images[i, y : y + CROP, x : x + CROP] for i, y, x in zip(which, top, left, strict=True)]
     return to_tensor(np.stack(crops))
 
 
@@ -55,31 +60,43 @@ def to_tensor(images_BHW3: NDArray[np.uint8]) -> torch.Tensor:
     return scaled.contiguous(memory_format=torch.channels_last)
 
 
-def _loss(vae: AutoencoderKL, crops_B3CC: torch.Tensor) -> tuple[torch.Tensor, dict[str, float]]:
+def _loss(vae: AutoencoderKL, crops_B3CC: torch.Tensor, step: int) -> tuple[torch.Tensor, Figures]:
     """L1 on pixels and on their gradients (edges), plus a little KL to keep the latents round."""
     posterior = vae.encode(crops_B3CC).latent_dist
-    rebuilt = vae.decode(posterior.sample()).sample
+    rebuilt = vae.decode(posterior.sample(torch.Generator(crops_B3CC.device).manual_seed(step))).sample
     pixels = functional.l1_loss(rebuilt, crops_B3CC)
     edges = sum(functional.l1_loss(rebuilt.diff(dim=d), crops_B3CC.diff(dim=d)) for d in (2, 3))
     kl = posterior.kl().mean() / posterior.mean[0].numel()
-    return pixels + edges + KL_WEIGHT * kl, {"l1": pixels.item(), "kl": kl.item()}
+    return pixels + edges + KL_WEIGHT * kl, {"l1": pixels.detach(), "kl": kl.detach()}
 
 
-@torch.no_grad()
-def encode_all(vae: AutoencoderKL, corpus: Corpus, path: Path, device: torch.device) -> NDArray[np.float16]:
-    """Posterior means of every scene, (M, 4, h, w) float16, scaled to unit variance; also sets the VAE's scaling factor."""
+def known_scale(folder: Path) -> float | None:
+    """The scaling factor that a state's latents have, whichever corpus they are of; None before there are any."""
+    if (folder / SCALE_FILE).exists():
+        return float(json.loads((folder / SCALE_FILE).read_text()))
+    stored = next(iter(sorted(folder.glob("latents-*.npz"))), None)
+    return None if stored is None else float(np.load(stored)["scale"])
+
+
+def encode_all(vae: AutoencoderKL, corpus: Corpus, folder: Path, device: torch.device) -> NDArray[np.float16]:
+    """Posterior means of every scene, (M, 4, h, w) float16, scaled to unit variance; kept in `folder`."""
+    path = folder / f"latents-{len(corpus.images)}.npz"
     if not path.exists():
-        count = len(corpus.images)
-        means = np.empty((count, 4, LATENT, LATENT), np.float32)
-        for start in trange(0, count, 64, desc="latents", mininterval=5):
-            batch = to_tensor(np.array(corpus.images[start : start + 64])).to(device)
-            means[start : start + 64] = vae.encode(batch).latent_dist.mean.cpu().numpy()
-        scale = float(1 / means.std())
+        means = _means(vae, corpus, device)
+        scale = known_scale(folder) or float(1 / means.std())
         beside = path.with_suffix(".partial")
         with beside.open("wb") as file:
             np.savez(file, latents=(means * scale).astype(np.float16), scale=scale)
-        os.replace(beside, path)
-    stored = np.load(path)
-    vae.register_to_config(scaling_factor=float(stored["scale"]))
-    latents: NDArray[np.float16] = stored["latents"]
+        beside.replace(path)
+    latents: NDArray[np.float16] = np.load(path)["latents"]
     return latents
+
+
+@torch.no_grad()
+def _means(vae: AutoencoderKL, corpus: Corpus, device: torch.device) -> NDArray[np.float32]:
+    count, batch = len(corpus.images), ENCODED[device.type]
+    means = np.empty((count, 4, LATENT, LATENT), np.float32)
+    for start in trange(0, count, batch, desc="latents", mininterval=5):
+        pixels = to_tensor(np.array(corpus.images[start : start + batch])).to(device)
+        means[start : start + batch] = vae.encode(pixels).latent_dist.mean.cpu().numpy()
+    return means

@@ -16,6 +16,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
+from torch.nn import functional
+
+from slime_backbone.models import LATENT, build_text_encoder, build_unet
+from slime_backbone.scene import COUNTS, Scene, parts_of, scene
 from slime_optimize.backbone import Backbone
 from slime_optimize.data import Example
 from slime_optimize.metrics import Report, confusion, report
@@ -23,34 +27,30 @@ from slime_optimize.predict import Predictor
 from slime_optimize.settings import Settings
 from slime_optimize.train import optimise
 from slime_was import segment
-from torch.nn import functional
-
-from slime_backbone.models import LATENT, build_text_encoder, build_unet
-from slime_backbone.scene import COUNTS, Scene, parts_of, scene
 
 
-def test_scenes(kind: str) -> Iterator[Scene]:
-    """The scenes every figure is measured on."""
-    return (scene(kind, "test", index) for index in range(COUNTS["test"]))
+def test_scenes(kind: str, count: int) -> Iterator[Scene]:
+    """The first `count` of the scenes every figure is measured on."""
+    return (scene(kind, "test", index) for index in range(count))
 
 
-def ceiling(kind: str, map_size: int = LATENT) -> Report:
+def ceiling(kind: str, map_size: int = LATENT, count: int = COUNTS["test"]) -> Report:
     """The truth through a map_size x map_size bottleneck."""
     parts = parts_of(kind)
     counts = []
-    for one in test_scenes(kind):
+    for one in test_scenes(kind, count):
         shares_PSS = functional.one_hot(torch.from_numpy(one.mask).long(), len(parts)).permute(2, 0, 1).float()
         shares_Phh = functional.adaptive_avg_pool2d(shares_PSS, map_size).numpy()
         counts.append(confusion(one.mask, segment(shares_Phh, *one.mask.shape), len(parts)))
     return report(counts, parts)
 
 
-def nearest_colour(kind: str) -> Report:
+def nearest_colour(kind: str, count: int = COUNTS["test"]) -> Report:
     """One training image as a lookup table of (r, g, b, y, x), all in [0, 1]."""
     parts, shown = parts_of(kind), scene(kind, "train-1", 0)
     table = cKDTree(_features(shown.image))
     counts = []
-    for one in test_scenes(kind):
+    for one in test_scenes(kind, count):
         _, nearest = table.query(_features(one.image))
         counts.append(confusion(one.mask, shown.mask.ravel()[nearest].reshape(one.mask.shape), len(parts)))
     return report(counts, parts)
@@ -62,7 +62,9 @@ def _features(image_SS3: NDArray[np.uint8]) -> NDArray[np.float64]:
     return np.concatenate([image_SS3.reshape(-1, 3) / 255, y.reshape(-1, 1), x.reshape(-1, 1)], 1)
 
 
-def random_backbone(kind: str, trained: Backbone, settings: Settings, *, seed: int = 0, progress: bool = True) -> Report:
+def random_backbone(
+    kind: str, trained: Backbone, settings: Settings, *, seed: int = 0, progress: bool = True
+) -> Report:
     """`trained`'s VAE and tokenizer, but a UNet and text encoder that never learned anything."""
     torch.manual_seed(seed)
     unet, text_encoder = build_unet(), build_text_encoder(trained.tokenizer)
@@ -77,6 +79,6 @@ def random_backbone(kind: str, trained: Backbone, settings: Settings, *, seed: i
     example = Example(name=kind, image_HW3=shown.image, mask_HW=shown.mask)
     segmenter = optimise(untrained, [example], parts, settings, seed=seed, progress=progress)
     predictor = Predictor(segmenter, untrained)
-    scenes = list(test_scenes(kind))
+    scenes = list(test_scenes(kind, COUNTS["test"]))
     masks = predictor.masks([one.image for one in scenes])
     return report([confusion(o.mask, m, len(parts)) for o, m in zip(scenes, masks, strict=True)], parts)

@@ -126,6 +126,4 @@ class _Body:
     def wheel(self, x: float, y: float, scale: float = 1.0) -> Floats:
         angles = np.linspace(0, 2 * np.pi, 24, endpoint=False)
         r = self.radius * scale
-        return np.stack(
-            [x + r * np.cos(angles), np.full(24, y * self.half), self.radius + r * np.sin(angles)], 1
-        )
+        return np.stack([x + r * np.cos(angles), np.full(24, y * self.half), self.radius + r * np.sin(angles)], 1)

@@ -6,15 +6,21 @@ Images and captions only; masks are thrown away as soon as the caption is writte
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
+from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
-from tqdm import trange
+from tqdm import tqdm
 
 from slime_backbone.scene import KINDS, SIZE, scene
+
+CHUNK = 64  # scenes a worker draws at a time
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,23 +31,54 @@ class Corpus:
     captions: list[str]
 
 
-def corpus(folder: Path, count: int) -> Corpus:
-    """`count` scenes, the classes taking turns, drawn into `folder` unless they are there already."""
+def corpus(folder: Path, count: int, workers: int = 0) -> Corpus:
+    """`count` scenes, the classes taking turns, drawn into `folder` unless they are there already.
+
+    `workers` processes draw, 0 for one a core; what is drawn does not depend on how many.
+    """
     pixels, text = folder / f"scenes-{count}.npy", folder / f"captions-{count}.json"
     if not text.exists():
-        _draw(pixels, text, count)
+        _draw(pixels, text, count, workers or cores())
     return Corpus(images=np.load(pixels, mmap_mode="r"), captions=json.loads(text.read_text()))
 
 
-def _draw(pixels: Path, text: Path, count: int) -> None:
+def cores() -> int:
+    """How many this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _draw(pixels: Path, text: Path, count: int, workers: int) -> None:
     pixels.parent.mkdir(parents=True, exist_ok=True)
-    images = np.lib.format.open_memmap(pixels, mode="w+", dtype=np.uint8, shape=(count, SIZE, SIZE, 3))
+    open_memmap(pixels, mode="w+", dtype=np.uint8, shape=(count, SIZE, SIZE, 3)).flush()  # type: ignore[no-untyped-call]
+    captions: list[str] = []
+    with tqdm(total=count, desc="scenes", mininterval=5) as bar:
+        for said in _chunks(pixels, count, workers):
+            captions += said
+            bar.update(len(said))
+    beside = text.with_suffix(".partial")
+    beside.write_text(json.dumps(captions))
+    beside.replace(text)
+
+
+def _chunks(pixels: Path, count: int, workers: int) -> Iterator[list[str]]:
+    """Captions of every chunk, in order; the images go straight into the file."""
+    starts = range(0, count, CHUNK)
+    draw = partial(_draw_chunk, pixels, count)
+    if workers == 1:
+        yield from map(draw, starts)
+        return
+    # Forked workers start at once; spawned ones import torch first, only to draw polygons.
+    method = "fork" if "fork" in multiprocessing.get_all_start_methods() else "spawn"
+    with multiprocessing.get_context(method).Pool(workers) as pool:
+        yield from pool.imap(draw, starts)
+
+
+def _draw_chunk(pixels: Path, count: int, start: int) -> list[str]:
+    images = np.load(pixels, mmap_mode="r+")
     captions, kinds = [], list(KINDS)
-    for i in trange(count, desc="scenes", mininterval=5):
+    for i in range(start, min(start + CHUNK, count)):
         drawn = scene(kinds[i % len(kinds)], "backbone", i // len(kinds))
         images[i] = drawn.image
         captions.append(drawn.caption)
     images.flush()
-    beside = text.with_suffix(".partial")
-    beside.write_text(json.dumps(captions))
-    os.replace(beside, text)
+    return captions

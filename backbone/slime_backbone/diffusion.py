@@ -1,11 +1,18 @@
 """Train the UNet and its text encoder together: denoise latents, told by captions what is where.
 
+On CUDA the corpus lives on the device, the forward pass runs in bfloat16 and nothing waits for a loss to be read; on
+a CPU everything is float32.
+
 Legend: B batch, M scenes, T tokens.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,10 +24,29 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from slime_backbone.entropy import effective_tokens
 from slime_backbone.models import LENGTH, build_text_encoder, build_unet
-from slime_backbone.training import Run, share
+from slime_backbone.training import Figures, Run, share
 
 DROP_CAPTION = 0.1
 WATCH_EVERY = 250  # steps between measurements of the attention's sharpness
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """What the device decides: its batch, and the rate and warm-up that suit the batch."""
+
+    batch: int = 16
+    rate: float = 8e-4
+    warmup: int = 100
+    compile: bool = False  # torch.compile: minutes to start, a few times as fast on a GPU
+
+    def __post_init__(self) -> None:
+        if self.batch < 1 or self.rate <= 0 or self.warmup < 1:
+            raise ValueError(f"recipe: got {self}, expected a batch and warm-up of at least 1 and a positive rate")
+
+    @classmethod
+    def for_device(cls, device: torch.device) -> Recipe:
+        """Measured on CPUs; for CUDA an estimate: sixteen times the batch, about twice the rate."""
+        return cls(batch=256, rate=1.5e-3, warmup=500) if device.type == "cuda" else cls()
 
 
 def train_diffusion(
@@ -32,38 +58,80 @@ def train_diffusion(
     steps: int,
     device: torch.device,
     *,
-    batch: int = 16,
-    rate: float = 8e-4,
-) -> tuple[UNet2DConditionModel, CLIPTextModel, list[dict[str, float]]]:
-    """The averaged UNet and text encoder, and the history of the losses."""
+    recipe: Recipe,
+    seconds: float = math.inf,
+) -> int:
+    """Train up to step `steps` or for `seconds`; the state is in `folder`/diffusion.pt; gives the step reached."""
     torch.manual_seed(0)
     unet = build_unet().to(device, memory_format=torch.channels_last)
     text_encoder = build_text_encoder(tokenizer).to(device)
     modules = nn.ModuleDict({"unet": unet, "text_encoder": text_encoder})
-    optimiser = torch.optim.AdamW(modules.parameters(), lr=rate, betas=(0.9, 0.98), weight_decay=0.0)
-    run = Run(modules=modules, optimiser=optimiser, path=folder / "diffusion.pt", peak_rate=rate)
-    tokens_MT = torch.tensor(tokens(tokenizer, ["", *captions]))
+    cuda = device.type == "cuda"
+    optimiser = torch.optim.AdamW(modules.parameters(), lr=recipe.rate, betas=(0.9, 0.98), weight_decay=0.0, fused=cuda)
+    run = Run(
+        modules=modules,
+        optimiser=optimiser,
+        path=folder / "diffusion.pt",
+        peak_rate=recipe.rate,
+        warmup=recipe.warmup,
+        facts={"batch": recipe.batch, "rate": recipe.rate, "scenes": len(latents_M4hw)},
+    )
+    loss_of = Denoising(
+        latents_M4hw=torch.from_numpy(latents_M4hw).to(device),
+        tokens_MT=torch.tensor(tokens(tokenizer, ["", *captions]), device=device),
+        unet=unet,
+        text_encoder=text_encoder,
+        scheduler=scheduler,
+        recipe=recipe,
+    )
+    run.go(steps, loss_of, seconds)
+    return run.step
 
-    def loss_of(step: int) -> tuple[torch.Tensor, dict[str, float]]:
+
+@dataclass(kw_only=True)
+class Denoising:
+    """The loss of one batch. Row 0 of `tokens_MT` is the empty caption, row m + 1 belongs to scene m."""
+
+    latents_M4hw: torch.Tensor
+    tokens_MT: torch.Tensor
+    unet: UNet2DConditionModel
+    text_encoder: CLIPTextModel
+    scheduler: DDIMScheduler
+    recipe: Recipe
+
+    def __post_init__(self) -> None:
+        self.device = self.latents_M4hw.device
+        self.cuda = self.device.type == "cuda"
+        self.denoise: Callable[..., Any] = torch.compile(self.unet) if self.recipe.compile else self.unet
+
+    def __call__(self, step: int) -> tuple[torch.Tensor, Figures]:
         process, processes = share()
         rng = np.random.default_rng([102, step, process])
-        count = batch // processes
-        chosen = rng.integers(0, len(latents_M4hw), count)
+        count = self.recipe.batch // processes
+        chosen = rng.integers(0, len(self.latents_M4hw), count)
         said = np.where(rng.random(count) < DROP_CAPTION, 0, chosen + 1)
-        clean = torch.from_numpy(latents_M4hw[chosen].astype(np.float32)).to(device)
-        noise = torch.from_numpy(rng.standard_normal(clean.shape, np.float32)).to(device)
-        times = torch.from_numpy(timesteps(rng, count)).to(device)
-        noisy = scheduler.add_noise(clean, noise, times).contiguous(memory_format=torch.channels_last)
-        target = scheduler.get_velocity(clean, noise, times)
-        text_BTD = text_encoder(tokens_MT[said].to(device))[0]
+        clean = self.latents_M4hw[self._there(chosen)].float()
+        noise = self._noise(rng, clean.shape)
+        times = self._there(timesteps(rng, count))
+        noisy = self.scheduler.add_noise(clean, noise, times).contiguous(memory_format=torch.channels_last)
+        target = self.scheduler.get_velocity(clean, noise, times)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.cuda):
+            text_BTD = self.text_encoder(self.tokens_MT[self._there(said)])[0]
+            answer = self.denoise(noisy, times, text_BTD).sample
         figures: dict[str, float] = {}
         if step % WATCH_EVERY == 0:
-            figures = effective_tokens(unet, noisy[:4], times[:4], text_BTD[:4])
-        return functional.mse_loss(unet(noisy, times, text_BTD).sample, target), figures
+            figures = effective_tokens(self.unet, noisy[:4], times[:4], text_BTD[:4].float())
+        return functional.mse_loss(answer.float(), target), figures
 
-    run.go(steps, loss_of)
-    run.use_average()
-    return unet.eval(), text_encoder.eval(), run.history
+    def _there(self, numbers_B: NDArray[np.int64]) -> torch.Tensor:
+        return torch.from_numpy(numbers_B).to(self.device, non_blocking=True)
+
+    def _noise(self, rng: np.random.Generator, shape: torch.Size) -> torch.Tensor:
+        """Of the step and the process alone; on CUDA drawn there, because a CPU would keep the device waiting."""
+        if not self.cuda:
+            return torch.from_numpy(rng.standard_normal(shape, np.float32))
+        generator = torch.Generator(self.device).manual_seed(int(rng.integers(2**62)))
+        return torch.randn(shape, generator=generator, device=self.device)
 
 
 def timesteps(rng: np.random.Generator, count: int) -> NDArray[np.int64]:

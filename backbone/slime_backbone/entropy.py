@@ -6,6 +6,9 @@ self-attention worthless, whatever the denoising loss says.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import Attention
@@ -36,8 +39,8 @@ def effective_tokens(
     return found
 
 
-def _measure(found: dict[str, float], key: str):  # type: ignore[no-untyped-def]
-    def hook(layer: Attention, args: tuple[torch.Tensor, ...], kwargs: dict[str, torch.Tensor]) -> None:
+def _measure(found: dict[str, float], key: str) -> Callable[[Attention, tuple[Any, ...], dict[str, Any]], None]:
+    def hook(layer: Attention, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         hidden = args[0] if args else kwargs["hidden_states"]
         context = kwargs.get("encoder_hidden_states")
         query = layer.head_to_batch_dim(layer.to_q(hidden))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import numpy as np
 
 from slime_backbone.palette import SKIN, Paint, paint
@@ -11,15 +13,23 @@ PARTS = ("background", "face", "cloth", "eyebrow", "ear", "eye", "hair", "mouth"
 FACE, CLOTH, EYEBROW, EAR, EYE, HAIR, MOUTH, NECK, NOSE = range(1, 10)
 
 
+class _Add(Protocol):
+    """Puts shapes of one part and material on top of what is there."""
+
+    def __call__(self, part: int, what: Material, *shapes: Floats) -> None: ...
+
+
 def paints(rng: np.random.Generator) -> dict[str, Paint]:
     """Half of the faces have one skin for face, ear, neck and nose; the others are masks of many colours."""
     free = ("cloth", "eye", "hair")
     if rng.random() < 0.5:
         return {name: paint(rng) for name in PARTS[1:]}
     skin = paint(rng, *SKIN)
-    natural = {name: skin for name in ("face", "ear", "neck", "nose")}
+    natural = dict.fromkeys(("face", "ear", "neck", "nose"), skin)
     brow = paint(rng, "black", "brown", "gray", "orange")
-    return natural | {name: paint(rng) for name in free} | {"eyebrow": brow, "mouth": paint(rng, "red", "pink", "brown")}
+    return (
+        natural | {name: paint(rng) for name in free} | {"eyebrow": brow, "mouth": paint(rng, "red", "pink", "brown")}
+    )
 
 
 def layers(rng: np.random.Generator, colours: dict[str, Paint]) -> list[Layer]:
@@ -41,7 +51,7 @@ def layers(rng: np.random.Generator, colours: dict[str, Paint]) -> list[Layer]:
         reach = wide + 0.01 - side * look[0] * 0.5
         add(EAR, material["ear"].shaded(0.92), ellipse(side * reach + look[0] * 0.3, 0.02, *ear, side * 0.15))
     add(FACE, material["face"], _oval(rng, wide, high))
-    _features(rng, add, material, look, wide)
+    _features(rng, add, material, look)
     add(HAIR, material["hair"], _fringe(rng, wide, high))
     return out
 
@@ -54,7 +64,7 @@ def _oval(rng: np.random.Generator, wide: float, high: float) -> Floats:
     return points
 
 
-def _features(rng, add, material, look, wide) -> None:  # type: ignore[no-untyped-def]
+def _features(rng: np.random.Generator, add: _Add, material: dict[str, Material], look: tuple[float, float]) -> None:
     dx, dy = look
     apart, eye_y = rng.uniform(0.15, 0.18), dy - rng.uniform(0.04, 0.09)
     eye = rng.uniform(0.085, 0.1), rng.uniform(0.042, 0.055)
@@ -69,7 +79,7 @@ def _features(rng, add, material, look, wide) -> None:  # type: ignore[no-untype
     tip = eye_y + nose_h
     bridge = np.array([(-0.025, 0.0), (0.025, 0.0), (nose_w, nose_h * 0.85), (-nose_w, nose_h * 0.85)])
     shade = 0.82
-    add(NOSE, material["nose"].shaded(shade), bridge + [dx * 1.2, eye_y + 0.015])
+    add(NOSE, material["nose"].shaded(shade), bridge + np.array([dx * 1.2, eye_y + 0.015]))
     add(NOSE, material["nose"].shaded(shade), ellipse(dx * 1.25, tip - 0.01, nose_w, 0.05))
     lips = rng.uniform(0.11, 0.15), rng.uniform(0.035, 0.06)
     mouth_y = tip + rng.uniform(0.1, 0.13)
@@ -105,6 +115,14 @@ def _shoulders(rng: np.random.Generator, wide: float, high: float) -> list[Float
     collar, dip = wide * rng.uniform(0.45, 0.6), rng.uniform(0.04, 0.14)
     return [
         np.array(
-            [(-collar, top), (0, top + dip), (collar, top), (half, top + 0.1), (half, top + 0.28), (-half, top + 0.28), (-half, top + 0.1)]
+            [
+                (-collar, top),
+                (0, top + dip),
+                (collar, top),
+                (half, top + 0.1),
+                (half, top + 0.28),
+                (-half, top + 0.28),
+                (-half, top + 0.1),
+            ]
         )
     ]

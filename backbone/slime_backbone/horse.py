@@ -31,12 +31,10 @@ def layers(rng: np.random.Generator, colours: dict[str, Paint]) -> list[Layer]:
         return [Layer(polygon_V2=s, part=part, material=what) for s in shapes]
 
     leg, far_leg = material["leg"], material["leg"].shaded(0.72)
-    far = [s for at in (shoulder, hip) for s in _leg(rng, at + [0.05, 0.02], depth, at is hip)]
+    far = [s for at in (shoulder, hip) for s in _leg(rng, at + np.array([0.05, 0.02]), depth, at is hip)]
     near = [s for at in (shoulder, hip) for s in _leg(rng, at, depth, at is hip)]
     neck_end, neck = _neck(rng, shoulder, depth)
-    trunk = limb(
-        np.array([hip, [0.0, 0.03], shoulder]), 2 * depth * np.array([1.0, rng.uniform(0.9, 1.1), 0.98])
-    )
+    trunk = limb(np.array([hip, [0.0, 0.03], shoulder]), 2 * depth * np.array([1.0, rng.uniform(0.9, 1.1), 0.98]))
     return [
         *add(far, LEG, far_leg),
         *add(_tail(rng, hip, depth), TAIL, material["tail"]),
@@ -51,7 +49,7 @@ def _leg(rng: np.random.Generator, at: Floats, depth: float, hind: bool) -> list
     upper, lower = rng.uniform(0.26, 0.32), rng.uniform(0.28, 0.34)
     swing = rng.normal(0, 0.32)
     bend = abs(rng.normal(0, 0.4)) * (1 if hind else -1)
-    top = at + [0, depth * 0.55]
+    top = at + np.array([0, depth * 0.55])
     knee = top + rotation(swing) @ [0, upper]
     hoof = knee + rotation(swing + bend) @ [0, lower]
     toe = hoof + rotation(swing + bend) @ [0.045, 0.02]
@@ -62,7 +60,7 @@ def _neck(rng: np.random.Generator, shoulder: Floats, depth: float) -> tuple[Flo
     """The poll (where the head begins) and the neck's shapes; 0 is level, positive is raised."""
     raise_ = np.deg2rad(rng.uniform(-35, 75))
     length = rng.uniform(0.42, 0.55)
-    base = shoulder + [0.04, -depth * 0.4]
+    base = shoulder + np.array([0.04, -depth * 0.4])
     end = base + length * np.array([np.cos(raise_), -np.sin(raise_)])
     middle = (base + end) / 2 + rng.normal(0, 0.02, 2)
     return end, limb(np.array([base, middle, end]), np.array([1.5 * depth, 1.1 * depth, 0.75 * depth]))
@@ -78,12 +76,13 @@ def _head(rng: np.random.Generator, poll: Floats) -> list[Floats]:
     for offset in (-0.03, 0.045):
         root = poll + across * 0.06 - along * offset
         shapes.append(np.array([root + along * 0.035, root + across * 0.12 - along * 0.02, root - along * 0.035]))
-    return [*shapes, ellipse(*(muzzle - along * 0.01), 0.065, 0.055)]
+    nose_x, nose_y = muzzle - along * 0.01
+    return [*shapes, ellipse(nose_x, nose_y, 0.065, 0.055)]
 
 
 def _tail(rng: np.random.Generator, hip: Floats, depth: float) -> list[Floats]:
     heading = np.deg2rad(rng.uniform(95, 190))
-    points = [hip + [-depth * 0.9, -depth * 0.3]]
+    points = [hip + np.array([-depth * 0.9, -depth * 0.3])]
     for _ in range(4):
         points.append(points[-1] + 0.14 * np.array([np.cos(heading), np.sin(heading)]))
         heading += (np.pi / 2 - heading) * 0.25 + rng.normal(0, 0.15)

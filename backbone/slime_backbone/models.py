@@ -104,7 +104,19 @@ def sharpen(unet: UNet2DConditionModel) -> None:
 
 
 def build_tokenizer(captions: Iterable[str], folder: Path) -> CLIPTokenizer:
-    """A CLIP tokenizer whose byte-pair merges make every caption word one token; written to `folder`."""
+    """A CLIP tokenizer whose byte-pair merges make every caption word one token; kept in `folder`.
+
+    One that is in `folder` already is taken as it is, because what was trained knows its token ids.
+    """
+    vocabulary, merges = folder / "vocab.json", folder / "merges.txt"
+    if not (vocabulary.exists() and merges.exists()):
+        _train_tokenizer(captions, vocabulary, merges)
+    tokenizer = CLIPTokenizer(str(vocabulary), str(merges), model_max_length=LENGTH, pad_token=END)
+    tokenizer.save_pretrained(folder)
+    return tokenizer
+
+
+def _train_tokenizer(captions: Iterable[str], vocabulary: Path, merges: Path) -> None:
     bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
     bpe.normalizer = normalizers.Lowercase()
     bpe.pre_tokenizer = pre_tokenizers.Whitespace()
@@ -114,14 +126,11 @@ def build_tokenizer(captions: Iterable[str], folder: Path) -> CLIPTokenizer:
     )
     bpe.train_from_iterator(captions, trainer)
     learned = json.loads(bpe.to_str())["model"]
-    merges = [" ".join(pair) for pair in learned["merges"]]
-    tokens = [*alphabet, *(c + "</w>" for c in alphabet), *("".join(m.split()) for m in merges), START, END]
-    folder.mkdir(parents=True, exist_ok=True)
-    vocabulary = {token: i for i, token in enumerate(dict.fromkeys(tokens))}
-    (folder / "vocab.json").write_text(json.dumps(vocabulary, ensure_ascii=False))
-    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges, ""]))
-    tokenizer = CLIPTokenizer(
-        str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=LENGTH, pad_token=END
-    )
-    tokenizer.save_pretrained(folder)
-    return tokenizer
+    pairs = [" ".join(pair) for pair in learned["merges"]]
+    tokens = [*alphabet, *(c + "</w>" for c in alphabet), *("".join(p.split()) for p in pairs), START, END]
+    ids = {token: i for i, token in enumerate(dict.fromkeys(tokens))}
+    merges.parent.mkdir(parents=True, exist_ok=True)
+    merges.write_text("\n".join(["#version: 0.2", *pairs, ""]))
+    beside = vocabulary.with_suffix(".partial")
+    beside.write_text(json.dumps(ids, ensure_ascii=False))
+    beside.replace(vocabulary)

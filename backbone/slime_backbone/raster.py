@@ -9,13 +9,14 @@ Legend: S image side in pixels, O = S * OVERSAMPLE, L layers, V vertices.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 OVERSAMPLE = 2
-Floats = NDArray[np.floating]
+Floats = NDArray[np.floating[Any]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +77,7 @@ def frame(layers: list[Layer], rng: np.random.Generator, *, squash: float) -> li
     points = [layer.polygon_V2 @ turn.T for layer in layers]
     low = np.min([p.min(0) for p in points], 0)
     extent = np.max([p.max(0) for p in points], 0) - low
-    scale = 1 / (extent ** squash * extent.max() ** (1 - squash))
+    scale = 1 / (extent**squash * extent.max() ** (1 - squash))
     scale = scale * rng.uniform(0.84, 1.02)
     free = 1 - extent * scale
     shift = free * rng.uniform(0.3, 0.7, 2)
@@ -90,10 +91,8 @@ def frame(layers: list[Layer], rng: np.random.Generator, *, squash: float) -> li
     return placed
 
 
-def render(
-    layers: list[Layer], rng: np.random.Generator, size: int
-) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Image (S, S, 3) and index mask (S, S), both uint8, of layers in the unit square; the first layer is the backdrop."""
+def render(layers: list[Layer], rng: np.random.Generator, size: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Image (S, S, 3) and index mask (S, S), both uint8, of layers in the unit square; the first is the backdrop."""
     index_OO = _layer_index(layers, size * OVERSAMPLE)
     colour_OO3 = _colours(layers, index_OO, rng)
     image = colour_OO3.reshape(size, OVERSAMPLE, size, OVERSAMPLE, 3).mean((1, 3))
@@ -118,7 +117,8 @@ def _colours(layers: list[Layer], index_OO: NDArray[np.uint8], rng: np.random.Ge
     y, x = np.mgrid[0 : len(index_OO), 0 : len(index_OO)].astype(np.float32) / len(index_OO)
     texture_OO = _texture(materials, index_OO, x, y, rng)
     angle, strength = rng.uniform(0, 2 * np.pi), rng.uniform(0, 0.35)
-    light_OO = rng.uniform(0.8, 1.1) + strength * ((x - 0.5) * np.cos(angle) + (y - 0.5) * np.sin(angle))
+    cos, sin = np.float32(np.cos(angle)), np.float32(np.sin(angle))  # numpy 2 would go on in double precision
+    light_OO = rng.uniform(0.8, 1.1) + strength * ((x - 0.5) * cos + (y - 0.5) * sin)
     tint = 1 + rng.normal(0, 0.04, 3).astype(np.float32)
     return np.asarray((colour_L3[index_OO] + texture_OO[..., None]) * (light_OO[..., None] * tint))
 
@@ -126,14 +126,11 @@ def _colours(layers: list[Layer], index_OO: NDArray[np.uint8], rng: np.random.Ge
 def _texture(
     materials: list[Material], index_OO: NDArray[np.uint8], x: Floats, y: Floats, rng: np.random.Generator
 ) -> Floats:
-    fields = np.array(
-        [[m.kind, m.amplitude, 2 * np.pi * m.frequency, m.angle] for m in materials], np.float32
-    )
+    fields = np.array([[m.kind, m.amplitude, 2 * np.pi * m.frequency, m.angle] for m in materials], np.float32)
     kind, amplitude, omega, angle = np.moveaxis(fields[index_OO], -1, 0)
     u = np.sin(omega * (x * np.cos(angle) + y * np.sin(angle)))
     v = np.sin(omega * (y * np.cos(angle) - x * np.sin(angle)))
-    mottle = np.asarray(
-        Image.fromarray(rng.normal(0, 1, (20, 20)).astype(np.float32)).resize(x.shape, Image.Resampling.BICUBIC)
-    )
+    noise = Image.fromarray(rng.normal(0, 1, (20, 20)).astype(np.float32))
+    mottle = np.asarray(noise.resize((len(x), len(x)), Image.Resampling.BICUBIC))
     pattern = np.select([kind == 1, kind == 2, kind == 3], [u, u * v, mottle], 0.0)
     return np.asarray(amplitude * pattern)

@@ -91,14 +91,20 @@ def _occluders(rng: np.random.Generator) -> list[Layer]:
 def _blob(rng: np.random.Generator, centre: Floats, radius: float) -> Layer:
     angles = np.sort(rng.uniform(0, 2 * np.pi, rng.integers(4, 8)))
     corners = np.stack([np.cos(angles), np.sin(angles)], 1) * radius * rng.uniform(0.6, 1.2, (len(angles), 1))
-    shape = ellipse(0, 0, radius, radius * rng.uniform(0.3, 1), rng.uniform(0, np.pi)) if rng.random() < 0.5 else corners
+    round_ = rng.random() < 0.5
+    shape = ellipse(0, 0, radius, radius * rng.uniform(0.3, 1), rng.uniform(0, np.pi)) if round_ else corners
     return Layer(polygon_V2=shape + centre, part=0, material=paint(rng).material)
 
 
 def _caption(
-    kind: str, colours: dict[str, Paint], ground: Paint, mask: NDArray[np.uint8], parts: tuple[str, ...], rng: np.random.Generator
+    kind: str,
+    colours: dict[str, Paint],
+    ground: Paint,
+    mask: NDArray[np.uint8],
+    parts: tuple[str, ...],
+    rng: np.random.Generator,
 ) -> str:
-    """"a car , red body , black wheel , no plate , on green": bound colours, in random order, a few left out."""
+    """Such as "a car , red body , black wheel , no plate , on green": bound colours, shuffled, a few left out."""
     seen = {parts[i] for i in np.unique(mask)}
     said = [f"{p.word} {name}" if name in seen else f"no {name}" for name, p in colours.items() if rng.random() < 0.88]
     order = rng.permutation(len(said))

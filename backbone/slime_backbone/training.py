@@ -7,22 +7,37 @@ threads: one process a core never waits for another inside an operation.
 from __future__ import annotations
 
 import json
-import os
+import math
+import pickle
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import distributed, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 from tqdm import tqdm
 
 SAVE_EVERY = 120.0  # seconds
+FETCH_EVERY = 50  # steps between readings of the loss on CUDA: every reading waits for the GPU to catch up
+Figures = Mapping[str, float | torch.Tensor]
+LossOf = Callable[[int], tuple[torch.Tensor, Figures]]
+
+
+class TrainingError(RuntimeError):
+    """A training that cannot go on: an unreadable state, or a loss that is no number. One line."""
 
 
 @dataclass(kw_only=True)
 class Run:
-    """Weights, their running average (EMA), the optimiser and the history of one training."""
+    """Weights, their running average (EMA), the optimiser and the history of one training.
+
+    `fresh_since` is the step from which the optimiser's moments count: the rate warms up from there, because a
+    state unpacked from shards has none. `facts` are written down with every stretch of steps in `sessions`.
+    """
 
     modules: nn.ModuleDict
     optimiser: torch.optim.Optimizer
@@ -31,44 +46,78 @@ class Run:
     decay: float = 0.999
     warmup: int = 100
     step: int = 0
+    fresh_since: int = 0
+    facts: dict[str, str | int | float] = field(default_factory=dict)
     history: list[dict[str, float]] = field(default_factory=list)
+    sessions: list[dict[str, Any]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.average = {k: v.detach().clone() for k, v in self.modules.state_dict().items()}
+        self.device = next(self.modules.parameters()).device
+        live = self.modules.state_dict()  # its tensors are the weights themselves, not copies
+        self.average = {k: v.detach().clone() for k, v in live.items()}
+        keys = [k for k, v in live.items() if v.is_floating_point()]
+        self._averaged, self._live = [self.average[k] for k in keys], [live[k] for k in keys]
+        self._unread: list[tuple[int, Figures]] = []
         if self.path.exists():
             self._restore()
 
-    def go(self, steps: int, loss_of: Callable[[int], tuple[torch.Tensor, dict[str, float]]]) -> None:
-        """Train up to step `steps`; `loss_of(step)` gives the loss and figures worth keeping."""
-        if self.step >= steps:
+    def go(self, steps: int, loss_of: LossOf, seconds: float = math.inf) -> None:
+        """Train up to step `steps`, or for `seconds`, whichever is over first.
+
+        `loss_of(step)` gives the loss and figures worth keeping. The rate falls over the last quarter of the steps or
+        of the time, so that both endings find it low. Raises TrainingError when the loss is no number any more.
+        """
+        if self.step >= steps or seconds <= 0:
             return
-        saved = time.monotonic()
+        clock = _Clock(seconds)
+        saved = self._begin_session()
         bar = tqdm(total=steps, initial=self.step, desc=self.path.stem, mininterval=10, disable=share()[0] > 0)
-        while self.step < steps:
-            figures = self._one(steps, loss_of)
+        while self.step < steps and (left := clock.left()) > 0:
+            self._one(min((steps - self.step) / steps, left), loss_of)
             self.step += 1
             bar.update()
-            bar.set_postfix({k: f"{v:.4g}" for k, v in figures.items()}, refresh=False)
-            self.history.append({"step": self.step, **figures})
+            if self.device.type != "cuda" or self.step % FETCH_EVERY == 0:
+                figures = self._read()
+                bar.set_postfix({k: f"{v:.4g}" for k, v in figures.items()}, refresh=False)
             if time.monotonic() - saved > SAVE_EVERY:
                 self.save()
                 saved = time.monotonic()
         bar.close()
         self.save()
 
-    def _one(
-        self, steps: int, loss_of: Callable[[int], tuple[torch.Tensor, dict[str, float]]]
-    ) -> dict[str, float]:
+    def _begin_session(self) -> float:
+        now = time.monotonic()
+        self._started = now
+        device = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "CPU"
+        facts = {"device": device, "processes": share()[1], "threads": torch.get_num_threads(), **self.facts}
+        self.sessions.append({"first": self.step, "last": self.step, "seconds": 0.0, **facts})
+        return now
+
+    def _one(self, left: float, loss_of: LossOf) -> None:
         for group in self.optimiser.param_groups:
-            group["lr"] = self.peak_rate * trapezoid(self.step, steps, self.warmup)
+            group["lr"] = self.peak_rate * trapezoid(left, (self.step - self.fresh_since + 1) / self.warmup)
         loss, figures = loss_of(self.step)
         self.optimiser.zero_grad(set_to_none=True)
-        loss.backward()
+        torch.autograd.backward(loss)
         self._share_gradients()
         nn.utils.clip_grad_norm_(self.modules.parameters(), 1.0)
         self.optimiser.step()
-        self._update_average()
-        return {"loss": loss.item(), **figures}
+        decay = min(self.decay, (1 + self.step) / (10 + self.step))
+        get_ema_multi_avg_fn(decay)(self._averaged, self._live, 0)
+        self._unread.append((self.step + 1, {"loss": loss.detach(), **figures}))
+
+    def _read(self) -> dict[str, float]:
+        """Move the figures that are still on the device into the history; the last step's are returned."""
+        for step, figures in self._unread:
+            numbers = {k: float(v) for k, v in figures.items()}
+            if not math.isfinite(numbers["loss"]):
+                raise TrainingError(
+                    f"{self.path.stem}: the loss is {numbers['loss']} at step {step}, expected a number; "
+                    f"the last good state is in {self.path}, go on from it with a lower --rate"
+                )
+            self.history.append({"step": step, **numbers})
+        self._unread.clear()
+        return {k: v for k, v in self.history[-1].items() if k != "step"} if self.history else {}
 
     def _share_gradients(self) -> None:
         processes = share()[1]
@@ -77,42 +126,83 @@ class Run:
         gradients = [p.grad for p in self.modules.parameters() if p.grad is not None]
         flat = torch.cat([g.flatten() for g in gradients])
         distributed.all_reduce(flat)
-        for g, mean in zip(gradients, (flat / processes).split([g.numel() for g in gradients]), strict=True):
+        means = torch.split(flat / processes, [g.numel() for g in gradients])
+        for g, mean in zip(gradients, means, strict=True):
             g.copy_(mean.view(g.shape))
-
-    @torch.no_grad()
-    def _update_average(self) -> None:
-        decay = min(self.decay, (1 + self.step) / (10 + self.step))
-        for key, value in self.modules.state_dict().items():
-            if value.is_floating_point():
-                self.average[key].lerp_(value, 1 - decay)
 
     def save(self) -> None:
         """Write beside, then rename: a kill while saving loses nothing."""
+        self._read()
+        if self.sessions:
+            self.sessions[-1] |= {"last": self.step, "seconds": round(time.monotonic() - self._started, 1)}
         if share()[0] > 0:
             return
-        beside = self.path.with_suffix(".partial")
         state = {
             "modules": self.modules.state_dict(),
             "average": self.average,
             "optimiser": self.optimiser.state_dict(),
             "step": self.step,
+            "fresh_since": self.fresh_since,
             "history": json.dumps(self.history),
+            "sessions": json.dumps(self.sessions),
         }
-        torch.save(state, beside)
-        os.replace(beside, self.path)
+        write_state(state, self.path)
 
     def _restore(self) -> None:
-        state = torch.load(self.path, map_location="cpu", weights_only=True)
+        state = read_state(self.path)
         self.modules.load_state_dict(state["modules"])
         for key, value in state["average"].items():
             self.average[key].copy_(value)
-        self.optimiser.load_state_dict(state["optimiser"])
         self.step, self.history = state["step"], json.loads(state["history"])
+        self.sessions = json.loads(state.get("sessions", "[]"))
+        self.fresh_since = state.get("fresh_since", 0)
+        if "optimiser" in state:
+            self._restore_optimiser(state["optimiser"])
+        else:
+            self.fresh_since = self.step
+
+    def _restore_optimiser(self, stored: dict[str, Any]) -> None:
+        """The moments, in whichever implementation this device has, not the one that they were saved from."""
+        for theirs, ours in zip(stored["param_groups"], self.optimiser.param_groups, strict=True):
+            theirs.update({k: ours[k] for k in ("fused", "foreach", "capturable") if k in ours})
+        self.optimiser.load_state_dict(stored)
 
     def use_average(self) -> None:
         """Put the averaged weights, the ones worth keeping, into the modules."""
         self.modules.load_state_dict(self.average)
+
+
+class _Clock:
+    """The share of the time that is left, the same in every process."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds, self.started = seconds, time.monotonic()
+
+    def left(self) -> float:
+        if math.isinf(self.seconds):
+            return 1.0
+        left = torch.tensor(1 - (time.monotonic() - self.started) / self.seconds, dtype=torch.float64)
+        if share()[1] > 1:  # one that stops while another goes on would leave it waiting for ever
+            distributed.broadcast(left, 0)
+        return float(left)
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """What `Run.save` wrote, on the CPU. Raises TrainingError when it is not there or cannot be read."""
+    try:
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise TrainingError(f"state {path}: not there; train with backbone/train.py --state {path.parent}") from error
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise TrainingError(f"state {path}: cannot be read, expected a training's state; move it away") from error
+    return state
+
+
+def write_state(state: dict[str, Any], path: Path) -> None:
+    """A whole file or none."""
+    beside = path.with_suffix(".partial")
+    torch.save(state, beside)
+    beside.replace(path)
 
 
 def share() -> tuple[int, int]:
@@ -122,6 +212,20 @@ def share() -> tuple[int, int]:
     return distributed.get_rank(), distributed.get_world_size()
 
 
-def trapezoid(step: int, steps: int, warmup: int, fall: float = 0.25) -> float:
-    """Learning-rate factor: linear warm-up, plateau, linear fall over the last quarter."""
-    return min(1.0, (step + 1) / warmup, max(0.02, (steps - step) / (fall * steps)))
+@contextmanager
+def first_then_others() -> Iterator[None]:
+    """The block runs in the first process before it runs in any other: what it wrote is there for them."""
+    process, processes = share()
+    if process > 0:
+        distributed.all_reduce(torch.zeros(1))  # on the CPU, whichever device trains
+    yield
+    if process == 0 and processes > 1:
+        distributed.all_reduce(torch.zeros(1))
+
+
+def trapezoid(left: float, warm: float, fall: float = 0.25) -> float:
+    """Learning-rate factor, from the shares of the run that are left and of the warm-up that are done.
+
+    Linear warm-up, plateau, linear fall over the last quarter.
+    """
+    return min(1.0, warm, max(0.02, left / fall))
