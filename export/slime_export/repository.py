@@ -84,6 +84,7 @@ class _Publication:
         self.candidate, self.name = candidate, candidate.name
         self.unet_name = contract.unet_name(candidate.name)
         self.before = layout.pinned(repository / candidate.name)
+        self.touched: set[str] = set()
 
     def run(self) -> Published:
         versions = Versions(
@@ -228,7 +229,8 @@ class _Publication:
 
     def _load_after_undo(self, model: str) -> None:
         """When the publication fails: brings the server back to what the repository then says of `model`."""
-        if self.server:
+        if self.server and model not in self.touched:
+            self.touched.add(model)
             self.changes.on_undo(lambda: self._reload(model))
 
     def _reload(self, model: str) -> None:

@@ -81,7 +81,6 @@ def test_publishing_to_a_server_that_answers(
             assert not each.errors
             assert len(each.masks) > 3
             assert min((mask == expected).mean() for mask in each.masks) >= 0.999
-        assert export(request, lambda line: None)[0].version == first + 3
 
 
 def refuse_a_wrong_unet(request: Request, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -90,7 +89,7 @@ def refuse_a_wrong_unet(request: Request, monkeypatch: pytest.MonkeyPatch) -> No
         patch.setattr(
             Server, "check", lambda self, m, v, i, e: real(self, m, v, i, {k: 2 * value for k, value in e.items()})
         )
-        with pytest.raises(ServerError, match="answers .* with a difference of"):
+        with pytest.raises(ServerError, match=r"answers .* with a difference of"):
             export(request, lambda line: None)
 
 
