@@ -23,7 +23,7 @@ from slime_optimize.errors import InputError, first_line
 from slime_optimize.picture import colour_mask, overlay, sheet
 from slime_optimize.predict import Predictor
 from slime_optimize.segmenter import JSON_FILE, Segmenter
-from slime_optimize.settings import CROSS_ENTROPIES, PRESETS, Settings, preset
+from slime_optimize.settings import CROSS_ENTROPIES, PRESETS, READOUTS, Settings, preset
 from slime_optimize.train import optimise
 
 PREVIEW_FILE = "preview.png"
@@ -41,6 +41,9 @@ _SETTINGS = (
     ("flip", float, 1, "chance of a mirrored view"),
     ("crop", float, 2, "range of the random crop's side"),
     ("rotation", float, 1, "largest rotation, in degrees"),
+    ("recolour", float, 1, "chance that a part of a view gets a random mean colour"),
+    ("class_weight", float, 1, "exponent of a part's weight in the cross entropy"),
+    ("readout", str, 1, f"softmax of the cross maps at test time, over {' or '.join(READOUTS)}"),
     ("cross_entropy", str, 1, f"on which maps: {' or '.join(CROSS_ENTROPIES)}"),
 )
 

@@ -166,7 +166,15 @@ def _expected(predictor: Predictor, images: list[Image]) -> dict[str, Array]:
     noised = backbone.add_noise(latents_B4hw, segmenter.noise.to(latents_B4hw), timestep)
     text = segmenter.text_embedding.to(latents_B4hw)
     with torch.no_grad():
-        maps = attention_maps(backbone.unet, noised, timestep, text, len(segmenter.parts), settings.layers)
+        maps = attention_maps(
+            backbone.unet,
+            noised,
+            timestep,
+            text,
+            len(segmenter.parts),
+            settings.layers,
+            over_parts=settings.over_parts,
+        )
     threshold = torch.full((len(images), 1), settings.threshold)
     tensors = {LATENTS: latents_B4hw, CROSS: maps.cross_BPhw, SELF: maps.self_BNN, THRESHOLD: threshold}
     return {name: tensor.float().cpu().numpy() for name, tensor in tensors.items()}

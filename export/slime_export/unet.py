@@ -43,6 +43,7 @@ class MapsUNet(nn.Module):
         one = noise.new_ones(1, 1, 1, 1)
         self.num_parts = len(segmenter.parts)
         self.layers = segmenter.settings.layers
+        self.over_parts = segmenter.settings.over_parts
         self.register_buffer("signal", backbone.add_noise(one, 0 * one, timestep))
         self.register_buffer("noise", backbone.add_noise(0 * noise, noise, timestep))
         self.register_buffer("timestep", timestep)
@@ -52,7 +53,15 @@ class MapsUNet(nn.Module):
 
     def forward(self, latents_B4hw: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         noisy_B4hw = self.signal * latents_B4hw + self.noise
-        maps = attention_maps(self.unet, noisy_B4hw, self.timestep, self.text, self.num_parts, self.layers)
+        maps = attention_maps(
+            self.unet,
+            noisy_B4hw,
+            self.timestep,
+            self.text,
+            self.num_parts,
+            self.layers,
+            over_parts=self.over_parts,
+        )
         return maps.cross_BPhw, maps.self_BNN, self.threshold.expand(latents_B4hw.shape[0], 1)
 
 

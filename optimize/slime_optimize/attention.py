@@ -211,12 +211,21 @@ def capture(unet: Any, layers: Layers, num_parts: int, *, full_self: bool) -> It
 
 
 def attention_maps(
-    unet: Any, latents_B4hw: Tensor, timestep: Tensor, text_1TD: Tensor, num_parts: int, layers: Layers
+    unet: Any,
+    latents_B4hw: Tensor,
+    timestep: Tensor,
+    text_1TD: Tensor,
+    num_parts: int,
+    layers: Layers,
+    *,
+    over_parts: bool = False,
 ) -> Maps:
     """One conditional pass over noised latents; eq. 3 and 5.
 
     timestep: int64, () or (B,); text: (1,T,D) or (B,T,D). Cross maps are in [0, 1] and sum to at
     most 1 over the parts; rows of the self map sum to 1. Differentiable with respect to the text.
+    With over_parts, the cross maps are instead one softmax over the parts alone, of the mean logits:
+    what the published code trains.
     Raises BackboneError for a missing layer, or a self layer that is not at the latents' size.
     """
     with capture(unet, layers, num_parts, full_self=True) as store:
@@ -225,11 +234,8 @@ def attention_maps(
     self_maps = [store.self_[name] for name in layers.self_]
     for name, self_BNN in zip(layers.self_, self_maps, strict=True):
         _check_self_size(name, self_BNN.shape[-1], size)
-    return Maps(
-        cross_BPhw=_averaged([store.cross[name] for name in layers.cross], size),
-        self_BNN=_mean(self_maps),
-        logits_BPhw=_averaged([store.logits[name] for name in layers.cross], size),
-    )
+    cross_BPhw, logits_BPhw = _cross_maps(store, layers, size, over_parts)
+    return Maps(cross_BPhw=cross_BPhw, self_BNN=_mean(self_maps), logits_BPhw=logits_BPhw)
 
 
 def was_maps(
@@ -240,23 +246,27 @@ def was_maps(
     num_parts: int,
     layers: Layers,
     *,
-    weigh_logits: bool = False,
+    over_parts: bool = False,
 ) -> WasMaps:
-    """As `attention_maps`, but with WAS (eq. 6) in place of the self map, and the UNet's output.
-
-    With weigh_logits, WAS accumulates the softmax of the mean logits over the parts alone, which is
-    how the published code trains, in place of the cross maps.
-    """
+    """As `attention_maps`, but with WAS (eq. 6) in place of the self map, and the UNet's output."""
     with capture(unet, layers, num_parts, full_self=False) as store:
         (predicted,) = unet(latents_B4hw, timestep, encoder_hidden_states=text_1TD, return_dict=False)
     size = _size(latents_B4hw)
-    cross = _averaged([store.cross[name] for name in layers.cross], size)
     for name in layers.self_:
         _check_self_size(name, store.query_key[name][1].shape[-2], size)
-    logits = _averaged([store.logits[name] for name in layers.cross], size)
-    weights = logits.softmax(1) if weigh_logits else cross
-    weighted = [accumulate_pairs(*store.query_key[name], weights) for name in layers.self_]
+    cross, logits = _cross_maps(store, layers, size, over_parts)
+    weighted = [accumulate_pairs(*store.query_key[name], cross) for name in layers.self_]
     return WasMaps(cross_BPhw=cross, logits_BPhw=logits, was_BPhw=_mean(weighted), predicted_B4hw=predicted)
+
+
+def _cross_maps(
+    store: AttentionStore, layers: Layers, size: tuple[int, int], over_parts: bool
+) -> tuple[Tensor, Tensor]:
+    """Cross maps and mean raw logits, each (B,P,h,w)."""
+    logits = _averaged([store.logits[name] for name in layers.cross], size)
+    if over_parts:
+        return logits.softmax(1), logits
+    return _averaged([store.cross[name] for name in layers.cross], size), logits
 
 
 def accumulate_pairs(query_BHNd: Tensor, key_BHNd: Tensor, cross_BPhw: Tensor) -> Tensor:

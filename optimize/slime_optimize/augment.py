@@ -1,4 +1,4 @@
-"""Random views of a training image and its mask: mirror, rotation, square crop, blur.
+"""Random views of a training image and its mask: mirror, rotation, square crop, blur, and colours of their own.
 
 The first three are one affine map, so that image and mask are each resampled once; what a rotation
 uncovers is filled by reflection, in both. All chance comes from the generator that is passed.
@@ -75,6 +75,24 @@ def apply_view(view: View, pixels_3SS: Tensor, mask_SS: Tensor) -> tuple[Tensor,
     pixels = F.grid_sample(pixels_3SS[None], grid, "bilinear", "reflection", align_corners=False)
     labels = F.grid_sample(mask_SS[None, None].float(), grid, "nearest", "reflection", align_corners=False)
     return _blurred(pixels, view.sigma * pixels.shape[-1])[0], labels[0, 0].round().long()
+
+
+def recoloured(pixels_3SS: Tensor, mask_SS: Tensor, chance: float, generator: torch.Generator) -> Tensor:
+    """Each part, with `chance`, keeps its texture around a random mean colour; (3,S,S) float32 in [-1, 1].
+
+    One image cannot tell that a part may have another colour; its mask lets views say so.
+    """
+    if chance <= 0:
+        return pixels_3SS
+    changed = pixels_3SS.clone()
+    for part in mask_SS.unique().tolist():
+        draw = torch.rand(5, generator=generator)
+        where_SS = mask_SS == part
+        if draw[0] < chance:
+            inside_3N = pixels_3SS[:, where_SS]
+            texture_3N = inside_3N - inside_3N.mean(1, keepdim=True)
+            changed[:, where_SS] = texture_3N * (0.4 + 0.6 * draw[1]) + (2 * draw[2:, None] - 1)
+    return changed.clamp(-1, 1)
 
 
 def _draw(settings: Settings, generator: torch.Generator) -> View:

@@ -28,21 +28,21 @@ class Losses:
     total: Tensor
 
 
-def class_weights(mask_Bhw: Tensor, parts: int) -> Tensor:
-    """All pixels / the part's pixels, (P,) float32; 0 for a part that is not in the mask."""
+def class_weights(mask_Bhw: Tensor, parts: int, power: float = 1.0) -> Tensor:
+    """(All pixels / the part's pixels) ** power, (P,) float32; 0 for a part that is not in the mask."""
     counts = torch.bincount(mask_Bhw.flatten(), minlength=parts).float()
-    return torch.where(counts > 0, counts.sum() / counts.clamp(min=1), torch.zeros_like(counts))
+    return torch.where(counts > 0, (counts.sum() / counts.clamp(min=1)) ** power, torch.zeros_like(counts))
 
 
-def map_cross_entropy(cross_BPhw: Tensor, mask_Bhw: Tensor) -> Tensor:
+def map_cross_entropy(cross_BPhw: Tensor, mask_Bhw: Tensor, power: float = 1.0) -> Tensor:
     """eq. 4: -log of the true part's share of the softmax over all tokens, a class-weighted mean."""
-    weights = class_weights(mask_Bhw, cross_BPhw.shape[1])
+    weights = class_weights(mask_Bhw, cross_BPhw.shape[1], power)
     return F.nll_loss((cross_BPhw + _TINY).log(), mask_Bhw, weight=weights)
 
 
-def logit_cross_entropy(logits_BPhw: Tensor, mask_Bhw: Tensor) -> Tensor:
+def logit_cross_entropy(logits_BPhw: Tensor, mask_Bhw: Tensor, power: float = 1.0) -> Tensor:
     """eq. 4 as published: softmax over the parts alone, of the mean raw logits."""
-    return F.cross_entropy(logits_BPhw, mask_Bhw, weight=class_weights(mask_Bhw, logits_BPhw.shape[1]))
+    return F.cross_entropy(logits_BPhw, mask_Bhw, weight=class_weights(mask_Bhw, logits_BPhw.shape[1], power))
 
 
 def was_loss(was_BPhw: Tensor, mask_Bhw: Tensor) -> Tensor:
@@ -57,9 +57,9 @@ def was_loss(was_BPhw: Tensor, mask_Bhw: Tensor) -> Tensor:
 def losses(maps: WasMaps, mask_Bhw: Tensor, target_B4hw: Tensor, settings: Settings) -> Losses:
     """eq. 8 = eq. 4 + alpha x eq. 7 + beta x diffusion. mask_Bhw: int64 part indices at map size."""
     if settings.cross_entropy == "logits":
-        entropy = logit_cross_entropy(maps.logits_BPhw.float(), mask_Bhw)
+        entropy = logit_cross_entropy(maps.logits_BPhw.float(), mask_Bhw, settings.class_weight)
     else:
-        entropy = map_cross_entropy(maps.cross_BPhw.float(), mask_Bhw)
+        entropy = map_cross_entropy(maps.cross_BPhw.float(), mask_Bhw, settings.class_weight)
     was = was_loss(maps.was_BPhw.float(), mask_Bhw)
     diffusion = F.mse_loss(maps.predicted_B4hw.float(), target_B4hw.float())
     total = entropy + settings.alpha * was + settings.beta * diffusion

@@ -58,7 +58,15 @@ class Predictor:
         noised = self.backbone.add_noise(latents_B4hw, self._noise_14hw, timestep)
         parts = len(self.segmenter.parts)
         with torch.no_grad():
-            maps = was_maps(self.backbone.unet, noised, timestep, self._text_1TD, parts, settings.layers)
+            maps = was_maps(
+                self.backbone.unet,
+                noised,
+                timestep,
+                self._text_1TD,
+                parts,
+                settings.layers,
+                over_parts=settings.over_parts,
+            )
         return maps.cross_BPhw.float(), maps.was_BPhw.float()
 
     def scores(self, images_HW3: Sequence[npt.NDArray[np.uint8]], *, use_was: bool = True) -> Tensor:

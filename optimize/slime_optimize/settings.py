@@ -14,6 +14,7 @@ from slime_optimize.attention import Layers
 from slime_optimize.errors import InputError
 
 CROSS_ENTROPIES = ("maps", "logits")
+READOUTS = ("tokens", "parts")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,12 +35,20 @@ class Settings:
     # "maps": -log of the part's own share of the softmax over all 77 tokens (the paper's A_ca);
     # "logits": K-way softmax over mean raw logits, for the WAS loss too (the published code).
     cross_entropy: str = "maps"
+    # A part weighs (all pixels / its pixels) ** class_weight in the cross entropy. With the paper's 1 a backbone
+    # that is unsure sees small parts everywhere.
+    class_weight: float = 1.0
+    # Cross maps at test time. "tokens": the softmax over all 77 tokens of each head, then the mean (eq. 3);
+    # "parts": one softmax over the parts of the mean logits, what cross_entropy "logits" learns. Heads of
+    # 16 channels are weak judges one by one, so a small backbone wants the latter.
+    readout: str = "tokens"
     threshold: float = 0.2  # a part whose cross map stays under it everywhere is left out
     prompt_word: str = "part"  # repeated, it gives the embeddings to start from
     flip: float = 0.5  # chance of a mirrored view
     crop: tuple[float, float] = (0.5, 1.0)  # side of the random square crop, of the whole side
     rotation: float = 30.0  # degrees, either way
     blur: tuple[float, float] = (0.0, 1.0)  # Gaussian sigma, in pixels of a 512-pixel image
+    recolour: float = 0.0  # chance that a part of a view gets a random mean colour; not in the paper
     layers: Layers = field(default_factory=Layers)
 
     def __post_init__(self) -> None:
@@ -54,12 +63,20 @@ class Settings:
         _check(self.beta >= 0, "beta", self.beta, "0 or more")
         known = " or ".join(CROSS_ENTROPIES)
         _check(self.cross_entropy in CROSS_ENTROPIES, "cross_entropy", self.cross_entropy, known)
+        _check(0 <= self.class_weight <= 1, "class_weight", self.class_weight, "an exponent from 0 to 1")
+        _check(self.readout in READOUTS, "readout", self.readout, " or ".join(READOUTS))
         _check(0 <= self.threshold <= 1, "threshold", self.threshold, "0 to 1")
         _check(bool(self.prompt_word.strip()), "prompt_word", self.prompt_word, "a word")
         _check(0 <= self.flip <= 1, "flip", self.flip, "a chance from 0 to 1")
         _check(0 < self.crop[0] <= self.crop[1] <= 1, "crop", self.crop, "two fractions LOW HIGH in (0, 1]")
         _check(0 <= self.rotation <= 180, "rotation", self.rotation, "0 to 180 degrees")
+        _check(0 <= self.recolour <= 1, "recolour", self.recolour, "a chance from 0 to 1")
         _check(0 <= self.blur[0] <= self.blur[1], "blur", self.blur, "two sigmas LOW HIGH, 0 or more")
+
+    @property
+    def over_parts(self) -> bool:
+        """Whether test-time cross maps are a softmax over the parts alone."""
+        return self.readout == "parts"
 
     def total_steps(self, images: int) -> int:
         """Steps of a run on `images` training images."""

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from slime_image import fit, fit_mask
 from slime_optimize.attention import was_maps
-from slime_optimize.augment import apply_view, draw_view, part_points
+from slime_optimize.augment import apply_view, draw_view, part_points, recoloured
 from slime_optimize.backbone import TOKENS, Backbone
 from slime_optimize.data import Example, check_parts
 from slime_optimize.errors import InputError, OptimisationError
@@ -128,8 +128,8 @@ def _step(
     noise = torch.randn(latents_B4hw.shape, generator=chance).to(backbone.device, backbone.dtype)
     noised = backbone.add_noise(latents_B4hw, noise, timesteps_B)
     text = text_1TD.to(backbone.dtype)
-    weigh_logits = settings.cross_entropy == "logits"
-    maps = was_maps(backbone.unet, noised, timesteps_B, text, parts, settings.layers, weigh_logits=weigh_logits)
+    over_parts = settings.cross_entropy == "logits"
+    maps = was_maps(backbone.unet, noised, timesteps_B, text, parts, settings.layers, over_parts=over_parts)
     return losses(maps, mask_Bhw, backbone.target(latents_B4hw, noise, timesteps_B), settings)
 
 
@@ -157,7 +157,8 @@ def _views(
 def _view(canvas: _Canvas, settings: Settings, chance: torch.Generator, turn: int) -> tuple[Tensor, Tensor]:
     """A random view that shows enough of one part, each part in its turn."""
     points = part_points(canvas.mask_SS, canvas.parts[turn % len(canvas.parts)])
-    return apply_view(draw_view(settings, chance, points), canvas.pixels_3SS, canvas.mask_SS)
+    pixels_3SS = recoloured(canvas.pixels_3SS, canvas.mask_SS, settings.recolour, chance)
+    return apply_view(draw_view(settings, chance, points), pixels_3SS, canvas.mask_SS)
 
 
 def _canvas(example: Example, size: int) -> _Canvas:

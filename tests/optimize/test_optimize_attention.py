@@ -96,11 +96,11 @@ def test_was_equals_the_accumulated_maps(backbone: Backbone, inputs: tuple[Tenso
     torch.testing.assert_close(light.was_BPhw.flatten(2), expected, rtol=1e-4, atol=1e-6)
 
 
-def test_was_of_logits_weighs_the_parts_own_softmax(backbone: Backbone, inputs: tuple[Tensor, Tensor]) -> None:
+def test_maps_over_the_parts_alone(backbone: Backbone, inputs: tuple[Tensor, Tensor]) -> None:
     latents, text = inputs
     with torch.no_grad():
         full = attention_maps(backbone.unet, latents, T, text, PARTS, Layers())
-        light = was_maps(backbone.unet, latents, T, text, PARTS, Layers(), weigh_logits=True)
+        light = was_maps(backbone.unet, latents, T, text, PARTS, Layers(), over_parts=True)
     expected = accumulate(full.logits_BPhw.softmax(1).flatten(2), full.self_BNN)
     torch.testing.assert_close(light.was_BPhw.flatten(2), expected, rtol=1e-4, atol=1e-6)
 
