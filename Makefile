@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo test lint serve clean
+.PHONY: demo test lint results serve clean
 
 demo: $(INSTALLED)
 	$(BIN)/python demo.py
@@ -17,6 +17,9 @@ lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+results: $(INSTALLED)
+	$(BIN)/python -m benchmarks.one_shot --json docs/one-shot.json
 
 serve: $(INSTALLED)
 	$(BIN)/python demo.py --stop-after export

@@ -2,7 +2,7 @@
 
 ONE annotated car becomes a segmenter, an ONNX model, a model repository, a running Triton server; then 50
 images it never saw are segmented over gRPC. Every step is one of the project's own commands, printed as it
-runs. What is done already, for the same backbone weights, is not done again.
+runs. What is done already, with the same backbone, is not done again.
 """
 
 from __future__ import annotations
@@ -13,53 +13,90 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image
+
 from slime_backbone.dataset import write_split
-from slime_client import Mask, Segmenter
+from slime_backbone.scene import KINDS
+from slime_client import Segmenter
 from slime_optimize.backbone import content_hash, embedded_folder
-from slime_optimize.metrics import confusion, report
+from slime_optimize.metrics import Report, confusion, report
 from slime_optimize.picture import colour_mask, sheet
 
 ROOT = Path(__file__).resolve().parent
-SHOWN = 8  # rows of the contact sheet
+SHOWN = 16  # images of the contact sheet, two a row
+Pixels = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answers:
+    """What a served segmenter said of a folder of annotated images: one entry for each image."""
+
+    parts: tuple[str, ...]
+    colours: tuple[tuple[int, int, int], ...]
+    images: tuple[Path, ...]
+    truths: tuple[Pixels, ...]
+    masks: tuple[Pixels, ...]
+    seconds: tuple[float, ...]
+
+    def report(self) -> Report:
+        pairs = zip(self.truths, self.masks, strict=True)
+        return report([confusion(truth, mask, len(self.parts)) for truth, mask in pairs], self.parts)
+
+    def milliseconds(self, percentile: float) -> float:
+        return float(np.percentile(self.seconds, percentile) * 1000)
+
+    def contact_sheet(self) -> Image.Image:
+        """image | truth | prediction, twice a row."""
+        cells = [
+            (np.asarray(Image.open(path).convert("RGB")), colour_mask(t, self.colours), colour_mask(m, self.colours))
+            for path, t, m in list(zip(self.images, self.truths, self.masks, strict=True))[:SHOWN]
+        ]
+        rows = [left + right for left, right in zip(cells[::2], cells[1::2], strict=True)]
+        return sheet(rows, ("image", "truth", "prediction") * 2, self.parts, self.colours, 128)
 
 
 def main() -> int:
     options = _arguments()
     build: Path = options.build
-    training = write_split(build / "partscenes", options.kind, "train-1")
-    test = write_split(build / "partscenes", options.kind, "test")
-    segmenter = build / "segmenters" / options.kind
+    segmenter, picture = build / "segmenters" / options.kind, build / "contact-sheet.png"
+    training, test = (write_split(build / "partscenes", options.kind, split) for split in ("train-1", "test"))
     try:
-        _optimise(training, segmenter)
-        _export(segmenter, build / "repository")
+        optimise(training, segmenter)
+        export(segmenter, build / "repository")
         if options.stop_after == "export":
             return 0
-        with _server(build / "repository") as url:
-            print(_measure(url, options.kind, test, build / "contact-sheet.png"))
+        with server(build / "repository") as url:
+            answers = ask(url, options.kind, test)
     except subprocess.CalledProcessError as error:
-        print(f"error: {' '.join(map(str, error.cmd[1:3]))} failed with exit code {error.returncode}", file=sys.stderr)
+        print(f"error: {error.cmd[1]} failed with exit code {error.returncode}", file=sys.stderr)
         return 1
-    print(f"contact sheet: {build / 'contact-sheet.png'}")
+    answers.contact_sheet().save(picture)
+    measured = answers.report()
+    latency = f"p50 {answers.milliseconds(50):.1f} ms   p95 {answers.milliseconds(95):.1f} ms"
+    print(f"{measured.table()}\n\nmean IoU {measured.mean:.1f} %   {latency}   {len(answers.masks)} images over gRPC")
+    print(f"contact sheet: {picture}")
     return 0
 
 
-def _optimise(training: Path, segmenter: Path) -> None:
+def optimise(training: Path, segmenter: Path, *options: object) -> None:
+    """optimize/run.py on the folder's one annotated image, unless it was done with today's backbone."""
     if _made_with(segmenter) == content_hash(embedded_folder()):
-        print(f"{segmenter}: there already")
+        print(f"{segmenter}: there already", flush=True)
         return
     parts = json.loads((training / "parts.json").read_text())
     image, mask = training / "images" / "000.png", training / "masks" / "000.png"
-    _run("optimize/run.py", "--image", image, "--mask", mask, "--parts", *parts, "--out", segmenter)
+    run("optimize/run.py", "--image", image, "--mask", mask, "--parts", *parts, "--out", segmenter, *options)
 
 
 def _made_with(segmenter: Path) -> str | None:
-    """Content hash of the backbone a finished segmenter belongs to."""
+    """Content hash of the backbone that a finished segmenter belongs to."""
     described = segmenter / "segmenter.json"
     if not described.exists():
         return None
@@ -67,32 +104,34 @@ def _made_with(segmenter: Path) -> str | None:
     return found
 
 
-def _export(segmenter: Path, repository: Path) -> None:
-    published = repository / segmenter.name / "config.pbtxt"
-    made = segmenter / "segmenter.json"
+def export(segmenter: Path, repository: Path) -> None:
+    """export/build.py, unless the repository has this segmenter already."""
+    published, made = repository / segmenter.name / "config.pbtxt", segmenter / "segmenter.json"
     if published.exists() and published.stat().st_mtime > made.stat().st_mtime:
-        print(f"{published.parent}: there already")
+        print(f"{published.parent}: there already", flush=True)
         return
-    _run("export/build.py", segmenter, "--repository", repository)
+    run("export/build.py", segmenter, "--repository", repository)
 
 
-def _run(script: str, *arguments: object) -> None:
-    command = [script, *map(str, arguments)]
-    print("$ python", *command, flush=True)
-    subprocess.run([sys.executable, ROOT / script, *command[1:]], check=True)
+def run(script: str, *arguments: object) -> None:
+    """One of the project's commands, shown as a person would type it; CalledProcessError when it fails."""
+    words = [str(argument) for argument in arguments]
+    print("$ python", script, *words, flush=True)
+    subprocess.run([sys.executable, str(ROOT / script), *words], check=True)
 
 
 @contextmanager
-def _server(repository: Path) -> Iterator[str]:
+def server(repository: Path) -> Iterator[str]:
     """serve/launch.py on free ports for as long as the block runs; yields its gRPC address."""
-    command = ["serve/launch.py", "--repository", str(repository), "--grpc-port", "0", "--http-port", "0", "--metrics-port", "0"]
-    print("$ python", *command, flush=True)
-    launcher = subprocess.Popen([sys.executable, ROOT / command[0], *command[1:]], stdout=subprocess.PIPE, text=True)
+    ports = [word for name in ("grpc", "http", "metrics") for word in (f"--{name}-port", "0")]
+    command = [sys.executable, str(ROOT / "serve/launch.py"), "--repository", str(repository), *ports]
+    print("$ python serve/launch.py", *command[2:], flush=True)
+    launcher = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
         assert launcher.stdout is not None
         line = launcher.stdout.readline()
         if not line.startswith("ready "):
-            raise subprocess.CalledProcessError(launcher.wait(), ["python", *command])
+            raise subprocess.CalledProcessError(launcher.wait(), command)
         print(line, end="", flush=True)
         yield dict(word.split("=", 1) for word in line.split()[1:])["grpc"]
     finally:
@@ -100,35 +139,33 @@ def _server(repository: Path) -> Iterator[str]:
         launcher.wait()
 
 
-def _measure(url: str, kind: str, test: Path, picture: Path) -> str:
-    """Segment every test image over gRPC; the table of IoU and latency. Writes the contact sheet."""
-    rows, counts, seconds = [], [], []
-    with Segmenter(url, kind) as segmenter:
-        for path in sorted((test / "images").glob("*.png")):
+def ask(url: str, name: str, data: Path) -> Answers:
+    """Every image of an annotated folder through slime_client, one after the other."""
+    images = sorted((data / "images").glob("*.png"))
+    masks, seconds = [], []
+    with Segmenter(url, name) as segmenter:
+        segmenter.segment(images[0])  # the first request pays for what is set up once
+        for path in images:
             begun = time.perf_counter()
-            mask: Mask = segmenter.segment(path)
+            masks.append(segmenter.segment(path).array)
             seconds.append(time.perf_counter() - begun)
-            truth = np.asarray(Image.open(test / "masks" / path.name))
-            counts.append(confusion(truth, mask.array, len(mask.parts)))
-            image = np.asarray(Image.open(path).convert("RGB"))
-            rows.append((image, colour_mask(truth, mask.colours), colour_mask(mask.array, mask.colours)))
         parts, colours = segmenter.parts, segmenter.colours
-    sheet(_in_pairs(rows[: 2 * SHOWN]), ("image", "truth", "prediction") * 2, parts, colours, 128).save(picture)
-    p50, p95 = np.percentile(np.array(seconds) * 1000, [50, 95])
-    measured = report(counts, parts)
-    return f"{measured.table()}\nmean IoU {measured.mean:.1f} %   p50 {p50:.1f} ms   p95 {p95:.1f} ms   ({len(rows)} images over gRPC)"
+    return Answers(
+        parts=tuple(parts),
+        colours=tuple(colours),
+        images=tuple(images),
+        truths=tuple(np.asarray(Image.open(data / "masks" / path.name)) for path in images),
+        masks=tuple(masks),
+        seconds=tuple(seconds),
+    )
 
 
-def _in_pairs(rows: list[tuple[np.ndarray, ...]]) -> list[tuple[np.ndarray, ...]]:
-    return [a + b for a, b in zip(rows[::2], rows[1::2], strict=True)]
-
-
-def _arguments() -> argparse.Namespace:
+def _arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kind", choices=("car", "horse", "face"), default="car")
+    parser.add_argument("--kind", choices=list(KINDS), default="car")
     parser.add_argument("--build", type=Path, default=ROOT / "build" / "demo", help="where everything is written")
     parser.add_argument("--stop-after", choices=("export",), help="make the repository, but do not serve it")
-    return parser.parse_args()
+    return parser.parse_args(argv)
 
 
 if __name__ == "__main__":

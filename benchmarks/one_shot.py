@@ -1,0 +1,118 @@
+"""One annotated image, 50 test images, three seeds, three classes: mean IoU over gRPC, beside its floors and ceiling.
+
+    python -m benchmarks.one_shot --json docs/one-shot.json        (`make results`)
+
+Each (class, seed) goes the whole way: optimised, exported, published, served by Triton, asked through slime_client.
+The masks are compared with PyTorch's, and the same segmenter is measured without WAS (`--no-was`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+from pathlib import Path
+from statistics import mean, pstdev
+from typing import Any
+
+import torch
+
+from demo import ROOT, Answers, ask, export, optimise, server
+from slime_backbone.bounds import ceiling, nearest_colour, random_backbone
+from slime_backbone.dataset import write_split
+from slime_backbone.scene import KINDS
+from slime_image import load
+from slime_optimize.backbone import Backbone, load_backbone
+from slime_optimize.metrics import confusion, report
+from slime_optimize.predict import load_predictor
+from slime_optimize.settings import preset
+
+
+def main() -> None:
+    options = _arguments()
+    build: Path = options.build
+    names = {(kind, seed): f"{kind}-{seed}" for kind in options.kinds for seed in options.seeds}
+    for (kind, seed), name in names.items():
+        training = write_split(build / "partscenes", kind, "train-1")
+        optimise(training, build / "segmenters" / name, "--seed", seed, "--quiet")
+        export(build / "segmenters" / name, build / "repository")
+    rows: dict[str, list[dict[str, Any]]] = {kind: [] for kind in options.kinds}
+    with server(build / "repository") as url:
+        for (kind, _), name in names.items():
+            test = write_split(build / "partscenes", kind, "test")
+            answers = ask(url, name, test)
+            answers.contact_sheet().save(build / f"{name}.png")
+            rows[kind].append(_row(answers, build / "segmenters" / name))
+            print(name, json.dumps(rows[kind][-1]), flush=True)
+    bounds = {kind: _bounds(kind, load_backbone("embedded")) for kind in options.kinds}
+    print("\n" + table(rows, bounds))
+    if options.json:
+        _write(options.json, {"rows": rows, "bounds": bounds, "machine": _machine()})
+
+
+def _row(answers: Answers, segmenter: Path) -> dict[str, Any]:
+    """Figures of one segmenter over the wire, and what PyTorch says of the same images."""
+    predictor = load_predictor(segmenter)
+    images = [load(path) for path in answers.images]
+    same = [float((a == b).mean()) for a, b in zip(answers.masks, predictor.masks(images), strict=True)]
+    crosses = predictor.masks(images, use_was=False)
+    alone = [confusion(t, m, len(answers.parts)) for t, m in zip(answers.truths, crosses, strict=True)]
+    measured = answers.report()
+    return {
+        **measured.as_json(),
+        "no_was_mean_iou": report(alone, answers.parts).mean,
+        "pixels_as_pytorch": mean(same),
+        "p50_ms": answers.milliseconds(50),
+        "p95_ms": answers.milliseconds(95),
+    }
+
+
+def _bounds(kind: str, backbone: Backbone) -> dict[str, float]:
+    return {
+        "ceiling": ceiling(kind).mean,
+        "nearest_colour": nearest_colour(kind).mean,
+        "random_backbone": random_backbone(kind, backbone, preset("paper", backbone.recommended), progress=False).mean,
+    }
+
+
+def table(rows: dict[str, list[dict[str, Any]]], bounds: dict[str, dict[str, float]]) -> str:
+    """Markdown: a line for each class, then the mean over classes."""
+    lines = [
+        "| mean IoU, % | over gRPC | without WAS | floor: nearest colour | floor: random backbone | ceiling |",
+        "|---|---|---|---|---|---|",
+    ]
+    for kind, of_kind in rows.items():
+        over, alone = [row["mean_iou"] for row in of_kind], [row["no_was_mean_iou"] for row in of_kind]
+        of_bounds = bounds[kind]
+        lines.append(
+            f"| {kind} | **{mean(over):.1f}** ± {pstdev(over):.1f} | {mean(alone):.1f} | "
+            f"{of_bounds['nearest_colour']:.1f} | {of_bounds['random_backbone']:.1f} | {of_bounds['ceiling']:.1f} |"
+        )
+    means = [mean(row[key] for of in rows.values() for row in of) for key in ("mean_iou", "no_was_mean_iou")]
+    floors = [mean(b[key] for b in bounds.values()) for key in ("nearest_colour", "random_backbone", "ceiling")]
+    lines.append(f"| mean | **{means[0]:.1f}** | {means[1]:.1f} | " + " | ".join(f"{x:.1f}" for x in floors) + " |")
+    return "\n".join(lines)
+
+
+def _machine() -> dict[str, Any]:
+    return {"cpu": platform.processor() or platform.machine(), "cores": os.cpu_count(), "torch": torch.__version__}
+
+
+def _write(path: Path, values: dict[str, Any]) -> None:
+    beside = path.with_name(f".{path.name}.partial")
+    beside.write_text(json.dumps(values, indent=1) + "\n")
+    os.replace(beside, path)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kinds", nargs="+", choices=list(KINDS), default=list(KINDS))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--build", type=Path, default=ROOT / "build" / "one-shot", help="where everything is written")
+    parser.add_argument("--json", type=Path, help="also write the figures to this file")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
