@@ -17,8 +17,8 @@ from statistics import mean, pstdev
 from typing import Any
 
 import torch
-
 from demo import ROOT, Answers, ask, export, optimise, server
+
 from slime_backbone.bounds import ceiling, nearest_colour, random_backbone
 from slime_backbone.dataset import write_split
 from slime_backbone.scene import KINDS

@@ -27,8 +27,12 @@ ALLOWED: dict[str, set[str]] = {
     "slime_client": set(),
     "slime_backbone": {"slime_was", "slime_image", "slime_optimize"},
 }
-HEAVY = {"torch", "diffusers", "transformers", "onnx", "onnxruntime", "kornia", "scipy"}
-LIGHT = {"slime_was": {"numpy"}, "slime_image": {"numpy", "PIL"}, "slime_client": {"numpy", "PIL", "tritonclient", "grpc"}}
+HEAVY = {"torch", "diffusers", "transformers", "onnx", "onnxruntime", "scipy"}
+LIGHT = {
+    "slime_was": {"numpy"},
+    "slime_image": {"numpy", "PIL"},
+    "slime_client": {"numpy", "PIL", "tritonclient", "grpc"},
+}
 
 
 def imported(file: Path) -> set[str]:

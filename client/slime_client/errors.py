@@ -11,7 +11,7 @@ SegmenterError(Exception)   .code is a gRPC status name:
 
 import re
 
-from tritonclient.utils import InferenceServerException  # type: ignore[import-untyped]
+from tritonclient.utils import InferenceServerException
 
 INVALID_ARGUMENT = "INVALID_ARGUMENT"
 NOT_FOUND = "NOT_FOUND"

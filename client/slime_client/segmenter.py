@@ -9,13 +9,13 @@ from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-from tritonclient.grpc import (  # type: ignore[import-untyped]
+from tritonclient.grpc import (
     InferenceServerClient,
     InferInput,
     InferRequestedOutput,
     InferResult,
 )
-from tritonclient.utils import InferenceServerException  # type: ignore[import-untyped]
+from tritonclient.utils import InferenceServerException
 
 from slime_client import names
 from slime_client.description import Description, describe

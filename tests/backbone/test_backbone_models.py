@@ -82,8 +82,9 @@ def test_saved_folder_loads_as_any_backbone(pipeline: Pipeline, tmp_path: Path) 
     assert (backbone.image_size, backbone.latent_size) == (4 * LATENT, LATENT)
     assert backbone.vae.config.scaling_factor == 0.5 and backbone.predicts_velocity
     assert backbone.encode_text("a car , red body").shape == (1, LENGTH, backbone.text_width)
+    saved = pipeline.unet.state_dict()
     for name, weight in backbone.unet.state_dict().items():
-        torch.testing.assert_close(weight, pipeline.unet.state_dict()[name].half().float(), rtol=0, atol=0)
+        torch.testing.assert_close(weight, saved[name].half().float(), rtol=0, atol=0)
     assert not list((tmp_path / "weights").glob("new-*"))
 
 

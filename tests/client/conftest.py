@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from fake_triton import FakeTriton
 from PIL import Image
+
 from slime_client import Segmenter
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from fake_triton import FakeTriton, Refusal
 from PIL import Image
+
 from slime_client import cli
 from slime_client.cli import main
 from slime_client.inputs import Job

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from fake_triton import FakeTriton, Refusal
 from PIL import Image
+
 from slime_client import Segmenter, SegmenterError
 from slime_client.files import MAX_BYTES
 

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+
 from slime_client import Mask, SegmenterError
 
 PARTS = ("background", "body", "wheel")

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import slime_client
 from fake_triton import FakeTriton
 from PIL import Image
+
+import slime_client
 from slime_client import Segmenter, SegmenterError, names
 
 
