@@ -8,6 +8,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from tqdm import tqdm
 
 from slime_backbone.models import LENGTH
 from slime_optimize.backbone import Backbone
@@ -48,7 +49,7 @@ def sample(
     latents_B4hh = torch.randn(len(prompts), 4, backbone.latent_size, backbone.latent_size, generator=generator)
     text_BTD = _text(backbone, [""] * len(prompts) + list(prompts))
     backbone.scheduler.set_timesteps(steps)
-    for time in backbone.scheduler.timesteps:
+    for time in tqdm(backbone.scheduler.timesteps, desc="samples", mininterval=5):
         empty, told = backbone.unet(latents_B4hh.repeat(2, 1, 1, 1), time, text_BTD).sample.chunk(2)
         latents_B4hh = backbone.scheduler.step(empty + guidance * (told - empty), time, latents_B4hh).prev_sample
     return decode(backbone, latents_B4hh)
