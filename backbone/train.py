@@ -25,6 +25,7 @@ from slime_backbone.autoencoder import encode_all, train_vae
 from slime_backbone.corpus import corpus
 from slime_backbone.diffusion import Recipe, train_diffusion
 from slime_backbone.models import build_scheduler, build_tokenizer
+from slime_backbone.restart import begin, write_record
 from slime_backbone.saving import pipeline_of, save_pipeline
 from slime_backbone.shards import ShardError, pack, unpack
 from slime_backbone.training import TrainingError, first_then_others, share
@@ -55,6 +56,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         with first_then_others():
             if options.unpack and share()[0] == 0:
                 print(f"unpacked {options.unpack}: step {unpack(options.unpack, options.state)}", flush=True)
+            if options.begin and share()[0] == 0:
+                print(f"begun from {options.begin}: step {begin(options.begin, options.state)}", flush=True)
         if not options.no_train:
             _train(options, device, started)
         if share()[0] == 0:
@@ -108,6 +111,7 @@ def _recipe(options: argparse.Namespace, device: torch.device) -> Recipe:
 
 def _save(options: argparse.Namespace) -> None:
     save_pipeline(options.out, pipeline_of(options.state))
+    write_record(options.state, options.out)
     print(f"saved {options.out}")
     if options.pack:
         print(f"packed {pack(options.state, options.pack)}")
@@ -128,6 +132,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--compile", action="store_true", help="torch.compile the UNet")
     add("--threads", type=int, default=0, help="CPU threads; 0 leaves PyTorch's choice")
     add("--workers", type=int, default=0, help="processes that draw scenes; 0 is one a core")
+    add("--begin", type=Path, metavar="WEIGHTS", help="begin with weights that train.py wrote, backbone/weights say")
     add("--unpack", type=Path, metavar="FOLDER", help="begin with the state in these shards")
     add("--pack", type=Path, metavar="FOLDER", help="leave the state in shards of at most 16 MiB, 64 MiB together")
     add("--no-train", action="store_true", help="only unpack, write the weights, pack")
