@@ -126,8 +126,8 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--vae-steps", type=_count, help="(1000, on a GPU 4000); a VAE that made latents is not trained further")
     add("--steps", type=_count, help="of the UNet and the text encoder (4000, on a GPU 200000)")
     add("--minutes", type=_amount, default=0.0, help="stop after so long, all told; the learning rate falls in time")
-    add("--batch", type=_count, help="captioned pictures a step (16, on a GPU 256)")
-    add("--rate", type=_amount, help="peak learning rate (8e-4, on a GPU 1.5e-3)")
+    add("--batch", type=_positive, help="captioned pictures a step (16, on a GPU 256)")
+    add("--rate", type=_positive_amount, help="peak learning rate (8e-4, on a GPU 1.5e-3)")
     add("--coarse", type=_count, help="first steps at half the resolution, with twice the batch (2700, on a GPU 0)")
     add("--compile", action="store_true", help="torch.compile the UNet")
     add("--threads", type=int, default=0, help="CPU threads; 0 leaves PyTorch's choice")
@@ -143,6 +143,18 @@ def _count(text: str) -> int:
     number = int(text)
     if number < 0:
         raise argparse.ArgumentTypeError(f"got {text}, expected a whole number that is not negative")
+    return number
+
+
+def _positive(text: str) -> int:
+    if (number := _count(text)) == 0:
+        raise argparse.ArgumentTypeError("got 0, expected a whole number of at least 1")
+    return number
+
+
+def _positive_amount(text: str) -> float:
+    if (number := _amount(text)) == 0:
+        raise argparse.ArgumentTypeError("got 0, expected a number above 0")
     return number
 
 

@@ -119,8 +119,7 @@ def _architecture(backbone: Backbone, weights: Path) -> str:
 Images of {size} x {size} pixels, latents of {side} x {side} x {vae.latent_channels}.
 Down blocks {_list(unet.down_block_types)};
 up blocks {_list(unet.up_block_types)}.
-`{backbone.scheduler.config.prediction_type}` over
-{backbone.scheduler.config.num_train_timesteps} timesteps. Content hash `{backbone.hash[:16]}`."""
+`{backbone.scheduler.config.prediction_type}` over {backbone.scheduler.config.num_train_timesteps} timesteps. Content hash `{backbone.hash[:16]}`."""
 
 
 def _data(diffusion: Training) -> str:
@@ -137,8 +136,8 @@ part of the training sees one.
 
 A caption names the class and binds colours to parts, such as
 `{scene("car", "backbone", 0).caption}`.
-The splits that are evaluated, for each class {held}, are drawn from other seeds
-and were never trained on."""
+The splits that are evaluated, for each class {held},
+are drawn from other seeds and were never trained on."""
 
 
 def _training(vae: Training, diffusion: Training, vae_error: float, ran_on: str) -> str:

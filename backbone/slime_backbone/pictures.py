@@ -29,7 +29,9 @@ def loss_picture(history: Sequence[dict[str, float]], path: Path) -> None:
         below.plot(*zip(*seen, strict=True), marker=".", label=name)
     below.set(ylabel="effective tokens", xlabel="step", yscale="log")
     if watched(history):
-        title = "attn1: self-attention, of 1024 tokens; attn2: cross-attention, of 77"
+        title = (
+            "attn1: self-attention, of 1024 tokens (256 in steps at half the resolution); attn2: cross-attention, of 77"
+        )
         figure.legend(title=title, fontsize="small", loc="outside lower center", ncols=3)
     for panel in (above, below):
         panel.grid(alpha=0.3, which="both")
@@ -56,7 +58,7 @@ def samples_picture(images: Images, prompts: Sequence[str], path: Path) -> None:
     figure = Figure(figsize=(2.6 * COLUMNS, 3.3 * rows), layout="constrained")
     for place, image, prompt in zip(_places(figure, rows, COLUMNS), images, prompts, strict=False):
         place.imshow(image)
-        place.set_title(textwrap.fill(prompt, 34), fontsize=8, y=-0.02, va="top")
+        place.set_title(textwrap.fill(prompt, 34), fontsize=8, y=-0.06, va="top")
     _save(figure, path)
 
 
