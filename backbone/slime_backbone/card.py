@@ -119,7 +119,8 @@ def _architecture(backbone: Backbone, weights: Path) -> str:
 Images of {size} x {size} pixels, latents of {side} x {side} x {vae.latent_channels}.
 Down blocks {_list(unet.down_block_types)};
 up blocks {_list(unet.up_block_types)}.
-`{backbone.scheduler.config.prediction_type}` over {backbone.scheduler.config.num_train_timesteps} timesteps. Content hash `{backbone.hash[:16]}`."""
+`{backbone.scheduler.config.prediction_type}` over {backbone.scheduler.config.num_train_timesteps} timesteps.
+Content hash `{backbone.hash[:16]}`."""
 
 
 def _data(diffusion: Training) -> str:
