@@ -184,9 +184,7 @@ class _Publication:
         folder = self.repository / self.name
         version = max(layout.versions(folder), default=0) + 1
         parameters = ensemble_parameters(self.candidate.segmenter)
-        config = contract.ensemble_config(
-            segmenter=self.name, version=version, versions=versions, parameters=parameters
-        )
+        config = contract.ensemble_config(segmenter=self.name, versions=versions, parameters=parameters)
         staged = self.staging / self.name
         # An ensemble has no files, but Triton wants a folder for the version.
         (staged / str(version)).mkdir(parents=True)
@@ -197,7 +195,7 @@ class _Publication:
     def _retire(self, version: int, versions: Versions) -> None:
         """Moves out what nothing uses any more. The version that served before stays, for the way back."""
         kept: dict[str, set[int | None]] = {
-            self.name: {version},
+            self.name: {version, version - 1},  # the one before answers until the new one is ready
             self.unet_name: {versions.unet, self.before.get(self.unet_name)},
         }
         for model, own in ((PREPROCESS, versions.preprocess), (WAS, versions.was)):

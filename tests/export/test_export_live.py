@@ -27,7 +27,7 @@ class Asking:
 
     def __init__(self, server: Served, image: Any) -> None:
         self.masks: list[Any] = []
-        self.errors: list[Exception] = []
+        self.errors: list[str] = []
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, args=(server, png(image)))
 
@@ -44,12 +44,12 @@ class Asking:
             try:
                 self.masks.append(server.segment("car", data))
             except Exception as error:
-                self.errors.append(error)
+                self.errors.append(f"{type(error).__name__}: {error}")
 
 
 def served_version(server: Served) -> str:
     with grpc.InferenceServerClient(server.grpc) as client:
-        (version,) = client.get_model_metadata("car").versions
+        version = max(client.get_model_metadata("car").versions, key=int)
     return str(version)
 
 

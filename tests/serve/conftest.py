@@ -33,7 +33,7 @@ def build_repository(folder: Path, segmenter: str = "toy") -> Path:
     unet = contract.unet_config(segmenter=segmenter, parts=PARTS, latent_channels=CHANNELS, latent_size=SIDE)
     _publish(folder / contract.unet_name(segmenter), unet, _unet())
     ensemble = contract.ensemble_config(
-        segmenter=segmenter, version=1, versions=contract.Versions(), parameters={"parts": '["background", "ö"]'}
+        segmenter=segmenter, versions=contract.Versions(), parameters={"parts": '["background", "ö"]'}
     )
     _publish(folder / segmenter, ensemble, None)
     return folder

@@ -77,9 +77,6 @@ class Model:
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
     max_batch_size: int = 0
-    # The latest two, so that the version an ensemble is pinned to serves on while the next one is published;
-    # an ensemble serves exactly one, so that renaming its config.pbtxt into place switches everything at once.
-    specific_version: int | None = None
     steps: tuple[Step, ...] = ()
     parameters: Mapping[str, str] = field(default_factory=dict)
 
@@ -177,8 +174,8 @@ def was_config() -> str:
     )
 
 
-def ensemble_config(*, segmenter: str, version: int, versions: Versions, parameters: Mapping[str, str]) -> str:
-    """The segmenter itself: IMAGE to MASK and SCORES, served as exactly ``version``, pinned to ``versions``.
+def ensemble_config(*, segmenter: str, versions: Versions, parameters: Mapping[str, str]) -> str:
+    """The segmenter itself: IMAGE to MASK and SCORES, pinned to ``versions``.
 
     ``parameters``: what the client shows and checks (parts, colours, form, hashes).
     """
@@ -199,7 +196,6 @@ def ensemble_config(*, segmenter: str, version: int, versions: Versions, paramet
             backend=None,
             inputs=(_IMAGE,),
             outputs=_ANSWER,
-            specific_version=version,
             steps=steps,
             parameters=parameters,
         )
@@ -211,7 +207,10 @@ def model_config(model: Model) -> str:
     lines = ["# Generated from slime_was/contract.py; do not edit.", f"name: {_quoted(model.name)}"]
     lines += [f"backend: {_quoted(model.backend)}"] if model.backend else ['platform: "ensemble"']
     lines.append(f"max_batch_size: {model.max_batch_size}")
-    lines.append(f"version_policy {{ {_version_policy(model)} }}")
+    # The latest two: the version an ensemble is pinned to serves on while the next one is published, and the
+    # ensemble's own last version answers until the next is ready. An ensemble that served one specific version had
+    # moments with none.
+    lines.append("version_policy { latest { num_versions: 2 } }")
     lines += [_tensor("input", tensor) for tensor in model.inputs]
     lines += [_tensor("output", tensor) for tensor in model.outputs]
     if model.max_batch_size:
@@ -229,12 +228,6 @@ def model_config(model: Model) -> str:
 
 def _latents(channels: int, size: int) -> Tensor:
     return Tensor(name=LATENTS, dtype="FP32", dims=(channels, size, size))
-
-
-def _version_policy(model: Model) -> str:
-    if model.specific_version is None:
-        return "latest { num_versions: 2 }"
-    return f"specific {{ versions: [{model.specific_version}] }}"
 
 
 def _tensor(direction: str, tensor: Tensor) -> str:
