@@ -21,7 +21,7 @@ from tqdm import tqdm
 from slime_image import ImageError
 from slime_optimize.backbone import choose_device
 from slime_optimize.data import dataset, load_example
-from slime_optimize.errors import InputError, first_line
+from slime_optimize.errors import InputError, failed
 from slime_optimize.metrics import Ints, Report, confusion, report
 from slime_optimize.predict import Predictor, load_predictor
 
@@ -44,9 +44,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         run(arguments)
     except (InputError, ImageError) as error:
-        return _failed(error, 2)
+        return failed(error, 2)
     except (RuntimeError, OSError) as error:
-        return _failed(error, 1)
+        return failed(error, 1)
     return 0
 
 
@@ -87,11 +87,6 @@ def _write(path: Path, values: dict[str, Any]) -> None:
     waiting = path.with_name(f".{path.name}.{os.getpid()}")
     waiting.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
     waiting.replace(path)
-
-
-def _failed(error: Exception, code: int) -> int:
-    print(f"error: {first_line(error)}", file=sys.stderr)
-    return code
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from typing import Any
 from slime_image import ImageError
 from slime_optimize.backbone import EMBEDDED, choose_device, load_backbone
 from slime_optimize.data import check_parts, load_training
-from slime_optimize.errors import InputError, first_line
+from slime_optimize.errors import InputError, failed
 from slime_optimize.picture import colour_mask, overlay, sheet
 from slime_optimize.predict import Predictor
 from slime_optimize.segmenter import JSON_FILE, Segmenter
@@ -79,11 +79,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         run(arguments)
     except (InputError, ImageError) as error:
-        return _failed(error, 2)
+        return failed(error, 2)
     except (RuntimeError, OSError) as error:
-        return _failed(error, 1)
+        return failed(error, 1)
     except KeyboardInterrupt:
-        return _failed(RuntimeError("interrupted; nothing was written"), 130)
+        return failed(RuntimeError("interrupted; nothing was written"), 130)
     return 0
 
 
@@ -131,11 +131,6 @@ def _save_preview(segmenter: Segmenter, triples: Sequence[tuple[Any, Any, Any]],
     waiting = path.with_name(f".{path.name}.{os.getpid()}")
     picture.save(waiting, format="PNG")
     waiting.replace(path)
-
-
-def _failed(error: Exception, code: int) -> int:
-    print(f"error: {first_line(error)}", file=sys.stderr)
-    return code
 
 
 if __name__ == "__main__":

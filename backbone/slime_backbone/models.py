@@ -15,6 +15,7 @@ LENGTH = 77  # tokens of every prompt, as in Stable Diffusion
 WIDTH = 128  # of the text embedding
 LATENT = 32  # latent side: 128 px over the VAE's factor of 4
 SHARPNESS = {"attn1": 4.0, "attn2": 2.5}  # standard deviation of the attention logits at the start
+TOKENIZER_FILES = ("vocab.json", "merges.txt")  # what a tokenizer is made from
 START, END = "<|startoftext|>", "<|endoftext|>"
 
 

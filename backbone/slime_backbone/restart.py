@@ -16,18 +16,18 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from transformers import CLIPTextModel
 
 from slime_backbone.autoencoder import SCALE_FILE
+from slime_backbone.models import TOKENIZER_FILES
 from slime_backbone.shards import thin
 from slime_backbone.training import TrainingError, read_state, write_state
 
 RECORD = "training.json"
 ENTRIES = 400  # of each history
-_TOKENIZER = ("vocab.json", "merges.txt")
 
 
 def write_record(state: Path, weights: Path) -> None:
     """What `begin` needs and the card tells, beside the weights of `state`."""
     record = {name: _told(read_state(state / f"{name}.pt")) for name in ("diffusion", "vae")}
-    for name in _TOKENIZER:
+    for name in TOKENIZER_FILES:
         shutil.copy(state / "tokenizer" / name, weights / "tokenizer" / name)
     beside = weights / f"{RECORD}.partial"
     beside.write_text(json.dumps(record) + "\n")
@@ -55,7 +55,7 @@ def begin(weights: Path, state: Path) -> int:
     text_encoder = CLIPTextModel.from_pretrained(weights / "text_encoder", dtype=torch.float32)
     vae = AutoencoderKL.from_pretrained(weights / "vae", torch_dtype=torch.float32)
     (state / "tokenizer").mkdir(parents=True, exist_ok=True)
-    for name in _TOKENIZER:
+    for name in TOKENIZER_FILES:
         shutil.copy(weights / "tokenizer" / name, state / "tokenizer" / name)
     (state / SCALE_FILE).write_text(json.dumps(vae.config.scaling_factor) + "\n")
     _write(torch.nn.ModuleDict({"vae": vae}), record["vae"], state / "vae.pt")

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from slime_backbone.autoencoder import SCALE_FILE, known_scale
+from slime_backbone.models import TOKENIZER_FILES
 from slime_backbone.training import read_state, write_state
 
 SHARD_BYTES = 15 * 2**20  # under the limit, so that no header or rounding goes over it
@@ -27,7 +28,6 @@ MAX_FILES = 8  # the manifest is one of them
 MANIFEST = "manifest.json"
 FORMAT = 1
 HISTORY = 4000  # entries of the history that are kept
-_TOKENIZER = ("vocab.json", "merges.txt")
 
 
 class ShardError(ValueError):
@@ -70,7 +70,7 @@ def unpack(folder: Path, state: Path) -> int:
         )
     portable = torch.load(io.BytesIO(_join(folder)), map_location="cpu", weights_only=True)
     (state / "tokenizer").mkdir(parents=True, exist_ok=True)
-    for name in _TOKENIZER:
+    for name in TOKENIZER_FILES:
         (state / "tokenizer" / name).write_text(portable["tokenizer"][name])
     (state / SCALE_FILE).write_text(json.dumps(portable["scale"]) + "\n")
     vae = {key: value.float() if value.is_floating_point() else value for key, value in portable["vae"].items()}
@@ -87,7 +87,7 @@ def _portable(state: Path, diffusion: dict[str, Any]) -> dict[str, Any]:
         "vae": average,
         "vae_state": _without_weights(vae),
         "scale": known_scale(state),
-        "tokenizer": {name: (state / "tokenizer" / name).read_text() for name in _TOKENIZER},
+        "tokenizer": {name: (state / "tokenizer" / name).read_text() for name in TOKENIZER_FILES},
     }
 
 

@@ -8,6 +8,8 @@
 Entry scripts print the line and leave with exit code 2, or 1 for the last.
 """
 
+import sys
+
 
 class InputError(ValueError):
     """One line: the subject, what was found, what was expected, what to do next."""
@@ -25,3 +27,9 @@ def first_line(error: BaseException) -> str:
     """The first line of a foreign exception's message, or its class when it has none."""
     lines = str(error).strip().splitlines()
     return lines[0].strip() if lines else type(error).__name__
+
+
+def failed(error: Exception, code: int) -> int:
+    """Tells an entry script's user, in one line on stderr, and gives back the exit code."""
+    print(f"error: {first_line(error)}", file=sys.stderr)
+    return code
