@@ -45,7 +45,7 @@ def test_views_do_not_depend_on_how_many_are_encoded_ahead(
     backbone: Backbone, example: Example, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = learn(backbone, example)
-    monkeypatch.setattr("slime_optimize.train._PIXELS_AT_ONCE", 1)
+    monkeypatch.setattr("slime_optimize.views._PIXELS_AT_ONCE", 1)
     torch.testing.assert_close(learn(backbone, example).embeddings, expected.embeddings, rtol=1e-3, atol=1e-3)
 
 
