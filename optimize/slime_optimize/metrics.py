@@ -3,17 +3,21 @@
 per image   for each part, the mean over the images that have it (the paper's figure, the headline)
 dataset     for each part, one ratio over all pixels of all images
 
-Shape suffixes: P parts; confusions are [truth, prediction].
+A `Report` is of one segmenter, a `Summary` of several that differ in their seed alone.
+
+Shape suffixes: P parts, I images, S reports; confusions are [truth, prediction].
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from slime_optimize.tables import Figure, Table
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
@@ -31,29 +35,90 @@ class Report:
     @property
     def mean(self) -> float:
         """The headline: mean over parts, background included, of the per-image IoU."""
-        return _mean(self.per_image_P)
+        return mean_there(self.per_image_P)
 
     @property
     def dataset_mean(self) -> float:
-        return _mean(self.dataset_P)
+        return mean_there(self.dataset_P)
 
     def as_json(self) -> dict[str, Any]:
         """Plain values; null where a part was in no image."""
-        return {
-            "images": self.images,
-            "mean_iou": _plain(self.mean),
-            "iou": dict(zip(self.parts, map(_plain, self.per_image_P), strict=True)),
-            "dataset_mean_iou": _plain(self.dataset_mean),
-            "dataset_iou": dict(zip(self.parts, map(_plain, self.dataset_P), strict=True)),
-        }
+        return Summary(reports=(self,)).as_json()
 
     def table(self) -> str:
         """Lines of text: a row for each part, then the means."""
-        width = max(len("mean IoU"), *(len(name) for name in self.parts))
-        rows = [*zip(self.parts, self.per_image_P, self.dataset_P, strict=True)]
+        return Summary(reports=(self,)).table().text()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """Several reports of the same parts and images: every figure as the mean over them +- standard deviation.
+
+    The deviation is the population's (divided by the number of reports), and there is none of a single report.
+    """
+
+    reports: tuple[Report, ...]
+
+    def __post_init__(self) -> None:
+        kinds = {(each.parts, each.images) for each in self.reports}
+        if len(kinds) != 1:
+            raise ValueError(f"summary: got reports of {len(kinds)} data sets, expected one")
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        return self.reports[0].parts
+
+    @property
+    def mean(self) -> Figure:
+        """The headline, over the reports."""
+        return spread([each.mean for each in self.reports])
+
+    @property
+    def dataset_mean(self) -> Figure:
+        return spread([each.dataset_mean for each in self.reports])
+
+    @property
+    def per_image(self) -> dict[str, Figure]:
+        """For each part, the mean over the images that have it."""
+        each_SP = np.stack([each.per_image_P for each in self.reports])
+        return dict(zip(self.parts, map(spread, each_SP.T), strict=True))
+
+    @property
+    def dataset(self) -> dict[str, Figure]:
+        """For each part, one ratio over all pixels."""
+        each_SP = np.stack([each.dataset_P for each in self.reports])
+        return dict(zip(self.parts, map(spread, each_SP.T), strict=True))
+
+    def table(self) -> Table:
+        """A row for each part, then the means; both metrics side by side."""
+        per_image, dataset = self.per_image, self.dataset
+        rows = [(name, per_image[name], dataset[name]) for name in self.parts]
         rows.append(("mean IoU", self.mean, self.dataset_mean))
-        head = f"{'IoU, %':<{width}}  per image   dataset"
-        return "\n".join([head, *(f"{name:<{width}}  {a:9.1f} {b:9.1f}" for name, a, b in rows)])
+        return Table(columns=("IoU, %", "per image", "dataset"), rows=tuple(rows))
+
+    def as_json(self) -> dict[str, Any]:
+        """Means under the keys of a single report; of several reports also `std`, deviations under the same keys."""
+        values = {"images": self.reports[0].images, **self._plain(lambda figure: figure.mean)}
+        if len(self.reports) > 1:
+            values["std"] = self._plain(lambda figure: figure.std)
+        return values
+
+    def _plain(self, read: Callable[[Figure], float | None]) -> dict[str, Any]:
+        return {
+            "mean_iou": _plain(read(self.mean)),
+            "iou": {name: _plain(read(figure)) for name, figure in self.per_image.items()},
+            "dataset_mean_iou": _plain(read(self.dataset_mean)),
+            "dataset_iou": {name: _plain(read(figure)) for name, figure in self.dataset.items()},
+        }
+
+
+def spread(values: Floats | Sequence[float]) -> Figure:
+    """Mean and population standard deviation of the values that are numbers; no deviation of a single value."""
+    given = np.asarray(values, dtype=np.float64)
+    there = given[np.isfinite(given)]
+    if not len(there):
+        return Figure(mean=float("nan"))
+    return Figure(mean=float(there.mean()), std=float(there.std()) if len(given) > 1 else None)
 
 
 def confusion(truth_HW: npt.NDArray[np.uint8], predicted_HW: npt.NDArray[np.uint8], parts: int) -> Ints:
@@ -70,6 +135,11 @@ def image_ious(confusion_PP: Ints) -> Floats:
     return np.where(confusion_PP.sum(1) > 0, _ious(confusion_PP), np.nan)
 
 
+def image_score(confusion_PP: Ints) -> float:
+    """One image's mean IoU over the parts that its truth has, in percent."""
+    return 100 * mean_there(image_ious(confusion_PP))
+
+
 def report(confusions_PP: Sequence[Ints], parts: Sequence[str]) -> Report:
     """Both IoUs over one confusion for each image."""
     each_IP = np.stack([image_ious(confusion_PP) for confusion_PP in confusions_PP])
@@ -81,16 +151,24 @@ def report(confusions_PP: Sequence[Ints], parts: Sequence[str]) -> Report:
     )
 
 
+def smallest_third(masks_HW: Sequence[npt.NDArray[np.uint8]], parts: Sequence[str]) -> tuple[str, ...]:
+    """The third of the parts, background apart and at least one, that cover the least of these masks."""
+    shares_IP = [np.bincount(mask.ravel(), minlength=len(parts)) / mask.size for mask in masks_HW]
+    by_size = np.argsort(np.mean(shares_IP, axis=0)[1:], kind="stable") + 1
+    return tuple(parts[index] for index in sorted(by_size[: max(1, round((len(parts) - 1) / 3))]))
+
+
+def mean_there(values: Floats) -> float:
+    """The mean of the values that are numbers; NaN where none is."""
+    there = values[np.isfinite(values)]
+    return float(there.mean()) if len(there) else float("nan")
+
+
 def _ious(confusion_PP: Ints) -> Floats:
     both_P = np.diag(confusion_PP)
     either_P = confusion_PP.sum(0) + confusion_PP.sum(1) - both_P
     return np.where(either_P > 0, both_P / np.maximum(either_P, 1), np.nan)
 
 
-def _mean(values_P: Floats) -> float:
-    there = values_P[np.isfinite(values_P)]
-    return float(there.mean()) if len(there) else float("nan")
-
-
-def _plain(value: float) -> float | None:
-    return round(float(value), 3) if np.isfinite(value) else None
+def _plain(value: float | None) -> float | None:
+    return round(float(value), 3) if value is not None and np.isfinite(value) else None
