@@ -8,11 +8,12 @@ Read and written here alone. No pickle.
 
 from __future__ import annotations
 
+import datetime
 import hashlib
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,11 @@ class Segmenter:
     def embeddings(self) -> Tensor:
         """The learned rows, (K-1,D) float32."""
         return self.text_embedding[0, 1 : len(self.parts)]
+
+    def with_embeddings(self, learned_KD: Tensor) -> Segmenter:
+        """A copy with (K-1,D) embeddings in the rows of parts 1..K-1."""
+        rows = learned_KD.detach().to(self.text_embedding)
+        return replace(self, text_embedding=in_place(self.text_embedding, rows))
 
     @property
     def hash(self) -> str:
@@ -124,11 +130,22 @@ class Segmenter:
 _PLAIN = ("image_size", "latent_size", "preset", "seed", "metrics", "versions", "created")
 
 
+def in_place(text_1TD: Tensor, learned_KD: Tensor) -> Tensor:
+    """The text embedding with (K-1,D) rows in place of those after the first; differentiable in both."""
+    after = 1 + learned_KD.shape[0]
+    return torch.cat([text_1TD[:, :1], learned_KD[None], text_1TD[:, after:]], dim=1)
+
+
 def library_versions() -> dict[str, str]:
     """Versions of what decides the embeddings, for the record."""
     from importlib.metadata import version
 
     return {name: version(name) for name in ("torch", "diffusers", "transformers")} | {"cuda": str(torch.version.cuda)}
+
+
+def now_in_utc() -> str:
+    """For `created`."""
+    return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
 
 
 def _read_facts(folder: Path) -> dict[str, Any]:
