@@ -1,0 +1,65 @@
+"""Regions of COCO JSON, polygons and run lengths compressed or not, as pixels: pycocotools does it.
+
+Shape suffixes: H, W image sides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from pycocotools import mask as run_lengths
+
+from slime_optimize.annotations.geometry import points
+from slime_optimize.errors import InputError
+
+Json = Mapping[str, Any]
+
+
+def painted(segmentation: object, shape: tuple[int, int], subject: str) -> npt.NDArray[np.bool_]:
+    """The pixels (H,W) of an annotation's `segmentation`; InputError with `subject` for what is broken."""
+    if isinstance(segmentation, list) and segmentation:
+        rings = segmentation if isinstance(segmentation[0], list) else [segmentation]
+        flat = [[float(number) for point in points(ring, shape, subject) for number in point] for ring in rings]
+        if min(map(len, flat)) < 6:
+            raise InputError(f"{subject}: has a polygon of fewer than 3 points; remove or redraw it")
+        return _decoded(run_lengths.merge(run_lengths.frPyObjects(flat, *shape)), subject)
+    if isinstance(segmentation, dict):
+        return _decoded(_compressed(segmentation, shape, subject), subject)
+    raise InputError(
+        f"{subject}: has no outline, only a box or key points, expected polygons or a mask; "
+        "draw the part with the polygon or brush tool"
+    )
+
+
+def _compressed(segmentation: Json, shape: tuple[int, int], subject: str) -> dict[str, Any]:
+    counts = segmentation["counts"]
+    if list(segmentation["size"]) != list(shape):
+        raise InputError(
+            f"{subject}: its run lengths are for [height, width] {segmentation['size']}, expected {list(shape)} "
+            "as the image; export it with the images"
+        )
+    if isinstance(counts, str):
+        return {"size": list(shape), "counts": counts.encode()}
+    whole = all(type(number) is int and number >= 0 for number in counts)
+    if not whole or sum(counts) != shape[0] * shape[1]:
+        raise _broken(subject)
+    made: dict[str, Any] = run_lengths.frPyObjects({"size": list(shape), "counts": counts}, *shape)
+    return made
+
+
+def _decoded(encoded: dict[str, Any], subject: str) -> npt.NDArray[np.bool_]:
+    try:
+        decoded_HW = run_lengths.decode(encoded)
+    except ValueError as error:
+        raise _broken(subject) from error
+    # Of broken run lengths the decoder leaves part of its memory as it was.
+    if decoded_HW.max(initial=0) > 1 or int(decoded_HW.sum(dtype=np.int64)) != int(run_lengths.area(encoded)):
+        raise _broken(subject)
+    return np.asarray(decoded_HW, bool)
+
+
+def _broken(subject: str) -> InputError:
+    return InputError(f"{subject}: its run lengths do not fill the image; export it again")
