@@ -22,7 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from slime_optimize.data import Example
+from slime_optimize.annotations import Example
 from slime_optimize.errors import InputError, first_line
 from slime_optimize.validation import Found
 

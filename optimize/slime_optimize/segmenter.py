@@ -1,6 +1,6 @@
 """A segmenter on disk: learned text embeddings, and what is needed to use them again.
 
-    DIR/segmenter.safetensors   embeddings (K-1,D), text_embedding (1,77,D), noise (1,4,h,w), float32
+    DIR/segmenter.safetensors   embeddings (K-1,D), text_embedding (1,77,D), noise (draws,4,h,w), float32
     DIR/segmenter.json          part names, colours, backbone, settings, seed, metrics, versions
 
 Read and written here alone. No pickle.
@@ -11,7 +11,6 @@ from __future__ import annotations
 import datetime
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -23,6 +22,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from slime_optimize.errors import InputError, first_line
+from slime_optimize.files import whole, write_text
 from slime_optimize.settings import Settings
 
 FORMAT = 1
@@ -34,7 +34,7 @@ JSON_FILE = "segmenter.json"
 class Segmenter:
     """Embeddings for parts 1..K-1 of one backbone; part 0 is the background, which is not learned.
 
-    text_embedding (1,77,D) float32 has the learned rows in place; noise (1,4,h,w) float32 is added
+    text_embedding (1,77,D) float32 has the learned rows in place; noise (draws,4,h,w) float32 is added
     to every image's latents at settings.t_test. parts: K names; colours: K of (r, g, b) in 0..255.
     """
 
@@ -58,7 +58,7 @@ class Segmenter:
         _check(len(self.colours) == len(self.parts), "colours", len(self.colours), f"{len(self.parts)}, one a part")
         shape = tuple(self.text_embedding.shape)
         _check(len(shape) == 3 and shape[:2] == (1, 77), "text_embedding", shape, "(1, 77, D)")
-        noise, expected = tuple(self.noise.shape), (1, 4, self.latent_size, self.latent_size)
+        noise, expected = tuple(self.noise.shape), (self.settings.draws, 4, self.latent_size, self.latent_size)
         _check(noise == expected, "noise", noise, str(expected))
 
     @property
@@ -83,15 +83,11 @@ class Segmenter:
 
     def save(self, folder: Path) -> None:
         """Writes both files into `folder` (made if it is not there), each whole or not at all."""
-        folder.mkdir(parents=True, exist_ok=True)
         tensors = {"embeddings": self.embeddings, "text_embedding": self.text_embedding, "noise": self.noise}
         plain = {name: tensor.detach().cpu().float().contiguous().clone() for name, tensor in tensors.items()}
-        waiting = folder / f".{WEIGHTS_FILE}.{os.getpid()}"
-        waiting.write_bytes(save(plain))  # not save_file, which leaves a file for its owner alone
-        waiting.replace(folder / WEIGHTS_FILE)
-        waiting = folder / f".{JSON_FILE}.{os.getpid()}"
-        waiting.write_text(json.dumps(self._as_json(), indent=2) + "\n", encoding="utf-8")
-        waiting.replace(folder / JSON_FILE)
+        with whole(folder / WEIGHTS_FILE) as waiting:
+            waiting.write_bytes(save(plain))  # not save_file, which leaves a file for its owner alone
+        write_text(folder / JSON_FILE, json.dumps(self._as_json(), indent=2) + "\n")
 
     @classmethod
     def load(cls, folder: Path) -> Segmenter:

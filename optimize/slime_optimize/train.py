@@ -8,6 +8,7 @@ Shape suffixes: B views of a step, K parts, h, w latent sides, T tokens, D width
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,10 +20,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from slime_optimize.annotations import Example, check_parts
 from slime_optimize.backbone import TOKENS, Backbone
 from slime_optimize.chance import generator
 from slime_optimize.checkpoint import Checkpoint, State, adam_state, digest, restore_adam
-from slime_optimize.data import Example, check_parts
 from slime_optimize.errors import InputError, OptimisationError
 from slime_optimize.losses import Losses
 from slime_optimize.picture import palette
@@ -153,9 +154,16 @@ def initial_text(backbone: Backbone, settings: Settings) -> Tensor:
     return backbone.encode_text(" ".join([settings.prompt_word] * TOKENS)).float()
 
 
-def sampled_noise(latent_size: int, seed: int) -> Tensor:
-    """The noise that a segmenter adds to every image, (1,4,h,w) float32."""
-    return torch.randn(1, 4, latent_size, latent_size, generator=generator(seed, "test noise"))
+def sampled_noise(latent_size: int, seed: int, draws: int = 1) -> Tensor:
+    """The noise that a segmenter adds to every image, (draws,4,h,w) float32; more draws leave the first as it is."""
+    shape = (1, 4, latent_size, latent_size)
+    return torch.cat([torch.randn(shape, generator=generator(seed, "test noise", draw)) for draw in range(draws)])
+
+
+def rate(settings: Settings, step: int, steps: int) -> float:
+    """The learning rate of a step: the same in all, or falling along half a cosine to almost 0 in the last."""
+    fall = 0.5 + 0.5 * math.cos(math.pi * step / steps) if settings.schedule == "cosine" else 1.0
+    return settings.learning_rate * fall
 
 
 class _Pupil:
@@ -185,6 +193,7 @@ class _Pupil:
         self._check_finite(result)
         self._adam.zero_grad(set_to_none=True)
         torch.autograd.backward(result.total)
+        self._adam.param_groups[0]["lr"] = rate(self.run.settings, self.step, self.run.steps)
         self._adam.step()
         row = torch.stack([result.cross_entropy, result.was, result.diffusion]).detach()
         self._losses.append(row.tolist())
@@ -284,7 +293,7 @@ def _segmenter(run: Run, text_1TD: Tensor) -> Segmenter:
     backbone = run.backbone
     return Segmenter(
         text_embedding=text_1TD.float().cpu(),
-        noise=sampled_noise(backbone.latent_size, run.seed),
+        noise=sampled_noise(backbone.latent_size, run.seed, run.settings.draws),
         parts=run.parts,
         colours=palette(len(run.parts)),
         backbone_id=backbone.id,

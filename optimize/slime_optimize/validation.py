@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from slime_optimize.data import Example
+from slime_optimize.annotations import Example
 from slime_optimize.errors import InputError
 from slime_optimize.metrics import Report, confusion, report
 from slime_optimize.predict import Predictor
@@ -66,16 +66,6 @@ def compared(examples: Sequence[Example], masks_HW: Sequence[Any], parts: Sequen
     """IoU of predicted masks, uint8 (H,W), over the examples' own."""
     pairs = zip(examples, masks_HW, strict=True)
     return report([confusion(example.mask_HW, mask, len(parts)) for example, mask in pairs], parts)
-
-
-def check_painted(examples: Sequence[Example], parts: Sequence[str]) -> None:
-    """InputError when a part other than the background has no pixel in any mask."""
-    missing = sorted(set(range(1, len(parts))) - _painted(examples))
-    if missing:
-        raise InputError(
-            f"training data: no mask has a pixel of {', '.join(f'{parts[i]!r} (id {i})' for i in missing)}; "
-            "paint the part, or leave it out of --parts"
-        )
 
 
 def hold_back(examples: Sequence[Example]) -> tuple[list[Example], Example | None]:
