@@ -1,16 +1,17 @@
-"""Measures a segmenter on annotated images, in PyTorch.
+"""Measures a segmenter, or several that differ in their seed, on annotated images, in PyTorch.
 
-    python optimize/evaluate.py segmenters/car --data scenes/car/test --json car.json
+    python optimize/evaluate.py segmenters/car --data data/car/test --json car.json --picture car.png
+    python optimize/evaluate.py segmenters/car-0 segmenters/car-1 segmenters/car-2 --data data/car/test
 
-The data folder holds images/NAME.png, masks/NAME.png and parts.json, the list of part names.
-Exit codes: 0 done, 1 failed, 2 something in the input cannot be used.
+Both IoUs are told, of each part: the mean over the images that have it (the paper's), and over all pixels of the
+data set; of several segmenters as mean ± standard deviation. Exit codes: 0 done, 1 failed, 2 something in the
+input cannot be used.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,20 +20,26 @@ from typing import Any
 from tqdm import tqdm
 
 from slime_image import ImageError
-from slime_optimize.backbone import choose_device
-from slime_optimize.data import dataset, load_example
+from slime_optimize.backbone import Backbone, choose_device, load_backbone
 from slime_optimize.errors import InputError, failed
-from slime_optimize.metrics import Ints, Report, confusion, report
-from slime_optimize.predict import Predictor, load_predictor
+from slime_optimize.evaluation import Data, confusions, picture, read_data
+from slime_optimize.files import whole, write_text
+from slime_optimize.metrics import Summary, report
+from slime_optimize.predict import Predictor
+from slime_optimize.segmenter import Segmenter
 
 
 def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(description=(__doc__ or "").strip().splitlines()[0])
-    made.add_argument("segmenter", type=Path, help="folder written by optimize/run.py")
-    made.add_argument("--data", type=Path, required=True, help="folder of images/, masks/ and parts.json")
+    made.add_argument("segmenters", nargs="+", type=Path, help="folders written by optimize/run.py, of one thing")
+    made.add_argument("--data", type=Path, required=True, help="annotated images, in any form optimize/run.py reads")
     made.add_argument("--no-was", action="store_true", help="segment from the cross-attention maps alone")
-    made.add_argument("--json", type=Path, help="also write the figures to this file")
-    made.add_argument("--backbone", help="where the segmenter's backbone is now, if it has moved")
+    made.add_argument("--squash", type=int, metavar="SIDE", help="measure at SIDE x SIDE (the paper's figures: 512)")
+    made.add_argument("--json", type=Path, help="also write the figures to this file, those of each segmenter too")
+    made.add_argument("--csv", type=Path, help="also write the table to this file")
+    made.add_argument("--markdown", type=Path, help="also write the table to this file")
+    made.add_argument("--picture", type=Path, help="also write best, median and worst images of the first segmenter")
+    made.add_argument("--backbone", help="where the segmenters' backbone is now, if it has moved")
     made.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
     made.add_argument("--quiet", action="store_true", help="no progress bar")
     return made
@@ -51,42 +58,56 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    parts, pairs = dataset(arguments.data)
-    predictor = load_predictor(arguments.segmenter, choose_device(arguments.device), arguments.backbone)
-    if predictor.segmenter.parts != parts:
-        raise InputError(
-            f"data {arguments.data}: its parts are {', '.join(parts)}, "
-            f"the segmenter's {', '.join(predictor.segmenter.parts)}; expected the same, in the same order"
-        )
-    result = evaluate(predictor, pairs, use_was=not arguments.no_was, progress=not arguments.quiet)
+    segmenters = [Segmenter.load(folder) for folder in arguments.segmenters]
+    data = read_data(arguments.data, segmenters[0].parts, arguments.squash)
+    _check_parts(arguments, data, segmenters)
+    predictors = _on_backbones(segmenters, arguments)
+    with tqdm(total=len(data) * len(predictors), desc="evaluating", unit="image", disable=arguments.quiet) as bar:
+        counts = [confusions(each, data, use_was=not arguments.no_was, done=bar.update) for each in predictors]
+    summary = Summary(reports=tuple(report(each, data.parts) for each in counts))
     maps = "cross-attention alone" if arguments.no_was else "WAS"
-    print(f"{result.images} images, masks from {maps}\n{result.table()}")
+    several = f", mean ± std over {len(predictors)} segmenters" if len(predictors) > 1 else ""
+    print(f"{len(data)} images, masks from {maps}{several}\n{summary.table().text()}")
     if arguments.json:
-        _write(arguments.json, {"maps": maps, **result.as_json()})
+        values = {"maps": maps, "squashed_to": arguments.squash, **summary.as_json()}
+        values["segmenters"] = _each(arguments.segmenters, segmenters, summary)
+        write_text(arguments.json, json.dumps(values, indent=2) + "\n")
+    if arguments.csv:
+        write_text(arguments.csv, summary.table().csv())
+    if arguments.markdown:
+        write_text(arguments.markdown, summary.table().markdown() + "\n")
+    if arguments.picture:
+        drawn = picture(predictors[0], data, counts[0], use_was=not arguments.no_was)
+        with whole(arguments.picture) as waiting:
+            drawn.save(waiting, format="PNG")
 
 
-def evaluate(
-    predictor: Predictor, pairs: Sequence[tuple[Path, Path]], *, use_was: bool = True, progress: bool = True
-) -> Report:
-    """IoU of the predictor over (image, mask) files, each at the image's own size."""
-    parts = predictor.segmenter.parts
-    counts: list[Ints] = []
-    with tqdm(total=len(pairs), desc="evaluating", unit="image", disable=not progress) as bar:
-        size = predictor.batch_size
-        for start in range(0, len(pairs), size):
-            examples = [load_example(image, mask, parts) for image, mask in pairs[start : start + size]]
-            masks = predictor.masks([example.image_HW3 for example in examples], use_was=use_was)
-            both = zip(examples, masks, strict=True)
-            counts += [confusion(example.mask_HW, mask, len(parts)) for example, mask in both]
-            bar.update(len(examples))
-    return report(counts, parts)
+def _check_parts(arguments: argparse.Namespace, data: Data, segmenters: Sequence[Segmenter]) -> None:
+    first, *others = [", ".join(each.parts) for each in segmenters]
+    for folder, names in zip(arguments.segmenters[1:], others, strict=True):
+        if names != first:
+            raise InputError(
+                f"segmenter {folder}: its parts are {names}, those of {arguments.segmenters[0]} {first}; "
+                "expected segmenters of one thing"
+            )
+    if data.parts != segmenters[0].parts:
+        raise InputError(
+            f"data {arguments.data}: its parts are {', '.join(data.parts)}, "
+            f"the segmenter's {first}; expected the same, in the same order"
+        )
 
 
-def _write(path: Path, values: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    waiting = path.with_name(f".{path.name}.{os.getpid()}")
-    waiting.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-    waiting.replace(path)
+def _on_backbones(segmenters: Sequence[Segmenter], arguments: argparse.Namespace) -> list[Predictor]:
+    """Each backbone is loaded once."""
+    device = choose_device(arguments.device)
+    names = [arguments.backbone or each.backbone_id for each in segmenters]
+    loaded: dict[str, Backbone] = {name: load_backbone(name, device) for name in dict.fromkeys(names)}
+    return [Predictor(each, loaded[name]) for each, name in zip(segmenters, names, strict=True)]
+
+
+def _each(folders: Sequence[Path], segmenters: Sequence[Segmenter], summary: Summary) -> list[dict[str, Any]]:
+    rows = zip(folders, segmenters, summary.reports, strict=True)
+    return [{"folder": str(folder), "seed": each.seed, **told.as_json()} for folder, each, told in rows]
 
 
 if __name__ == "__main__":

@@ -52,19 +52,31 @@ def overlay(image_HW3: Pixels, mask_HW: Pixels, colours: Sequence[Colour], opaci
 
 
 def sheet(
-    rows: Sequence[Sequence[Pixels]], titles: Sequence[str], parts: Sequence[str], colours: Sequence[Colour], cell: int
+    rows: Sequence[Sequence[Pixels]],
+    titles: Sequence[str],
+    parts: Sequence[str],
+    colours: Sequence[Colour],
+    cell: int,
+    captions: Sequence[str] = (),
 ) -> Image.Image:
-    """Rows of RGB images, each fitted into a square of side `cell`, under titles, above a legend."""
+    """Rows of RGB images, each fitted into a square of side `cell`, under titles, above a legend.
+
+    captions: a line over each row, or none at all.
+    """
     width = len(titles) * (cell + _GAP) + _GAP
     legend = _legend(parts, colours, width)
-    height = _LINE + len(rows) * (cell + _GAP) + legend.height
+    over = _LINE if captions else 0
+    height = _LINE + len(rows) * (over + cell + _GAP) + legend.height
     canvas = Image.new("RGB", (width, height), "white")
     draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(13)
     for column, title in enumerate(titles):
         draw.text((_GAP + column * (cell + _GAP), 3), title, fill="black", font=font)
     for row, images in enumerate(rows):
+        top = _LINE + row * (over + cell + _GAP)
+        if captions:
+            draw.text((_GAP, top + 3), captions[row], fill="black", font=font)
         for column, pixels in enumerate(images):
-            canvas.paste(_fitted(pixels, cell), (_GAP + column * (cell + _GAP), _LINE + row * (cell + _GAP)))
+            canvas.paste(_fitted(pixels, cell), (_GAP + column * (cell + _GAP), top + over))
     canvas.paste(legend, (0, height - legend.height))
     return canvas
 
