@@ -32,7 +32,10 @@ from slime_optimize.segmenter import Segmenter
 def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(description=(__doc__ or "").strip().splitlines()[0])
     made.add_argument("segmenters", nargs="+", type=Path, help="folders written by optimize/run.py, of one thing")
-    made.add_argument("--data", type=Path, required=True, help="annotated images, in any form optimize/run.py reads")
+    made.add_argument(
+        "--data", type=Path, required=True, metavar="SOURCE", help="annotated images, in any form optimize/run.py reads"
+    )
+    made.add_argument("--legend", type=Path, metavar="FILE", help="which colour is which part, for coloured masks")
     made.add_argument("--no-was", action="store_true", help="segment from the cross-attention maps alone")
     made.add_argument("--squash", type=int, metavar="SIDE", help="measure at SIDE x SIDE (the paper's figures: 512)")
     made.add_argument("--json", type=Path, help="also write the figures to this file, those of each segmenter too")
@@ -59,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(arguments: argparse.Namespace) -> None:
     segmenters = [Segmenter.load(folder) for folder in arguments.segmenters]
-    data = read_data(arguments.data, segmenters[0].parts, arguments.squash)
+    data = read_data(arguments.data, segmenters[0].parts, legend=arguments.legend, squash=arguments.squash)
     _check_parts(arguments, data, segmenters)
     predictors = _on_backbones(segmenters, arguments)
     with tqdm(total=len(data) * len(predictors), desc="evaluating", unit="image", disable=arguments.quiet) as bar:

@@ -14,7 +14,8 @@ import numpy as np
 from PIL import Image
 
 from slime_image import fit_mask
-from slime_optimize.data import Example, dataset, load_example
+from slime_optimize.annotations import Example, load_example, read
+from slime_optimize.data import dataset
 from slime_optimize.errors import InputError
 from slime_optimize.metrics import Ints, confusion, image_score
 from slime_optimize.picture import colour_mask, sheet
@@ -35,15 +36,33 @@ class Data:
         return len(self.images)
 
 
-def read_data(source: Path, parts: tuple[str, ...], squash: int | None = None) -> Data:
-    """What `source` holds. Raises InputError, in one line, when it cannot be used."""
+def read_data(source: Path, parts: tuple[str, ...], *, legend: Path | None = None, squash: int | None = None) -> Data:
+    """What `source` holds of `parts`, squashed to a square of side `squash`. Raises InputError, in one line."""
     if squash is not None and squash < 1:
         raise InputError(f"--squash: got {squash}, expected the side of a square in pixels, such as 512")
+    found = _lazily(source) if legend is None and _is_ours(source) else _at_once(source, parts, legend)
+    if squash is None:
+        return found
+    return Data(parts=found.parts, images=tuple(partial(_squashed, each, squash) for each in found.images))
+
+
+def _is_ours(source: Path) -> bool:
+    """Whether it is a folder as optimize/prepare.py writes it, which may be too large for the memory."""
+    return (source / "parts.json").is_file() and all(any((source / n).glob("*.png")) for n in ("images", "masks"))
+
+
+def _lazily(source: Path) -> Data:
     named, pairs = dataset(source)
-    readers = [partial(load_example, image, mask, named) for image, mask in pairs]
-    if squash is not None:
-        readers = [partial(_squashed, each, squash) for each in readers]
-    return Data(parts=named, images=tuple(readers))
+    return Data(parts=named, images=tuple(partial(load_example, image, mask, named) for image, mask in pairs))
+
+
+def _at_once(source: Path, parts: tuple[str, ...], legend: Path | None) -> Data:
+    found = read(source, parts, legend=legend)
+    return Data(parts=found.parts, images=tuple(partial(_same, each) for each in found.examples))
+
+
+def _same(example: Example) -> Example:
+    return example
 
 
 def _squashed(read: Callable[[], Example], side: int) -> Example:

@@ -203,10 +203,10 @@ def test_evaluate_mistakes(
     fails(evaluate, [out, "--data", str(data)], capsys, "has no segmenter.json")
     assert run([*line(options), "--quiet"]) == 0
     capsys.readouterr()
-    fails(evaluate, [out, "--data", str(tmp_path)], capsys, "parts.json cannot be read")
+    fails(evaluate, [out, "--data", str(tmp_path / "nowhere")], capsys, "no such file or folder")
     (data / "masks" / "1.png").unlink()
     fails(evaluate, [out, "--data", str(data), "--quiet"], capsys, "1.png: no such file")
     (data / "parts.json").write_text(json.dumps(["background", "green", "red"]))
     fails(evaluate, [out, "--data", str(data)], capsys, "expected the same, in the same order")
     shutil.rmtree(data / "images")
-    fails(evaluate, [out, "--data", str(data)], capsys, "has no images/*.png")
+    fails(evaluate, [out, "--data", str(data)], capsys, "there is no image for it")

@@ -86,7 +86,7 @@ def test_figures_are_those_of_each_alone(evaluate: Main, segmenters: list[Path],
 
 def test_squashed_is_measured_at_that_size(segmenters: list[Path], data: Path, loaded: dict[str, Backbone]) -> None:
     predictor = Predictor(Segmenter.load(segmenters[0]), loaded["sd15"])
-    own, squashed = (confusions(predictor, read_data(data, PARTS, side)) for side in (None, 32))
+    own, squashed = (confusions(predictor, read_data(data, PARTS, squash=side)) for side in (None, 32))
     assert {int(each.sum()) for each in own} == {70 * 90}
     assert {int(each.sum()) for each in squashed} == {32 * 32}
     assert report(own, PARTS).mean == pytest.approx(report(squashed, PARTS).mean, abs=10)
@@ -109,6 +109,24 @@ def test_best_median_and_worst() -> None:
     assert _telling([1.0]) == [("best", 0)]
     assert _telling([1.0, 2.0]) == [("best", 1), ("worst", 0)]
     assert _telling([3.0, 1.0, 2.0]) == [("best", 0), ("median", 2), ("worst", 1)]
+
+
+def test_other_forms_of_data(
+    evaluate: Main, segmenters: list[Path], data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """JPEGs and coloured masks with a legend, side by side: what run.py reads."""
+    colours = np.array([[0, 0, 0], [255, 0, 0], [0, 255, 0]], np.uint8)
+    legend = tmp_path / "legend.json"
+    legend.write_text(json.dumps({name: colour.tolist() for name, colour in zip(PARTS, colours, strict=True)}))
+    for path in sorted((data / "images").iterdir())[:3]:
+        Image.open(path).save(tmp_path / f"{path.stem}.jpg", quality=100, subsampling=0)
+        mask = np.asarray(Image.open(data / "masks" / path.name))
+        Image.fromarray(colours[mask]).save(tmp_path / f"{path.stem}.png")
+    told = tmp_path / "out" / "iou.json"
+    words = [str(segmenters[0]), "--data", str(tmp_path), "--legend", str(legend), "--quiet", "--json", str(told)]
+    assert evaluate(words) == 0, capsys.readouterr().err
+    values = json.loads(told.read_text())
+    assert values["images"] == 3 and list(values["iou"]) == list(PARTS)
 
 
 def test_mistakes(
