@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 from pycocotools import mask as run_lengths
 
 from annotating import ORIENTATION, refused, save, write
@@ -211,8 +212,6 @@ def test_size_of_the_sideways_picture_is_refused(tmp_path: Path) -> None:
     """Exports that write the size of the raw pixels have coordinates of an unknown orientation."""
     content = coco(region(1, [RED]), image={"width": 70, "height": 90})
     path = placed(tmp_path, content)
-    from PIL import Image
-
     exif = Image.Exif()
     exif[ORIENTATION] = 6
     Image.fromarray(np.rot90(IMAGE)).save(tmp_path / "images" / "car.jpg", exif=exif)
