@@ -1,0 +1,37 @@
+"""docs/annotations.md: its commands are run.py's, and what it names is what the code recognises."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+
+from painting import ROOT
+from slime_optimize.annotations import legend, names
+from slime_optimize.annotations.folder import IMAGE_FOLDERS, MASK_FOLDERS
+from slime_optimize.annotations.layout import WHOLE
+
+TEXT = (ROOT / "docs" / "annotations.md").read_text()
+
+
+def test_every_option_is_one_that_run_has() -> None:
+    commands = re.findall(r"^python optimize/run\.py .*$", TEXT, re.M)
+    help_text = subprocess.run(
+        [sys.executable, str(ROOT / "optimize" / "run.py"), "--help"], capture_output=True, text=True, check=True
+    ).stdout
+    assert len(commands) >= 7
+    for option in set(re.findall(r"--[a-z-]+", "".join(commands))) | {"--validation"}:
+        assert re.search(rf"{option}\b", help_text), option
+
+
+def test_every_name_that_is_recognised_is_told() -> None:
+    for name in (*IMAGE_FOLDERS, *MASK_FOLDERS, *WHOLE, *legend.LEGEND_FILES, *names._BACKGROUND):
+        assert f"`{name}`" in TEXT, name
+
+
+def test_every_link_has_its_heading() -> None:
+    headings = {
+        re.sub(r"[^a-z -]", "", line.lower()).replace(" ", "-") for line in re.findall(r"^## (.*)$", TEXT, re.M)
+    }
+    for target in re.findall(r"\]\(#([^)]+)\)", TEXT):
+        assert target in headings, target
