@@ -37,7 +37,7 @@ def _print_bounds(kinds: list[str], *, random_backbone: bool) -> None:
     # Here, because torch and the backbone are not needed to draw scenes.
     from slime_backbone import bounds
     from slime_optimize.backbone import load_backbone
-    from slime_optimize.settings import preset
+    from slime_optimize.presets import preset
 
     backbone = load_backbone("embedded") if random_backbone else None
     print("mean IoU over 50 test scenes, %")

@@ -27,7 +27,7 @@ from slime_image import load
 from slime_optimize.backbone import Backbone, load_backbone
 from slime_optimize.metrics import confusion, report
 from slime_optimize.predict import load_predictor
-from slime_optimize.settings import preset
+from slime_optimize.presets import preset
 
 
 def main() -> None:

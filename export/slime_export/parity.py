@@ -22,9 +22,8 @@ import torch
 import slime_was
 from slime_export.errors import ParityError
 from slime_image import fit
-from slime_optimize.attention import attention_maps
 from slime_optimize.predict import Predictor
-from slime_was.contract import CROSS, LATENTS, PIXELS, SELF, THRESHOLD
+from slime_was.contract import CROSS, LATENTS, PIXELS, SELF, WEIGHTING
 
 Array = npt.NDArray[np.float32]
 Image = npt.NDArray[np.uint8]
@@ -144,12 +143,13 @@ def difference(got: Array, expected: Array) -> Difference:
 
 
 def _compared(predictor: Predictor, encoder: OnnxModel, unet: OnnxModel, images: list[Image]) -> Comparison:
-    pixels_B3SS = np.stack([fit(image, predictor.backbone.image_size) for image in images])
+    fitted_B3SS = predictor.pixels(images)
+    pixels_C3SS = predictor.crops(fitted_B3SS)
     expected = _expected(predictor, images)
-    got_latents = encoder({PIXELS: pixels_B3SS})[LATENTS]
+    got_latents = encoder({PIXELS: pixels_C3SS})[LATENTS]
     got = unet({LATENTS: expected[LATENTS]}) | {LATENTS: got_latents}
     served = unet({LATENTS: got_latents})
-    masks = zip(_masks(served, pixels_B3SS.shape[-1]), predictor.masks(images), strict=True)
+    masks = zip(_masks(served, fitted_B3SS), predictor.masks(images), strict=True)
     return Comparison(
         batch=len(images),
         tensors={name: difference(got[name], expected[name]) for name in expected},
@@ -159,31 +159,21 @@ def _compared(predictor: Predictor, encoder: OnnxModel, unet: OnnxModel, images:
 
 def _expected(predictor: Predictor, images: list[Image]) -> dict[str, Array]:
     """PyTorch's latents and maps of `images`."""
-    segmenter, backbone = predictor.segmenter, predictor.backbone
-    settings = segmenter.settings
     latents_B4hw = predictor.latents(images)
-    timestep = torch.tensor(settings.t_test, device=backbone.device)
-    noised = backbone.add_noise(latents_B4hw, segmenter.noise.to(latents_B4hw), timestep)
-    text = segmenter.text_embedding.to(latents_B4hw)
-    with torch.no_grad():
-        maps = attention_maps(
-            backbone.unet,
-            noised,
-            timestep,
-            text,
-            len(segmenter.parts),
-            settings.layers,
-            over_parts=settings.over_parts,
-        )
-    threshold = torch.full((len(images), 1), settings.threshold)
-    tensors = {LATENTS: latents_B4hw, CROSS: maps.cross_BPhw, SELF: maps.self_BNN, THRESHOLD: threshold}
-    return {name: tensor.float().cpu().numpy() for name, tensor in tensors.items()}
+    cross_BPhw, self_BNN = predictor.full_maps(latents_B4hw)
+    tensors = {LATENTS: latents_B4hw, CROSS: cross_BPhw, SELF: self_BNN}
+    weighting = predictor.segmenter.settings.weighting(predictor.backbone.image_size).vector()
+    arrays = {name: tensor.float().cpu().numpy() for name, tensor in tensors.items()}
+    return arrays | {WEIGHTING: np.repeat(weighting[np.newaxis], len(latents_B4hw), axis=0)}
 
 
-def _masks(maps: Mapping[str, Array], size: int) -> list[Image]:
+def _masks(maps: Mapping[str, Array], fitted_B3SS: Array) -> list[Image]:
     """The maps of a batch to masks as the server makes them, one image at a time."""
+    weighting = slime_was.Weighting.from_vector(maps[WEIGHTING][0])
+    size, crops = fitted_B3SS.shape[-1], len(weighting.crops)
     masks = []
-    for cross_Phw, self_NN, threshold in zip(maps[CROSS], maps[SELF], maps[THRESHOLD], strict=True):
-        (scores_Phw,) = slime_was.scores(cross_Phw[np.newaxis], self_NN[np.newaxis], float(threshold[0]))
+    for turn, fitted_3SS in enumerate(fitted_B3SS):
+        own = slice(turn * crops, (turn + 1) * crops)
+        scores_Phw = slime_was.scores(maps[CROSS][own], maps[SELF][own], weighting, fitted_3SS)
         masks.append(slime_was.segment(scores_Phw, size, size))
     return masks

@@ -20,7 +20,8 @@ from slime_export.repository import LATENT_CHANNELS, Candidate, Published, publi
 from slime_export.server import Server
 from slime_export.unet import MapsUNet
 from slime_optimize.predict import Predictor, load_predictor
-from slime_was.contract import CROSS, LATENTS, PIXELS, SELF, THRESHOLD
+from slime_was.contract import CROSS, LATENTS, PIXELS, SELF, WEIGHTING
+from slime_was.options import LENGTH
 
 Say = Callable[[str], None]
 
@@ -94,7 +95,7 @@ def unet_signature(predictor: Predictor) -> Signature:
     latent = predictor.backbone.latent_size
     return Signature(
         inputs={LATENTS: (LATENT_CHANNELS, latent, latent)},
-        outputs={CROSS: (-1, latent, latent), SELF: (latent**2, latent**2), THRESHOLD: (1,)},
+        outputs={CROSS: (-1, latent, latent), SELF: (latent**2, latent**2), WEIGHTING: (LENGTH,)},
     )
 
 

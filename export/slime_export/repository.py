@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import numpy.typing as npt
@@ -33,7 +34,7 @@ Array = npt.NDArray[np.float32]
 LATENT_CHANNELS = 4
 # Triton keeps the latest two versions of a model: the one that serves and the one being published.
 KEPT = 2
-PACKAGES = {PREPROCESS: slime_image, WAS: slime_was}
+PACKAGES: dict[str, ModuleType] = {PREPROCESS: slime_image, WAS: slime_was}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,13 +84,14 @@ class _Publication:
         self.repository, self.staging, self.changes, self.server = repository, staging, changes, server
         self.candidate, self.name = candidate, candidate.name
         self.unet_name = contract.unet_name(candidate.name)
+        self.reading = reading_of(candidate.segmenter)
         self.before = layout.pinned(repository / candidate.name)
         self.touched: set[str] = set()
 
     def run(self) -> Published:
         versions = Versions(
-            preprocess=self._python_model(PREPROCESS, self._preprocess_config()),
-            was=self._python_model(WAS, contract.was_config()),
+            preprocess=self._python_model(self.reading.model, PREPROCESS, contract.preprocess_config(self.reading)),
+            was=self._python_model(WAS, WAS, contract.was_config()),
             vae_encoder=self._encoder(),
             unet=self._unet(),
         )
@@ -97,13 +99,10 @@ class _Publication:
         self._retire(version, versions)
         return Published(name=self.name, version=version, versions=versions)
 
-    def _preprocess_config(self) -> str:
-        return contract.preprocess_config(image_size=self.candidate.segmenter.image_size)
-
-    def _python_model(self, model: str, config: str) -> int:
-        """The version of `model` with this project's code: the one that is there, or a new one."""
-        package = str(PACKAGES[model].__name__)
-        source = source_model(model)
+    def _python_model(self, model: str, kind: str, config: str) -> int:
+        """The version of `model`, of PREPROCESS's or WAS's kind, with this project's code: there already, or new."""
+        package = str(PACKAGES[kind].__name__)
+        source = source_model(kind)
         wanted = layout.python_files(source, layout.versions(source)[-1], package)
         folder = self.repository / model
         latest = max(layout.versions(folder), default=0)
@@ -184,7 +183,9 @@ class _Publication:
         folder = self.repository / self.name
         version = max(layout.versions(folder), default=0) + 1
         parameters = ensemble_parameters(self.candidate.segmenter)
-        config = contract.ensemble_config(segmenter=self.name, versions=versions, parameters=parameters)
+        config = contract.ensemble_config(
+            segmenter=self.name, versions=versions, parameters=parameters, reading=self.reading
+        )
         staged = self.staging / self.name
         # An ensemble has no files, but Triton wants a folder for the version.
         (staged / str(version)).mkdir(parents=True)
@@ -198,8 +199,8 @@ class _Publication:
             self.name: {version, version - 1},  # the one before answers until the new one is ready
             self.unet_name: {versions.unet, self.before.get(self.unet_name)},
         }
-        for model, own in ((PREPROCESS, versions.preprocess), (WAS, versions.was)):
-            if self.repository.samefile(source_model(model).parent):
+        for model, own in ((self.reading.model, versions.preprocess), (WAS, versions.was)):
+            if model in PACKAGES and self.repository.samefile(source_model(model).parent):
                 continue  # the project's own code, not a copy of it
             used = layout.users(self.repository, model, besides=self.name).values()
             kept[model] = {own, self.before.get(model), *used}
@@ -240,6 +241,19 @@ class _Publication:
                 self.server.unload(model)
         except ServerError:
             pass  # the failure that led here is the one to tell
+
+
+def reading_of(segmenter: Segmenter) -> contract.Reading:
+    """How the segmenter's images are read. Raises ExportError for what cannot be served."""
+    settings = segmenter.settings
+    try:
+        return contract.Reading(
+            image_size=segmenter.image_size,
+            channel_order=settings.channel_order,
+            weighting=settings.weighting(segmenter.image_size),
+        )
+    except ValueError as error:
+        raise ExportError(str(error)) from error
 
 
 def ensemble_parameters(segmenter: Segmenter) -> dict[str, str]:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from slime_optimize.attention import attention_maps
 from slime_optimize.backbone import Backbone
+from slime_optimize.passes import Pass, passes
 from slime_optimize.segmenter import Segmenter
 
 # Layers whose input is the text or the timestep and nothing else.
@@ -24,35 +25,54 @@ CONSTANT_LAYERS = (".time_emb_proj", ".attn2.to_k", ".attn2.to_v")
 
 
 class MapsUNet(nn.Module):
-    """LATENTS (B,4,h,w) -> CROSS (B,P,h,w), SELF (B,N,N), THRESHOLD (B,1), all float32.
+    """LATENTS (B,4,h,w) -> CROSS (B,P,h,w), SELF (B,N,N), WEIGHTING (B,LENGTH), all float32.
 
-    The segmenter's noise is added at its test timestep, then one conditional pass runs. `backbone` is left as it is
-    and shares its weights.
+    The segmenter's noise is added at its test timestep, then one conditional pass runs, or several whose maps are
+    averaged. `backbone` is left as it is and shares its weights.
     """
+
+    weighting: Tensor
+
+    def __init__(self, segmenter: Segmenter, backbone: Backbone) -> None:
+        super().__init__()
+        settings, text = segmenter.settings, segmenter.text_embedding.to(backbone.device)
+        vector = settings.weighting(backbone.image_size).vector()
+        self.register_buffer("weighting", torch.from_numpy(vector).to(backbone.device)[None])
+        like = torch.zeros_like(segmenter.noise[:1], device=backbone.device)
+        each = passes(settings)
+        steps = {turn.timestep: torch.tensor(turn.timestep, device=backbone.device) for turn in each}
+        # One copy for each timestep, not for each pass: what is folded depends on nothing else.
+        unets = {timestep: folded(backbone.unet, like, step, text) for timestep, step in steps.items()}
+        self.passes = nn.ModuleList(_OnePass(turn, segmenter, backbone, unets[turn.timestep]) for turn in each)
+
+    def forward(self, latents_B4hw: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        runs = [one(latents_B4hw) for one in self.passes]
+        cross_BPhw, self_BNN = (sum(maps[1:], maps[0]) / len(maps) for maps in zip(*runs, strict=True))
+        return cross_BPhw, self_BNN, self.weighting.expand(latents_B4hw.shape[0], -1)
+
+
+class _OnePass(nn.Module):
+    """LATENTS -> CROSS, SELF of one pass, turned back to the image's side."""
 
     signal: Tensor
     noise: Tensor
     timestep: Tensor
     text: Tensor
-    threshold: Tensor
 
-    def __init__(self, segmenter: Segmenter, backbone: Backbone) -> None:
+    def __init__(self, turn: Pass, segmenter: Segmenter, backbone: Backbone, unet: Any) -> None:
         super().__init__()
-        noise, text = segmenter.noise.to(backbone.device), segmenter.text_embedding.to(backbone.device)
-        timestep = torch.tensor(segmenter.settings.t_test, device=backbone.device)
+        noise = segmenter.noise[turn.draw : turn.draw + 1].to(backbone.device)
+        timestep = torch.tensor(turn.timestep, device=backbone.device)
         one = noise.new_ones(1, 1, 1, 1)
-        self.num_parts = len(segmenter.parts)
-        self.layers = segmenter.settings.layers
-        self.over_parts = segmenter.settings.over_parts
+        self.turn, self.unet, self.num_parts = turn, unet, len(segmenter.parts)
+        self.layers, self.over_parts = segmenter.settings.layers, segmenter.settings.over_parts
         self.register_buffer("signal", backbone.add_noise(one, 0 * one, timestep))
         self.register_buffer("noise", backbone.add_noise(0 * noise, noise, timestep))
         self.register_buffer("timestep", timestep)
-        self.register_buffer("text", text)
-        self.register_buffer("threshold", torch.full((1, 1), segmenter.settings.threshold, device=backbone.device))
-        self.unet = folded(backbone.unet, torch.zeros_like(noise), timestep, text)
+        self.register_buffer("text", segmenter.text_embedding.to(backbone.device))
 
-    def forward(self, latents_B4hw: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        noisy_B4hw = self.signal * latents_B4hw + self.noise
+    def forward(self, latents_B4hw: Tensor) -> tuple[Tensor, Tensor]:
+        noisy_B4hw = self.signal * self.turn.turned(latents_B4hw) + self.noise
         maps = attention_maps(
             self.unet,
             noisy_B4hw,
@@ -62,7 +82,8 @@ class MapsUNet(nn.Module):
             self.layers,
             over_parts=self.over_parts,
         )
-        return maps.cross_BPhw, maps.self_BNN, self.threshold.expand(latents_B4hw.shape[0], 1)
+        width = int(latents_B4hw.shape[-1])  # while a graph is traced, sizes are tensors
+        return self.turn.turned(maps.cross_BPhw), self.turn.turned_self(maps.self_BNN, width)
 
 
 class Constant(nn.Module):

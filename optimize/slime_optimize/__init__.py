@@ -1,14 +1,16 @@
 """SLiMe's offline half: learns text embeddings for the parts painted in one image, and segments with them."""
 
-from slime_optimize.attention import Layers, Maps, WasMaps, attention_maps, was_maps
+from slime_optimize.attention import Attended, Layers, Maps, attend, attention_maps
 from slime_optimize.backbone import Backbone, choose_device, load_backbone
 from slime_optimize.errors import BackboneError, InputError
 from slime_optimize.predict import Predictor, load_predictor
+from slime_optimize.presets import PRESETS, preset
 from slime_optimize.segmenter import Segmenter
-from slime_optimize.settings import PRESETS, Settings, preset
+from slime_optimize.settings import Settings
 
 __all__ = [
     "PRESETS",
+    "Attended",
     "Backbone",
     "BackboneError",
     "InputError",
@@ -17,11 +19,10 @@ __all__ = [
     "Predictor",
     "Segmenter",
     "Settings",
-    "WasMaps",
+    "attend",
     "attention_maps",
     "choose_device",
     "load_backbone",
     "load_predictor",
     "preset",
-    "was_maps",
 ]

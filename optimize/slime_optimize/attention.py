@@ -4,7 +4,7 @@ Processors are set through diffusers' own `set_attn_processor`; the UNet's outpu
 Two ways to the same maps:
 
     attention_maps   the averaged maps themselves, self-attention as (B,N,N): what export traces
-    was_maps         cross maps and WAS without an N x N map, for training and prediction:
+    attend           cross maps, and WAS without an N x N map, for training and prediction:
                      WAS[q] = sum_k A[q,k] c[k] is attention with the cross maps as the values
 
 Knows nothing of noise, images or losses.
@@ -86,13 +86,20 @@ class Maps:
 
 
 @dataclass(frozen=True, kw_only=True)
-class WasMaps:
-    """Cross maps (B,P,h,w) eq. 3, mean raw logits, WAS maps eq. 6, and the UNet's output (B,4,h,w)."""
+class Attended:
+    """One pass: cross maps (B,P,h,w) eq. 3, mean raw logits alike, the UNet's output (B,4,h,w).
+
+    query_keys: of each self layer, scaled, (B,H,N,d) each.
+    """
 
     cross_BPhw: Tensor
     logits_BPhw: Tensor
-    was_BPhw: Tensor
+    query_keys: tuple[tuple[Tensor, Tensor], ...]
     predicted_B4hw: Tensor
+
+    def accumulate(self, values_BPhw: Tensor) -> Tensor:
+        """WAS maps, eq. 6, with `values_BPhw` in the cross maps' place: the mean over the self layers, (B,P,h,w)."""
+        return _mean([accumulate_pairs(query, key, values_BPhw) for query, key in self.query_keys])
 
 
 @dataclass(kw_only=True)
@@ -194,10 +201,25 @@ def install(unet: Any, layers: Layers, num_parts: int, *, full_self: bool) -> At
             return _CrossProcessor(name, store)
         if name in layers.self_:
             return _SelfProcessor(name, store)
-        return _TextProcessor() if name.endswith("attn2") else _Processor()
+        return _unread(name)
 
     unet.set_attn_processor({key: processor(key.removesuffix(".processor")) for key in unet.attn_processors})
     return store
+
+
+def _unread(name: str) -> _Processor:
+    return _TextProcessor() if name.removesuffix(".processor").endswith("attn2") else _Processor()
+
+
+@contextmanager
+def plain(unet: Any) -> Iterator[None]:
+    """Our processors without a store, for the length of a with-block: text of batch 1 broadcasts, nothing is kept."""
+    before = dict(unet.attn_processors)
+    try:
+        unet.set_attn_processor({key: _unread(key) for key in before})
+        yield
+    finally:
+        unet.set_attn_processor(before)
 
 
 @contextmanager
@@ -238,7 +260,7 @@ def attention_maps(
     return Maps(cross_BPhw=cross_BPhw, self_BNN=_mean(self_maps), logits_BPhw=logits_BPhw)
 
 
-def was_maps(
+def attend(
     unet: Any,
     latents_B4hw: Tensor,
     timestep: Tensor,
@@ -247,16 +269,16 @@ def was_maps(
     layers: Layers,
     *,
     over_parts: bool = False,
-) -> WasMaps:
-    """As `attention_maps`, but with WAS (eq. 6) in place of the self map, and the UNet's output."""
+) -> Attended:
+    """As `attention_maps`, but with what WAS (eq. 6) is accumulated from in place of the self map."""
     with capture(unet, layers, num_parts, full_self=False) as store:
         (predicted,) = unet(latents_B4hw, timestep, encoder_hidden_states=text_1TD, return_dict=False)
     size = _size(latents_B4hw)
-    for name in layers.self_:
-        _check_self_size(name, store.query_key[name][1].shape[-2], size)
+    pairs = tuple(store.query_key[name] for name in layers.self_)
+    for name, (_, key_BHNd) in zip(layers.self_, pairs, strict=True):
+        _check_self_size(name, key_BHNd.shape[-2], size)
     cross, logits = _cross_maps(store, layers, size, over_parts)
-    weighted = [accumulate_pairs(*store.query_key[name], cross) for name in layers.self_]
-    return WasMaps(cross_BPhw=cross, logits_BPhw=logits, was_BPhw=_mean(weighted), predicted_B4hw=predicted)
+    return Attended(cross_BPhw=cross, logits_BPhw=logits, query_keys=pairs, predicted_B4hw=predicted)
 
 
 def _cross_maps(

@@ -66,12 +66,19 @@ class Backbone:
     def predicts_velocity(self) -> bool:
         return bool(self.scheduler.config.prediction_type == "v_prediction")
 
-    def encode(self, pixels_B3SS: Tensor) -> Tensor:
-        """Pixels in [-1, 1] -> latents (B,4,h,w): the posterior's mean x the scaling factor."""
-        pixels = pixels_B3SS.to(self.device, self.dtype)
+    def encode(self, pixels_B3SS: Tensor, chance: torch.Generator | None = None) -> Tensor:
+        """Pixels in [-1, 1] -> latents (B,4,h,w): the posterior's mean, or a sample, x the scaling factor.
+
+        `chance` is a generator on the CPU to sample with.
+        """
         with torch.no_grad():
-            latents: Tensor = self.vae.encode(pixels).latent_dist.mean * self.vae.config.scaling_factor
-        return latents
+            posterior = self.vae.encode(pixels_B3SS.to(self.device, self.dtype)).latent_dist
+        latents = posterior.mean
+        if chance is not None:
+            drawn = torch.randn(latents.shape, generator=chance).to(latents)
+            latents = latents + posterior.std * drawn
+        scaled: Tensor = latents * self.vae.config.scaling_factor
+        return scaled
 
     def add_noise(self, latents_B4hw: Tensor, noise_B4hw: Tensor, timestep: Tensor) -> Tensor:
         """Latents at `timestep`, () or (B,): sqrt(a_t) latents + sqrt(1 - a_t) noise."""
@@ -93,8 +100,9 @@ class Backbone:
         return encoded.to(self.dtype)
 
     def _levels(self, timestep: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
-        level = self.scheduler.alphas_cumprod.to(like.device)[timestep.to(like.device)]
-        level = level.reshape(-1, 1, 1, 1)
+        # In the latents' precision before the root, as diffusers' schedulers do it.
+        levels = self.scheduler.alphas_cumprod.to(like.device, torch.promote_types(like.dtype, torch.float32))
+        level = levels[timestep.to(like.device)].reshape(-1, 1, 1, 1)
         return level.sqrt().to(like.dtype), (1 - level).sqrt().to(like.dtype)
 
 

@@ -1,28 +1,32 @@
 """From images to masks in PyTorch: the one place where PyTorch computes them.
 
-fit -> VAE -> noise at t_test -> one conditional UNet pass -> maps -> slime_was, as the server does.
+fit -> VAE -> noise at t_test -> one conditional UNet pass (or several) -> maps -> slime_was, as the server does.
 
-Shape suffixes: B batch, P parts, h, w map sides, N = h*w, H, W image sides.
+Shape suffixes: B batch, R draws of noise, P parts, h, w map sides, N = h*w, H, W image sides.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from slime_image import fit
-from slime_optimize.attention import was_maps
+from slime_image import cropped, fit
+from slime_optimize.attention import attend, attention_maps
 from slime_optimize.backbone import Backbone, load_backbone
 from slime_optimize.errors import BackboneError
+from slime_optimize.passes import Pass, passes
 from slime_optimize.segmenter import Segmenter
-from slime_was import drop_absent, segment
+from slime_was import finished, prepared, segment
 
 # Images per pass: eight of 128 x 128, as the server's largest batch, and one of SD's 512 x 512.
+Result = TypeVar("Result")
+
 _MOST = 8
 _PIXELS_AT_ONCE = 8 * 128 * 128
 
@@ -39,50 +43,82 @@ class Predictor:
         self.segmenter = segmenter
         self.backbone = backbone
         self._text_1TD = segmenter.text_embedding.to(backbone.device, backbone.dtype)
-        self._noise_14hw = segmenter.noise.to(backbone.device, backbone.dtype)
+        self._noise_R4hw = segmenter.noise.to(backbone.device, backbone.dtype)
+        self._weighting = segmenter.settings.weighting(backbone.image_size)
 
     @property
     def batch_size(self) -> int:
         """How many images go through the networks together."""
-        return max(1, min(_MOST, _PIXELS_AT_ONCE // self.backbone.image_size**2))
+        crops = len(self._weighting.crops)
+        return max(1, min(_MOST, _PIXELS_AT_ONCE // self.backbone.image_size**2) // crops)
+
+    def pixels(self, images_HW3: Sequence[npt.NDArray[np.uint8]]) -> npt.NDArray[np.float32]:
+        """RGB uint8 images of any sizes -> what the backbone reads, float32 (B,3,S,S), in its channel order."""
+        order = self.segmenter.settings.channel_order
+        return np.stack([fit(image, self.backbone.image_size, order) for image in images_HW3])
 
     def latents(self, images_HW3: Sequence[npt.NDArray[np.uint8]]) -> Tensor:
-        """RGB uint8 images of any sizes -> clean latents (B,4,h,w)."""
-        pixels = np.stack([fit(image, self.backbone.image_size) for image in images_HW3])
-        return self.backbone.encode(torch.from_numpy(pixels))
+        """RGB uint8 images of any sizes -> clean latents of each one's crops, one after the other (B*crops,4,h,w)."""
+        return self._encoded(self.pixels(images_HW3))
+
+    def crops(self, pixels_B3SS: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """The crops of each fitted image, one after the other, (B*crops,3,S,S)."""
+        weighting = self._weighting
+        return np.concatenate([cropped(pixels, weighting.crops, weighting.crop_side) for pixels in pixels_B3SS])
+
+    def _encoded(self, pixels_B3SS: npt.NDArray[np.float32]) -> Tensor:
+        return self.backbone.encode(torch.from_numpy(self.crops(pixels_B3SS)))
 
     def maps(self, latents_B4hw: Tensor) -> tuple[Tensor, Tensor]:
-        """Clean latents -> cross maps and WAS maps, each (B,P,h,w) float32, before any part is dropped."""
-        settings = self.segmenter.settings
-        timestep = torch.tensor(settings.t_test, device=self.backbone.device)
-        noised = self.backbone.add_noise(latents_B4hw, self._noise_14hw, timestep)
-        parts = len(self.segmenter.parts)
+        """Clean latents -> cross maps and WAS maps, each (B,P,h,w) float32, before parts are dropped or rescaled."""
         with torch.no_grad():
-            maps = was_maps(
-                self.backbone.unet,
-                noised,
-                timestep,
-                self._text_1TD,
-                parts,
-                settings.layers,
-                over_parts=settings.over_parts,
-            )
-        return maps.cross_BPhw.float(), maps.was_BPhw.float()
+            runs = [(each, self._run(attend, latents_B4hw, each)) for each in passes(self.segmenter.settings)]
+            cross_BPhw = torch.stack([each.turned(run.cross_BPhw) for each, run in runs]).mean(0)
+            values_BPhw = prepared(cross_BPhw, self._weighting)
+            was_BPhw = torch.stack([each.turned(run.accumulate(each.turned(values_BPhw))) for each, run in runs])
+        return cross_BPhw.float(), was_BPhw.mean(0).float()
+
+    def full_maps(self, latents_B4hw: Tensor) -> tuple[Tensor, Tensor]:
+        """Clean latents -> averaged cross maps (B,P,h,w) and self-attention maps (B,N,N), what is exported."""
+        width = self.backbone.latent_size
+        with torch.no_grad():
+            runs = [(each, self._run(attention_maps, latents_B4hw, each)) for each in passes(self.segmenter.settings)]
+        cross_BPhw = torch.stack([each.turned(run.cross_BPhw) for each, run in runs]).mean(0)
+        return cross_BPhw, torch.stack([each.turned_self(run.self_BNN, width) for each, run in runs]).mean(0)
+
+    def _run(self, maps_of: Callable[..., Result], latents_B4hw: Tensor, each: Pass) -> Result:
+        """One pass through `attend` or `attention_maps`."""
+        settings, backbone = self.segmenter.settings, self.backbone
+        timestep = torch.tensor(each.timestep, device=backbone.device)
+        noise_14hw = self._noise_R4hw[each.draw : each.draw + 1]
+        return maps_of(
+            backbone.unet,
+            backbone.add_noise(each.turned(latents_B4hw), noise_14hw, timestep),
+            timestep,
+            self._text_1TD,
+            len(self.segmenter.parts),
+            settings.layers,
+            over_parts=settings.over_parts,
+        )
 
     def scores(self, images_HW3: Sequence[npt.NDArray[np.uint8]], *, use_was: bool = True) -> Tensor:
-        """RGB uint8 images of any sizes -> (B,P,h,w) float32: WAS maps, absent parts 0.
+        """RGB uint8 images of any sizes -> (B,P,h,w) float32: what masks are the argmax of.
 
-        With use_was false, the cross maps alone.
+        Finer than the maps where patches are merged or the image guides. With use_was false, from the cross maps
+        alone.
         """
         size = self.batch_size
         batches = [images_HW3[i : i + size] for i in range(0, len(images_HW3), size)]
         return torch.cat([self._scores(batch, use_was) for batch in batches])
 
     def _scores(self, images_HW3: Sequence[npt.NDArray[np.uint8]], use_was: bool) -> Tensor:
-        cross_BPhw, was_BPhw = self.maps(self.latents(images_HW3))
-        weighted = was_BPhw if use_was else cross_BPhw
-        kept: Tensor = drop_absent(weighted.flatten(2), cross_BPhw.flatten(2), self.segmenter.settings.threshold)
-        return kept.reshape(cross_BPhw.shape)
+        pixels_B3SS = self.pixels(images_HW3)
+        cross_BPhw, was_BPhw = self.maps(self._encoded(pixels_B3SS))
+        crops = len(self._weighting.crops)
+        of_crops = zip(cross_BPhw.split(crops), (was_BPhw if use_was else cross_BPhw).split(crops), strict=True)
+        guides_B3SS = torch.from_numpy(pixels_B3SS).to(cross_BPhw.device)
+        each = zip(of_crops, guides_B3SS, strict=True)
+        return torch.stack([finished(cross, was, self._weighting, guide) for (cross, was), guide in each])
 
     def mask(self, image_HW3: npt.NDArray[np.uint8], *, use_was: bool = True) -> npt.NDArray[np.uint8]:
         """One RGB uint8 image -> uint8 (H,W) of part indices, at the image's own size."""

@@ -1,4 +1,4 @@
-"""What an optimisation run is made of: one frozen dataclass, and named presets of it.
+"""What an optimisation run is made of: one frozen dataclass. Named sets of it are in presets.py.
 
 Where the paper leaves something open, the choice is a field here with its reason.
 """
@@ -6,15 +6,28 @@ Where the paper leaves something open, the choice is a field here with its reaso
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
+from slime_image import CHANNEL_ORDERS
 from slime_optimize.attention import Layers
 from slime_optimize.errors import InputError
+from slime_was import Weighting
 
-CROSS_ENTROPIES = ("maps", "logits")
-READOUTS = ("tokens", "parts")
+# The settings that are one word of a few.
+CHOICES = {
+    "cross_entropy": ("maps", "logits"),
+    "was_source": ("tokens", "parts"),
+    "was_reduction": ("mean", "sum"),
+    "class_counts": ("all", "foreground"),
+    "readout": ("tokens", "parts"),
+    "channel_order": CHANNEL_ORDERS,
+    "posterior": ("mean", "sample"),
+    "turns": ("run", "epoch"),
+    "schedule": ("constant", "cosine"),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,31 +37,58 @@ class Settings:
     Defaults are the paper's for SD 2.1. Raises InputError, naming the field, for a value out of range.
     """
 
+    # How long, and how fast.
     learning_rate: float = 0.1  # Adam; decisive: ten times more or less loses half the IoU
+    schedule: str = "constant"  # of the learning rate; "cosine" lets it fall to 0 over the run
     epochs: int = 200  # passes over the training images
     steps: int | None = None  # instead of epochs
     batch_size: int = 1  # augmented views per step
     t_opt: tuple[int, int] = (5, 100)  # drawn uniformly at each step, both ends included
-    t_test: int = 100
+    prompt_word: str = "part"  # repeated, it gives the embeddings to start from
+
+    # The losses.
     alpha: float = 1.0  # weight of the WAS loss
     beta: float = 0.005  # weight of the diffusion loss, which keeps embeddings understandable
     # "maps": -log of the part's own share of the softmax over all 77 tokens (the paper's A_ca);
-    # "logits": K-way softmax over mean raw logits, for the WAS loss too (the published code).
+    # "logits": K-way softmax over mean raw logits (published code).
     cross_entropy: str = "maps"
+    # What the WAS loss accumulates: "tokens", the cross maps of eq. 3, or "parts", the K-way softmax of the
+    # mean logits (published code).
+    was_source: str = "tokens"
+    # Over pixels. The paper writes the sum, but with its alpha = 1 that drowns the cross entropy.
+    was_reduction: str = "mean"
     # A part weighs (all pixels / its pixels) ** class_weight in the cross entropy. With the paper's 1 a backbone
     # that is unsure sees small parts everywhere.
     class_weight: float = 1.0
-    # Cross maps at test time. "tokens": the softmax over all 77 tokens of each head, then the mean (eq. 3);
-    # "parts": one softmax over the parts of the mean logits, what cross_entropy "logits" learns. Heads of
-    # 16 channels are weak judges one by one, so a small backbone wants the latter.
-    readout: str = "tokens"
-    threshold: float = 0.2  # a part whose cross map stays under it everywhere is left out
-    prompt_word: str = "part"  # repeated, it gives the embeddings to start from
+    class_counts: str = "all"  # "foreground": all but the background's pixels, and background weighs 1 (published)
+    guidance: float = 0.0  # of the noise in the diffusion loss; 0: the conditional answer alone; published code 100
+
+    # The views that are learned from.
+    channel_order: str = "rgb"  # "bgr" for embeddings learned on BGR images, as the published code's are
+    posterior: str = "mean"  # of the VAE while training; "sample" draws (published); at test time always the mean
+    turns: str = "run"  # the part that a view must show: one after the other over the "run", or anew each "epoch"
     flip: float = 0.5  # chance of a mirrored view
     crop: tuple[float, float] = (0.5, 1.0)  # side of the random square crop, of the whole side
     rotation: float = 30.0  # degrees, either way
     blur: tuple[float, float] = (0.0, 1.0)  # Gaussian sigma, in pixels of a 512-pixel image
     recolour: float = 0.0  # chance that a part of a view gets a random mean colour; not in the paper
+
+    # At test time.
+    t_test: int = 100
+    more_t: tuple[int, ...] = ()  # further timesteps, a pass each; maps are averaged over all passes
+    draws: int = 1  # of noise at each timestep
+    mirrored: bool = False  # each pass on the mirrored latents, too
+    # Cross maps. "tokens": the softmax over all 77 tokens of each head, then the mean (eq. 3); "parts": one softmax
+    # over the parts of the mean logits, what cross_entropy "logits" learns. Heads of 16 channels are weak judges one
+    # by one, so a small backbone wants the latter.
+    readout: str = "tokens"
+    threshold: float = 0.2  # a part whose cross map stays under it everywhere is left out
+    drop_background: bool = False  # the threshold is for the background, too (published)
+    suppress: bool = False  # the first part kept counts only where it is above its mean (published)
+    rescale: bool = False  # each WAS map onto its cross map's [min, max] (published)
+    patches: int = 1  # crops a side at test time; the paper takes 2 of 400 of 512 pixels for faces
+    patch_side: float = 1.0  # of a crop, as a share of the side
+    guide: float = 0.0  # joint bilateral upsampling: tolerated difference of colour, 0 to 1; 0 is bilinear
     layers: Layers = field(default_factory=Layers)
 
     def __post_init__(self) -> None:
@@ -61,22 +101,36 @@ class Settings:
         _check(0 <= low <= high < 1000, "t_opt", self.t_opt, "two timesteps LOW HIGH within 0 to 999")
         _check(self.alpha >= 0, "alpha", self.alpha, "0 or more")
         _check(self.beta >= 0, "beta", self.beta, "0 or more")
-        known = " or ".join(CROSS_ENTROPIES)
-        _check(self.cross_entropy in CROSS_ENTROPIES, "cross_entropy", self.cross_entropy, known)
+        for name, words in CHOICES.items():
+            _check(getattr(self, name) in words, name, getattr(self, name), " or ".join(words))
         _check(0 <= self.class_weight <= 1, "class_weight", self.class_weight, "an exponent from 0 to 1")
-        _check(self.readout in READOUTS, "readout", self.readout, " or ".join(READOUTS))
-        _check(0 <= self.threshold <= 1, "threshold", self.threshold, "0 to 1")
+        _check(self.guidance >= 0, "guidance", self.guidance, "0 or more")
+        _check(all(0 <= t < 1000 for t in self.more_t), "more_t", self.more_t, "timesteps from 0 to 999")
+        _check(1 <= self.draws <= 16, "draws", self.draws, "1 to 16")
         _check(bool(self.prompt_word.strip()), "prompt_word", self.prompt_word, "a word")
         _check(0 <= self.flip <= 1, "flip", self.flip, "a chance from 0 to 1")
         _check(0 < self.crop[0] <= self.crop[1] <= 1, "crop", self.crop, "two fractions LOW HIGH in (0, 1]")
         _check(0 <= self.rotation <= 180, "rotation", self.rotation, "0 to 180 degrees")
         _check(0 <= self.recolour <= 1, "recolour", self.recolour, "a chance from 0 to 1")
         _check(0 <= self.blur[0] <= self.blur[1], "blur", self.blur, "two sigmas LOW HIGH, 0 or more")
+        self.weighting(512)
+
+    def weighting(self, side: int) -> Weighting:
+        """What turns maps into scores, for a backbone of S = `side` pixels."""
+        try:
+            return Weighting(side=side, **{name: getattr(self, name) for name in _WEIGHTING})
+        except ValueError as error:
+            raise InputError(str(error).removeprefix("weighting: ")) from error
 
     @property
     def over_parts(self) -> bool:
         """Whether test-time cross maps are a softmax over the parts alone."""
         return self.readout == "parts"
+
+    def rate(self, step: int, steps: int) -> float:
+        """The learning rate of a step, counted from 0."""
+        fall = 0.5 * (1 + math.cos(math.pi * step / steps)) if self.schedule == "cosine" else 1.0
+        return self.learning_rate * fall
 
     def total_steps(self, images: int) -> int:
         """Steps of a run on `images` training images."""
@@ -113,14 +167,7 @@ def _native(name: str, value: Any) -> Any:
     if name in ("t_opt", "crop", "blur"):
         low, high = value
         return (low, high)
-    return value
+    return tuple(value) if name == "more_t" else value
 
 
-PRESETS: dict[str, Settings] = {"paper": Settings()}
-
-
-def preset(name: str, recommended: Mapping[str, Any] | None = None) -> Settings:
-    """The named preset, with what the backbone itself recommends for it in place."""
-    if name not in PRESETS:
-        raise InputError(f"preset {name!r}: unknown, expected one of {', '.join(sorted(PRESETS))}")
-    return PRESETS[name].changed(recommended or {}, source="the backbone's slime.json")
+_WEIGHTING = ("threshold", "drop_background", "suppress", "rescale", "patches", "patch_side", "guide")

@@ -42,31 +42,35 @@ def views(
 
     A run that goes on from `first` gets the very views that it would have got.
     """
-    canvases = [_canvas(example, backbone.image_size) for example in examples]
+    canvases = [_canvas(example, backbone.image_size, settings.channel_order) for example in examples]
     size = settings.batch_size
     ahead = max(1, _PIXELS_AT_ONCE // (backbone.image_size**2 * size))
     # Always the same steps together: a batch of another make-up gives latents that differ in the last bits.
     for begin in range(first - first % ahead, steps, ahead):
         turns = range(begin * size, min(begin + ahead, steps) * size)
-        pairs = [_view(canvases[_index(turn, len(canvases), seed)], settings, seed, turn) for turn in turns]
-        latents = backbone.encode(torch.stack([pixels for pixels, _ in pairs]))
+        pairs = [_view(canvases, settings, seed, turn) for turn in turns]
+        drawn = settings.posterior == "sample"
+        chance = generator(seed, "posterior", begin) if drawn else None
+        latents = backbone.encode(torch.stack([pixels for pixels, _ in pairs]), chance)
         masks = _shrunk(torch.stack([mask for _, mask in pairs]), backbone.latent_size).to(backbone.device)
         together = zip(torch.split(latents, size), torch.split(masks, size), strict=True)
         yield from islice(together, max(0, first - begin), None)
 
 
-def _view(canvas: _Canvas, settings: Settings, seed: int, turn: int) -> tuple[Tensor, Tensor]:
+def _view(canvases: Sequence[_Canvas], settings: Settings, seed: int, turn: int) -> tuple[Tensor, Tensor]:
     """A random view that shows enough of one part, each part in its turn."""
     chance = generator(seed, "views", turn)
-    points = part_points(canvas.mask_SS, canvas.parts[turn % len(canvas.parts)])
+    canvas = canvases[_index(turn, len(canvases), seed)]
+    turn_of_part = turn % len(canvases) if settings.turns == "epoch" else turn
+    points = part_points(canvas.mask_SS, canvas.parts[turn_of_part % len(canvas.parts)])
     pixels_3SS = recoloured(canvas.pixels_3SS, canvas.mask_SS, settings.recolour, chance)
     return apply_view(draw_view(settings, chance, points), pixels_3SS, canvas.mask_SS)
 
 
-def _canvas(example: Example, size: int) -> _Canvas:
+def _canvas(example: Example, size: int, order: str) -> _Canvas:
     mask_SS = torch.from_numpy(fit_mask(example.mask_HW, size)).long()
     parts = tuple(sorted(set(mask_SS.flatten().tolist())))
-    return _Canvas(pixels_3SS=torch.from_numpy(fit(example.image_HW3, size)), mask_SS=mask_SS, parts=parts)
+    return _Canvas(pixels_3SS=torch.from_numpy(fit(example.image_HW3, size, order)), mask_SS=mask_SS, parts=parts)
 
 
 def _shrunk(mask_BSS: Tensor, size: int) -> Tensor:

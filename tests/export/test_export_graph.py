@@ -16,6 +16,7 @@ from slime_export.encoder import Encoder
 from slime_export.errors import ExportError
 from slime_export.parity import OnnxModel
 from slime_export.pipeline import encoder_signature
+from slime_was import Weighting
 
 
 def weights(model: onnx.ModelProto) -> list[np.ndarray]:
@@ -86,10 +87,10 @@ def test_inputs_and_outputs_are_those_of_the_contract(exported: Exported) -> Non
         assert {name: value.shape for name, value in maps.items()} == {
             "CROSS": (batch, len(PARTS), 16, 16),
             "SELF": (batch, 256, 256),
-            "THRESHOLD": (batch, 1),
+            "WEIGHTING": (batch, 8),
         }
         np.testing.assert_allclose(maps["SELF"].sum(-1), 1, rtol=1e-4)
-        assert maps["THRESHOLD"][0] == np.float32(0.01)
+        assert Weighting.from_vector(maps["WEIGHTING"][0]) == exported.predictor.segmenter.settings.weighting(64)
 
 
 @pytest.mark.parametrize("change", [{"opset": 21}, {"ir": 11}])

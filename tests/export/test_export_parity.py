@@ -24,7 +24,7 @@ def test_the_export_equals_pytorch_at_every_batch(exported: Exported) -> None:
     report = exported.report
     assert [each.batch for each in report.comparisons] == [1, 2, 3]
     for each in report.comparisons:
-        assert set(each.tensors) == {"LATENTS", "CROSS", "SELF", "THRESHOLD"}
+        assert set(each.tensors) == {"LATENTS", "CROSS", "SELF", "WEIGHTING"}
         assert max(difference.largest for difference in each.tensors.values()) < 2e-4
         assert each.mask_agreement >= 0.999
     assert not report.failures

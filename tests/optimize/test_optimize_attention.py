@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from slime_optimize import Backbone, BackboneError, InputError, Layers, attention_maps, was_maps
+from slime_optimize import Backbone, BackboneError, InputError, Layers, attend, attention_maps
 from slime_optimize.attention import accumulate_pairs, install
 from slime_was import accumulate
 
@@ -27,7 +27,7 @@ def test_processors_do_not_change_the_unets_output(backbone: Backbone, inputs: t
     latents, text = inputs
     with torch.no_grad():
         before = backbone.unet(latents, T, encoder_hidden_states=text.expand(3, -1, -1)).sample
-        maps = was_maps(backbone.unet, latents, T, text, PARTS, Layers())
+        maps = attend(backbone.unet, latents, T, text, PARTS, Layers())
         after = backbone.unet(latents, T, encoder_hidden_states=text.expand(3, -1, -1)).sample
     torch.testing.assert_close(maps.predicted_B4hw, before, rtol=1e-4, atol=1e-5)
     assert torch.equal(before, after)
@@ -89,20 +89,22 @@ def test_was_equals_the_accumulated_maps(backbone: Backbone, inputs: tuple[Tenso
     latents, text = inputs
     with torch.no_grad():
         full = attention_maps(backbone.unet, latents, T, text, PARTS, Layers())
-        light = was_maps(backbone.unet, latents, T, text, PARTS, Layers())
+        light = attend(backbone.unet, latents, T, text, PARTS, Layers())
+        was = light.accumulate(light.cross_BPhw)
     torch.testing.assert_close(light.cross_BPhw, full.cross_BPhw)
     torch.testing.assert_close(light.logits_BPhw, full.logits_BPhw)
     expected = accumulate(full.cross_BPhw.flatten(2), full.self_BNN)
-    torch.testing.assert_close(light.was_BPhw.flatten(2), expected, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(was.flatten(2), expected, rtol=1e-4, atol=1e-6)
 
 
 def test_maps_over_the_parts_alone(backbone: Backbone, inputs: tuple[Tensor, Tensor]) -> None:
     latents, text = inputs
     with torch.no_grad():
         full = attention_maps(backbone.unet, latents, T, text, PARTS, Layers())
-        light = was_maps(backbone.unet, latents, T, text, PARTS, Layers(), over_parts=True)
+        light = attend(backbone.unet, latents, T, text, PARTS, Layers(), over_parts=True)
+        was = light.accumulate(light.cross_BPhw)
     expected = accumulate(full.logits_BPhw.softmax(1).flatten(2), full.self_BNN)
-    torch.testing.assert_close(light.was_BPhw.flatten(2), expected, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(was.flatten(2), expected, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("parts", [1, 7, 8, 20])
@@ -118,14 +120,14 @@ def test_parts_beyond_the_head_width_ride_in_groups(parts: int) -> None:
 def test_maps_depend_on_nothing_else_in_the_batch(backbone: Backbone, inputs: tuple[Tensor, Tensor]) -> None:
     latents, text = inputs
     with torch.no_grad():
-        together = was_maps(backbone.unet, latents, T, text, PARTS, Layers()).was_BPhw
-        alone = was_maps(backbone.unet, latents[1:2], T, text, PARTS, Layers()).was_BPhw
+        maps = [attend(backbone.unet, each, T, text, PARTS, Layers()) for each in (latents, latents[1:2])]
+        together, alone = (each.accumulate(each.cross_BPhw) for each in maps)
     torch.testing.assert_close(together[1:2], alone, rtol=1e-4, atol=1e-6)
 
 
 def test_gradients_reach_the_text(backbone: Backbone, inputs: tuple[Tensor, Tensor]) -> None:
     latents, text = inputs
-    for maps_of in (attention_maps, was_maps):
+    for maps_of in (attention_maps, attend):
         leaf = text.clone().requires_grad_(True)
         maps = maps_of(backbone.unet, latents[:1], T, leaf, PARTS, Layers())
         torch.autograd.backward(maps.cross_BPhw[:, 1].sum())
@@ -141,7 +143,7 @@ def test_unknown_layer_lists_what_exists(backbone: Backbone) -> None:
 
 def test_self_layer_below_the_top_level_is_refused(backbone: Backbone, inputs: tuple[Tensor, Tensor]) -> None:
     layers = Layers(self_=("up_blocks.2.attentions.0.transformer_blocks.0.attn1",))
-    for maps_of in (attention_maps, was_maps):
+    for maps_of in (attention_maps, attend):
         with pytest.raises(BackboneError, match="64 positions, expected the latents' 16x16"):
             maps_of(backbone.unet, *_one(inputs), PARTS, layers)
 

@@ -77,11 +77,16 @@ def test_prompt_fills_all_tokens(backbone: Backbone) -> None:
 
 
 def test_recommended_settings_override_the_preset(folder: Path) -> None:
-    (folder / "slime.json").write_text(json.dumps({"t_test": 200, "t_opt": [5, 300]}))
+    (folder / "slime.json").write_text(
+        json.dumps({"every": {"t_test": 150, "t_opt": [5, 300]}, "paper": {"t_test": 200}})
+    )
     settings = preset("paper", load_backbone(folder).recommended)
     assert (settings.t_test, settings.t_opt, settings.learning_rate) == (200, (5, 300), 0.1)
+    assert preset("best", load_backbone(folder).recommended).t_test == 150
     with pytest.raises(InputError, match=r"slime\.json: unknown setting 't_tset'"):
-        preset("paper", {"t_tset": 1})
+        preset("paper", {"every": {"t_tset": 1}})
+    with pytest.raises(InputError, match=r"slime\.json: got 't_test', expected settings under every, best"):
+        preset("paper", {"t_test": 1})
 
 
 @pytest.mark.parametrize("name", ["/no/such/folder", "./nowhere", "a/b/c"])

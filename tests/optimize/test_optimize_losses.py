@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from slime_optimize import Settings, WasMaps
+from slime_optimize import Settings
 from slime_optimize.augment import View, apply_view, draw_view, part_points
-from slime_optimize.losses import class_weights, logit_cross_entropy, losses, map_cross_entropy, was_loss
+from slime_optimize.losses import Answer, class_weights, logit_cross_entropy, losses, map_cross_entropy, was_loss
 
 B, P, H, W = 2, 4, 3, 5
 
@@ -23,10 +23,10 @@ def mask() -> Tensor:
 
 
 @pytest.fixture
-def maps() -> WasMaps:
+def maps() -> Answer:
     chance = torch.Generator().manual_seed(1)
     logits = torch.randn(B, 77, H, W, generator=chance)
-    return WasMaps(
+    return Answer(
         cross_BPhw=logits.softmax(1)[:, :P],
         logits_BPhw=logits[:, :P],
         was_BPhw=torch.rand(B, P, H, W, generator=chance),
@@ -52,25 +52,28 @@ def test_class_weights(mask: Tensor) -> None:
     assert weights[1] == pytest.approx(mask.numel() / int((mask == 1).sum()))
 
 
-def test_cross_entropy_over_all_tokens(maps: WasMaps, mask: Tensor) -> None:
+def test_cross_entropy_over_all_tokens(maps: Answer, mask: Tensor) -> None:
     expected = naive_cross_entropy(maps.cross_BPhw, mask)
-    assert float(map_cross_entropy(maps.cross_BPhw, mask)) == pytest.approx(expected, rel=1e-4)
+    assert float(map_cross_entropy(maps.cross_BPhw, mask, class_weights(mask, P))) == pytest.approx(expected, rel=1e-4)
 
 
-def test_cross_entropy_over_the_parts(maps: WasMaps, mask: Tensor) -> None:
+def test_cross_entropy_over_the_parts(maps: Answer, mask: Tensor) -> None:
     expected = naive_cross_entropy(maps.logits_BPhw.softmax(1), mask)
-    assert float(logit_cross_entropy(maps.logits_BPhw, mask)) == pytest.approx(expected, rel=1e-4)
+    assert float(logit_cross_entropy(maps.logits_BPhw, mask, class_weights(mask, P))) == pytest.approx(
+        expected, rel=1e-4
+    )
 
 
-def test_was_loss_is_a_sum_over_parts_of_means_over_pixels(maps: WasMaps, mask: Tensor) -> None:
+def test_was_loss_is_a_sum_over_parts_of_means_over_pixels(maps: Answer, mask: Tensor) -> None:
     expected = 0.0
     for part in range(P):
         expected += float(((maps.was_BPhw[:, part] - (mask == part).float()) ** 2).mean())
     assert float(was_loss(maps.was_BPhw, mask)) == pytest.approx(expected, rel=1e-5)
+    assert float(was_loss(maps.was_BPhw, mask, "sum")) == pytest.approx(expected * H * W, rel=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["maps", "logits"])
-def test_total_is_equation_8(maps: WasMaps, mask: Tensor, kind: str) -> None:
+def test_total_is_equation_8(maps: Answer, mask: Tensor, kind: str) -> None:
     target = torch.zeros(B, 4, H, W)
     result = losses(maps, mask, target, Settings(alpha=0.5, beta=0.1, cross_entropy=kind))
     diffusion = float((maps.predicted_B4hw**2).mean())
@@ -80,7 +83,7 @@ def test_total_is_equation_8(maps: WasMaps, mask: Tensor, kind: str) -> None:
 
 
 def test_a_map_of_zero_keeps_the_loss_finite(mask: Tensor) -> None:
-    assert math.isfinite(float(map_cross_entropy(torch.zeros(B, P, H, W), mask)))
+    assert math.isfinite(float(map_cross_entropy(torch.zeros(B, P, H, W), mask, class_weights(mask, P))))
 
 
 def grid_image(side: int = 32) -> tuple[Tensor, Tensor]:

@@ -13,7 +13,8 @@ from slime_optimize.data import Example
 from slime_optimize.errors import InputError
 from slime_optimize.losses import class_weights
 from slime_optimize.predict import Predictor
-from slime_optimize.settings import PRESETS, Settings
+from slime_optimize.presets import PRESETS
+from slime_optimize.settings import Settings
 from slime_optimize.train import optimise
 
 PARTS = ("background", "red", "green")
@@ -49,6 +50,8 @@ def test_class_weights_by_exponent() -> None:
     assert class_weights(mask, 3).tolist() == pytest.approx([4 / 3, 4, 0])
     assert class_weights(mask, 3, 0.5).tolist() == pytest.approx([(4 / 3) ** 0.5, 2, 0])
     assert class_weights(mask, 3, 0.0).tolist() == [1, 1, 0]
+    mask = torch.tensor([[0, 0, 0, 1, 2, 2]])
+    assert class_weights(mask, 4, foreground=True).tolist() == pytest.approx([1, 3, 1.5, 0])
 
 
 @pytest.mark.parametrize("readout", ["tokens", "parts"])

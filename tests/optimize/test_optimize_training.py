@@ -22,7 +22,7 @@ from slime_optimize import (
 from slime_optimize.data import Example
 from slime_optimize.errors import OptimisationError
 from slime_optimize.train import initial_text, optimise
-from slime_was import accumulate, drop_absent, segment
+from slime_was import scores, segment
 
 SHORT = Settings(steps=4)
 
@@ -90,12 +90,12 @@ def test_prediction_is_the_servers_arithmetic(backbone: Backbone, example: Examp
     noised = backbone.add_noise(latents, segmenter.noise, t_test)
     with torch.no_grad():
         maps = attention_maps(backbone.unet, noised, t_test, segmenter.text_embedding, 3, segmenter.settings.layers)
-    cross = maps.cross_BPhw[0].flatten(1).numpy()
-    scores = drop_absent(accumulate(cross, maps.self_BNN[0].numpy()), cross, 0.3)
-    mask = segment(scores.reshape(3, 16, 16), 70, 90)
+    weighting = segmenter.settings.weighting(backbone.image_size)
+    expected = scores(maps.cross_BPhw.numpy(), maps.self_BNN.numpy(), weighting)
+    mask = segment(expected, 70, 90)
     assert mask.shape == example.mask_HW.shape and mask.dtype == np.uint8
     assert float((predictor.mask(example.image_HW3) == mask).mean()) >= 0.999
-    np.testing.assert_allclose(predictor.scores([example.image_HW3])[0].flatten(1), scores, atol=1e-5)
+    np.testing.assert_allclose(predictor.scores([example.image_HW3])[0], expected, atol=1e-5)
 
 
 def test_images_of_any_sizes_in_batches(loaded: dict[str, Backbone], example: Example) -> None:

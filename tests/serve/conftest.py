@@ -13,10 +13,13 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+import slime_was
 from serving import ROOT, Served, served
 from slime_was import contract
 
 PARTS, IMAGE_SIZE, CHANNELS, SIDE, THRESHOLD = 5, 32, 4, 8, 0.5
+WEIGHTING = slime_was.Weighting(threshold=THRESHOLD, side=IMAGE_SIZE)
+READING = contract.Reading(image_size=IMAGE_SIZE, weighting=WEIGHTING)
 PIXELS = SIDE * SIDE
 Floats = npt.NDArray[np.float32]
 
@@ -25,7 +28,7 @@ def build_repository(folder: Path, segmenter: str = "toy") -> Path:
     """A model repository at ``folder`` with one segmenter."""
     for model in (contract.PREPROCESS, contract.WAS):
         shutil.copytree(ROOT / "model_repository" / model, folder / model, ignore=shutil.ignore_patterns("__pycache__"))
-    (folder / "preprocess/config.pbtxt").write_text(contract.preprocess_config(image_size=IMAGE_SIZE))
+    (folder / "preprocess/config.pbtxt").write_text(contract.preprocess_config(READING))
     encoder = contract.vae_encoder_config(
         backbone="toy", image_size=IMAGE_SIZE, latent_channels=CHANNELS, latent_size=SIDE
     )
@@ -67,16 +70,16 @@ def _unet() -> onnx.ModelProto:
         helper.make_node("ReduceMax", ["logits", "axes"], ["highest"], keepdims=0),
         # Any number for each image of the batch would do.
         helper.make_node("MatMul", ["highest", "zero"], ["nothing"]),
-        helper.make_node("Add", ["nothing", "threshold"], ["THRESHOLD"]),
+        helper.make_node("Add", ["nothing", "weighting"], ["WEIGHTING"]),
     ]
     constants = {
         "words": 2 * _random(1, PARTS, CHANNELS, 1, 1),
         "flat": np.array([0, CHANNELS, PIXELS], np.int64),
         "axes": np.array([2, 3], np.int64),
         "zero": np.zeros((PARTS, 1), np.float32),
-        "threshold": np.full(1, THRESHOLD, np.float32),
+        "weighting": WEIGHTING.vector(),
     }
-    outputs = {"CROSS": (PARTS, SIDE, SIDE), "SELF": (PIXELS, PIXELS), "THRESHOLD": (1,)}
+    outputs = {"CROSS": (PARTS, SIDE, SIDE), "SELF": (PIXELS, PIXELS), "WEIGHTING": WEIGHTING.vector().shape}
     return _network(nodes, constants, {"LATENTS": (CHANNELS, SIDE, SIDE)}, outputs)
 
 

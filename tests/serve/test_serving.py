@@ -40,8 +40,8 @@ def in_process(repository: Path, image: Pixels) -> tuple[Pixels, npt.NDArray[np.
         return list(session.run(names, {session.get_inputs()[0].name: data}))
 
     pixels = slime_image.fit(image, 32)[np.newaxis]
-    cross, self_, threshold = run("toy_unet", run("vae_encoder", pixels)[0])
-    scores = slime_was.scores(cross, self_, float(threshold[0, 0]))[0]
+    cross, self_, vector = run("toy_unet", run("vae_encoder", pixels)[0])
+    scores = slime_was.scores(cross, self_, slime_was.Weighting.from_vector(vector[0]))
     return slime_was.segment(scores, *image.shape[:2]), scores
 
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from slime_was import contract
-from slime_was.contract import Versions
+from slime_was import Weighting, contract
+from slime_was.contract import Reading, Versions
 
 REPOSITORY = Path(__file__).resolve().parents[2] / "model_repository"
 
@@ -33,14 +33,14 @@ def test_committed_files_are_generated() -> None:
 
 
 def test_ends_take_one_image_on_the_cpu() -> None:
-    for text in (contract.preprocess_config(image_size=128), contract.was_config()):
+    for text in (contract.preprocess_config(Reading(image_size=128)), contract.was_config()):
         config = parsed(text)
         assert (config.backend, config.max_batch_size) == ("python", 0)
         assert [(group.count, group.kind) for group in config.instance_group] == [
             (1, config.instance_group[0].KIND_CPU)
         ]
         assert config.version_policy.latest.num_versions == 2
-    assert parsed(contract.preprocess_config(image_size=128)).parameters["image_size"].string_value == "128"
+    assert parsed(contract.preprocess_config(Reading(image_size=128))).parameters["image_size"].string_value == "128"
 
 
 def test_networks_batch_dynamically_and_choose_their_device() -> None:
@@ -57,7 +57,7 @@ def test_networks_batch_dynamically_and_choose_their_device() -> None:
     assert [(tensor.name, list(tensor.dims)) for tensor in unet.output] == [
         ("CROSS", [-1, 32, 32]),
         ("SELF", [1024, 1024]),
-        ("THRESHOLD", [1]),
+        ("WEIGHTING", [8]),
     ]
 
 
@@ -101,3 +101,18 @@ def test_wrong_numbers_are_refused() -> None:
         contract.Tensor(name="X", dtype="FP32", dims=(0,))
     with pytest.raises(ValueError, match="dtype"):
         contract.Tensor(name="X", dtype="FP8", dims=(1,))
+
+
+def test_segmenters_that_read_otherwise_have_their_own_preprocess_model() -> None:
+    weighting = Weighting(patches=2, patch_side=400 / 512, side=512, guide=0.1)
+    reading = Reading(channel_order="bgr", weighting=weighting)
+    assert reading.model == "preprocess_bgr_2x400"
+    parameters = parsed(contract.preprocess_config(reading)).parameters
+    assert parameters["crops"].string_value == "[[0, 0], [0, 112], [112, 0], [112, 112]]"
+    assert parameters["crop_side"].string_value == "400"
+    steps = parsed(ensemble(reading=reading)).ensemble_scheduling.step
+    assert steps[0].model_name == "preprocess_bgr_2x400"
+    assert "FITTED" in steps[0].output_map and "FITTED" in steps[3].input_map
+    assert "FITTED" not in parsed(ensemble()).ensemble_scheduling.step[3].input_map
+    with pytest.raises(ValueError, match="got 9 crops of an image, expected at most 8"):
+        Reading(weighting=Weighting(patches=3, patch_side=0.5))

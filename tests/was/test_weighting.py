@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from slime_was import accumulate, drop_absent, interpolation_matrix, scores, segment
+from slime_was import accumulate, interpolation_matrix, segment
 
 SIZES = [
     ((16, 16), (64, 64)),
@@ -37,17 +37,6 @@ def test_accumulate_batches_and_serves_torch() -> None:
     assert np.allclose(batched[1], accumulate(cross[1], self_[1]))
     tensor = accumulate(torch.from_numpy(cross), torch.from_numpy(self_))
     assert np.allclose(tensor.numpy(), batched)
-
-
-def test_drop_absent_spares_background_and_the_threshold_itself() -> None:
-    cross = np.array([[0.1, 0.0], [0.1, 0.2], [0.1, 0.19], [0.3, 0.0]], np.float32)
-    was = np.ones((4, 2), np.float32)
-    kept = [[1, 1], [1, 1], [0, 0], [1, 1]]
-    assert drop_absent(was, cross, 0.2).tolist() == kept
-    assert drop_absent(torch.from_numpy(was), torch.from_numpy(cross), 0.2).tolist() == kept
-    assert drop_absent(was[None], cross[None], 0.2).tolist() == [kept]
-    assert drop_absent(was, cross, 0.0) is was
-    assert was.all()
 
 
 @pytest.mark.parametrize(("size_in", "size_out"), [(4, 4), (4, 9), (9, 4), (1, 3), (3, 1)])
@@ -82,7 +71,7 @@ def test_segment_equals_torch(map_size: tuple[int, int], size: tuple[int, int]) 
 def test_segment_in_many_bands(monkeypatch: pytest.MonkeyPatch) -> None:
     maps = random(3, 8, 8)
     whole = segment(maps, 50, 40)
-    monkeypatch.setattr("slime_was.weighting.BAND_ELEMENTS", 3 * 40 * 7)
+    monkeypatch.setattr("slime_was.masks.BAND_ELEMENTS", 3 * 40 * 7)
     assert np.array_equal(segment(maps, 50, 40), whole)
 
 
@@ -106,19 +95,3 @@ def test_segment_names_wrong_input() -> None:
         segment(np.zeros((4, 4), np.float32), 4, 4)
     with pytest.raises(ValueError, match="at least 1"):
         segment(np.zeros((2, 4, 4), np.float32), 0, 4)
-
-
-def test_scores_are_weighted_then_dropped_for_numpy_and_torch() -> None:
-    cross, self_ = random(2, 3, 4, 2), random(2, 8, 8)
-    cross[1, 2] = 0.1
-    expected = drop_absent(accumulate(cross.reshape(2, 3, 8), self_), cross.reshape(2, 3, 8), 0.2)
-    result = scores(cross, self_, 0.2)
-    assert np.array_equal(result, expected.reshape(2, 3, 4, 2))
-    assert not result[1, 2].any()
-    assert result[0].all()
-    assert np.allclose(scores(torch.from_numpy(cross), torch.from_numpy(self_), 0.2).numpy(), result)
-
-
-def test_scores_name_maps_that_do_not_belong_together() -> None:
-    with pytest.raises(ValueError, match=r"self-attention \(1, 9, 9\).*expected self-attention \(1, 8, 8\)"):
-        scores(random(1, 3, 4, 2), random(1, 9, 9), 0.2)

@@ -1,4 +1,4 @@
-"""Triton model ``preprocess``: IMAGE bytes to PIXELS and SIZE. Arguments and errors only; the work is slime_image."""
+"""Triton model ``preprocess``: IMAGE bytes to PIXELS, SIZE, FITTED. Arguments and errors only; the work is slime_image."""
 
 from __future__ import annotations
 
@@ -14,7 +14,11 @@ import slime_image
 class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
         parameters = json.loads(args["model_config"])["parameters"]
-        self.image_size = int(parameters["image_size"]["string_value"])
+        values = {name: value["string_value"] for name, value in parameters.items()}
+        self.image_size = int(values["image_size"])
+        self.channel_order = values["channel_order"]
+        self.crops = json.loads(values["crops"]) or [[0, 0]]
+        self.crop_side = int(values["crop_side"])
 
     def execute(self, requests: list[Any]) -> list[Any]:
         return [self._respond(request) for request in requests]
@@ -26,18 +30,18 @@ class TritonPythonModel:
             # One by one, because each image has a size of its own.
             data = pb_utils.get_input_tensor_by_name(request, "IMAGE").as_numpy()
             image_HW3 = slime_image.decode(data.item())
-            pixels_13SS = slime_image.fit(image_HW3, self.image_size)[np.newaxis]
+            fitted_3SS = slime_image.fit(image_HW3, self.image_size, self.channel_order)
+            pixels_C3SS = slime_image.cropped(fitted_3SS, self.crops, self.crop_side)
         except slime_image.ImageError as error:
             return _failed(str(error), pb_utils.TritonError.INVALID_ARG)
         except Exception as error:  # Its text could name paths of the server.
             pb_utils.Logger.log_error(f"preprocess: {error!r}")
             return _failed("preprocess: internal error; the server's log has it", pb_utils.TritonError.INTERNAL)
-        return pb_utils.InferenceResponse(
-            [
-                pb_utils.Tensor("PIXELS", pixels_13SS),
-                pb_utils.Tensor("SIZE", np.array(image_HW3.shape[:2], np.int32)),
-            ]
-        )
+        size = np.array(image_HW3.shape[:2], np.int32)
+        answer = [pb_utils.Tensor("PIXELS", pixels_C3SS), pb_utils.Tensor("SIZE", size)]
+        if "FITTED" in request.requested_output_names():
+            answer.append(pb_utils.Tensor("FITTED", fitted_3SS))
+        return pb_utils.InferenceResponse(answer)
 
 
 def _failed(message: str, code: int) -> Any:

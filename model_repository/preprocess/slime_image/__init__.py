@@ -4,6 +4,6 @@ Needs Pillow and numpy; Python 3.10 and later. It lies beside the server's model
 """
 
 from slime_image.decoding import FORMATS, MAX_PIXELS, ImageError, decode, load
-from slime_image.fitting import fit, fit_mask
+from slime_image.fitting import CHANNEL_ORDERS, cropped, fit, fit_mask
 
-__all__ = ["FORMATS", "MAX_PIXELS", "ImageError", "decode", "fit", "fit_mask", "load"]
+__all__ = ["CHANNEL_ORDERS", "FORMATS", "MAX_PIXELS", "ImageError", "cropped", "decode", "fit", "fit_mask", "load"]

@@ -27,13 +27,13 @@ class TritonPythonModel:
 
 
 def _mask(request: Any) -> Any:
-    names = (contract.CROSS, contract.SELF, contract.THRESHOLD, contract.SIZE)
-    cross_BKhw, self_BNN, threshold_B1, size = (
+    names = (contract.CROSS, contract.SELF, contract.WEIGHTING, contract.SIZE)
+    cross_CKhw, self_CNN, vector_CX, size = (
         pb_utils.get_input_tensor_by_name(request, name).as_numpy() for name in names
     )
-    if len(cross_BKhw) != 1:
-        raise ValueError(f"got maps of {len(cross_BKhw)} crops, expected 1")
-    scores_Khw = slime_was.scores(cross_BKhw, self_BNN, float(threshold_B1[0, 0]))[0]
+    weighting = slime_was.Weighting.from_vector(vector_CX[0])
+    fitted = pb_utils.get_input_tensor_by_name(request, contract.FITTED)
+    scores_Khw = slime_was.scores(cross_CKhw, self_CNN, weighting, None if fitted is None else fitted.as_numpy())
     mask_HW = slime_was.segment(scores_Khw, int(size[0]), int(size[1]))
     answer = [pb_utils.Tensor(contract.MASK, mask_HW)]
     # 77 maps of 64 x 64 are more than a compressed mask: copied only for those who ask.

@@ -3,6 +3,9 @@
 It lies beside the server's model so that Triton's Python stub can import it; everything else imports it too.
 """
 
-from slime_was.weighting import accumulate, drop_absent, interpolation_matrix, scores, segment
+from slime_was.interpolation import interpolation_matrix
+from slime_was.masks import segment
+from slime_was.options import Weighting
+from slime_was.weighting import accumulate, finished, prepared, scores
 
-__all__ = ["accumulate", "drop_absent", "interpolation_matrix", "scores", "segment"]
+__all__ = ["Weighting", "accumulate", "finished", "interpolation_matrix", "prepared", "scores", "segment"]

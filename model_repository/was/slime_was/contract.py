@@ -1,20 +1,25 @@
 """The served models' contract: tensor names, types and shapes, written once; it renders Triton's ``config.pbtxt``.
 
-    IMAGE > preprocess > PIXELS > vae_encoder > LATENTS > NAME_unet > CROSS, SELF, THRESHOLD > was > MASK, SCORES
-                       > SIZE -------------------------------------------------------------->
+    IMAGE > preprocess > PIXELS > vae_encoder > LATENTS > NAME_unet > CROSS, SELF, WEIGHTING > was > MASK, SCORES
+                       > SIZE, and FITTED where the image guides the upsampling ------------->
 
 One linear ensemble per segmenter. Only the two networks batch; the ends take one image of any size per request.
 Dimensions never include the batch of a batching model; -1 is any size. K parts, S image side, h x w map, N = h*w.
+Segmenters that read their images another way (channel order, patches) have a preprocess model of their own.
 """
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+
+from slime_was.options import LENGTH, Weighting
 
 IMAGE, SIZE, PIXELS, LATENTS = "IMAGE", "SIZE", "PIXELS", "LATENTS"
-CROSS, SELF, THRESHOLD = "CROSS", "SELF", "THRESHOLD"
+FITTED = "FITTED"
+CROSS, SELF, WEIGHTING = "CROSS", "SELF", "WEIGHTING"
 MASK, SCORES = "MASK", "SCORES"
 
 PREPROCESS, VAE_ENCODER, WAS = "preprocess", "vae_encoder", "was"
@@ -36,6 +41,7 @@ class Tensor:
     name: str
     dtype: str
     dims: tuple[int, ...]
+    optional: bool = False
 
     def __post_init__(self) -> None:
         if self.dtype not in _DTYPES:
@@ -87,26 +93,67 @@ class Model:
             raise ValueError(f"model {self.name}: expected either a backend or the steps of an ensemble")
 
 
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """How a segmenter's images become the networks' input."""
+
+    image_size: int = DEFAULT_IMAGE_SIZE
+    channel_order: str = "rgb"
+    weighting: Weighting = field(default_factory=Weighting)
+
+    def __post_init__(self) -> None:
+        if len(self.weighting.crops) > MAX_BATCH:
+            raise ValueError(
+                f"patches: got {len(self.weighting.crops)} crops of an image, expected at most {MAX_BATCH}, "
+                "the largest batch that is served; optimise with fewer patches"
+            )
+
+    @property
+    def model(self) -> str:
+        """The preprocess model that reads so: `preprocess`, or a name that tells what is different."""
+        words = [PREPROCESS]
+        if self.channel_order != "rgb":
+            words.append(self.channel_order)
+        if self.weighting.patches > 1:
+            words.append(f"{self.weighting.patches}x{self.weighting.crop_side}")
+        return "_".join(words)
+
+
 def unet_name(segmenter: str) -> str:
     """The model behind a segmenter's maps. Raises ValueError where the segmenter's name cannot be served."""
-    reserved = segmenter in (PREPROCESS, VAE_ENCODER, WAS) or segmenter.endswith(UNET_SUFFIX)
+    reserved = segmenter in (VAE_ENCODER, WAS) or is_preprocess(segmenter) or segmenter.endswith(UNET_SUFFIX)
     if reserved or not _NAME.fullmatch(segmenter):
         raise ValueError(
             f"segmenter name: got {segmenter!r}, expected letters, digits, _ and - (at most 64), "
-            f"not {PREPROCESS}, {VAE_ENCODER}, {WAS} nor ending in {UNET_SUFFIX}; choose another name"
+            f"not {PREPROCESS} or {PREPROCESS}_…, {VAE_ENCODER}, {WAS} nor ending in {UNET_SUFFIX}; choose another name"
         )
     return segmenter + UNET_SUFFIX
 
 
-def preprocess_config(*, image_size: int = DEFAULT_IMAGE_SIZE) -> str:
-    """Encoded image to the backbone's input: PIXELS (crops, 3, S, S) in [-1, 1] and SIZE (height, width) upright."""
+def is_preprocess(model: str) -> bool:
+    """Whether a model of this name reads images."""
+    return model == PREPROCESS or model.startswith(f"{PREPROCESS}_")
+
+
+def preprocess_config(reading: Reading | None = None) -> str:
+    """Encoded image to the backbone's input, in [-1, 1], and SIZE (height, width) upright.
+
+    PIXELS (crops, 3, S, S) for the networks; FITTED (3, S, S) the whole image, whatever the crops.
+    """
+    reading = reading or Reading()
+    crops = reading.weighting.crops if reading.weighting.patches > 1 else ()
     return model_config(
         Model(
-            name=PREPROCESS,
+            name=reading.model,
             backend="python",
             inputs=(_IMAGE,),
-            outputs=(Tensor(name=PIXELS, dtype="FP32", dims=(-1, 3, -1, -1)), _SIZE),
-            parameters={"image_size": str(image_size)},
+            outputs=(Tensor(name=PIXELS, dtype="FP32", dims=(-1, 3, -1, -1)), _SIZE, _FITTED),
+            parameters={
+                "image_size": str(reading.image_size),
+                "channel_order": reading.channel_order,
+                "crops": json.dumps(crops),
+                "crop_side": str(reading.weighting.crop_side if crops else reading.image_size),
+            },
         )
     )
 
@@ -136,7 +183,7 @@ def unet_config(
     latent_size: int,
     parameters: Mapping[str, str] | None = None,
 ) -> str:
-    """LATENTS (batch, C, h, w) to CROSS (batch, K, h, w), SELF (batch, N, N) and the baked THRESHOLD (batch, 1)."""
+    """LATENTS (batch, C, h, w) to CROSS (batch, K, h, w), SELF (batch, N, N) and WEIGHTING (batch, LENGTH), baked."""
     if not 2 <= parts <= MAX_PARTS:
         raise ValueError(f"parts: got {parts}, expected 2 to {MAX_PARTS} with the background; paint fewer parts")
     pixels = latent_size * latent_size
@@ -150,7 +197,7 @@ def unet_config(
                 # K is left open: all versions of a model share this file, and the next may have more parts.
                 Tensor(name=CROSS, dtype="FP32", dims=(-1, latent_size, latent_size)),
                 Tensor(name=SELF, dtype="FP32", dims=(pixels, pixels)),
-                Tensor(name=THRESHOLD, dtype="FP32", dims=(1,)),
+                Tensor(name=WEIGHTING, dtype="FP32", dims=(LENGTH,)),
             ),
             parameters=parameters or {},
         )
@@ -158,7 +205,7 @@ def unet_config(
 
 
 def was_config() -> str:
-    """Maps of one image's crops, thresholds and SIZE to MASK (H, W) and SCORES (K, h, w)."""
+    """Maps of one image's crops, their weighting, SIZE and maybe FITTED to MASK (H, W) and SCORES (K, h, w)."""
     return model_config(
         Model(
             name=WAS,
@@ -166,29 +213,30 @@ def was_config() -> str:
             inputs=(
                 Tensor(name=CROSS, dtype="FP32", dims=(-1, -1, -1, -1)),
                 Tensor(name=SELF, dtype="FP32", dims=(-1, -1, -1)),
-                Tensor(name=THRESHOLD, dtype="FP32", dims=(-1, 1)),
+                Tensor(name=WEIGHTING, dtype="FP32", dims=(-1, -1)),
                 _SIZE,
+                replace(_FITTED, optional=True),
             ),
             outputs=_ANSWER,
         )
     )
 
 
-def ensemble_config(*, segmenter: str, versions: Versions, parameters: Mapping[str, str]) -> str:
+def ensemble_config(
+    *, segmenter: str, versions: Versions, parameters: Mapping[str, str], reading: Reading | None = None
+) -> str:
     """The segmenter itself: IMAGE to MASK and SCORES, pinned to ``versions``.
 
     ``parameters``: what the client shows and checks (parts, colours, form, hashes).
     """
+    reading = reading or Reading()
+    guide = (FITTED,) if reading.weighting.guide > 0 else ()
+    maps = (CROSS, SELF, WEIGHTING)
     steps = (
-        Step(model=PREPROCESS, version=versions.preprocess, inputs=(IMAGE,), outputs=(PIXELS, SIZE)),
+        Step(model=reading.model, version=versions.preprocess, inputs=(IMAGE,), outputs=(PIXELS, SIZE, *guide)),
         Step(model=VAE_ENCODER, version=versions.vae_encoder, inputs=(PIXELS,), outputs=(LATENTS,)),
-        Step(
-            model=unet_name(segmenter),
-            version=versions.unet,
-            inputs=(LATENTS,),
-            outputs=(CROSS, SELF, THRESHOLD),
-        ),
-        Step(model=WAS, version=versions.was, inputs=(CROSS, SELF, THRESHOLD, SIZE), outputs=(MASK, SCORES)),
+        Step(model=unet_name(segmenter), version=versions.unet, inputs=(LATENTS,), outputs=maps),
+        Step(model=WAS, version=versions.was, inputs=(*maps, SIZE, *guide), outputs=(MASK, SCORES)),
     )
     return model_config(
         Model(
@@ -232,7 +280,8 @@ def _latents(channels: int, size: int) -> Tensor:
 
 def _tensor(direction: str, tensor: Tensor) -> str:
     dims = ", ".join(map(str, tensor.dims))
-    return f"{direction} [{{ name: {_quoted(tensor.name)}, data_type: TYPE_{tensor.dtype}, dims: [{dims}] }}]"
+    optional = ", optional: true" if tensor.optional else ""
+    return f"{direction} [{{ name: {_quoted(tensor.name)}, data_type: TYPE_{tensor.dtype}, dims: [{dims}]{optional} }}]"
 
 
 def _step(step: Step) -> str:
@@ -248,6 +297,7 @@ def _quoted(text: str) -> str:
 
 
 _IMAGE = Tensor(name=IMAGE, dtype="STRING", dims=(1,))
+_FITTED = Tensor(name=FITTED, dtype="FP32", dims=(3, -1, -1))
 _SIZE = Tensor(name=SIZE, dtype="INT32", dims=(2,))
 _ANSWER = (
     Tensor(name=MASK, dtype="UINT8", dims=(-1, -1)),

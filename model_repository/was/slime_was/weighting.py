@@ -1,26 +1,23 @@
-"""The arithmetic that turns attention maps into a mask: WAS weighting (eq. 6), absent parts, enlargement, argmax.
+"""From attention maps to the scores that a mask is the argmax of: WAS (eq. 6) and what may be added to it.
 
 The same code runs on numpy arrays (the server) and on torch tensors (training, evaluation), so both give the
-same mask. It knows nothing of images, models or files, and imports numpy alone.
+same scores. It knows nothing of images, models or files, and imports numpy alone.
 
-Shapes: P parts (background first), h x w the map, N = h*w its pixels, H x W the wanted mask.
+Shapes: B crops of one image (1 unless it is segmented in patches), P parts (background first), h x w the map,
+N = h*w its pixels.
 """
 
 from __future__ import annotations
 
-import sys
 from typing import Any, TypeVar
 
 import numpy as np
-import numpy.typing as npt
+
+from slime_was.guided import joint_bilateral
+from slime_was.interpolation import enlarge, extremes, library
+from slime_was.options import Weighting
 
 ArrayT = TypeVar("ArrayT", bound=Any)
-
-# Scores of one band of rows. Small enough to stay in a core's cache (1 MiB as float32), which makes the
-# argmax several times faster than whole-image arrays, and to keep a 12-megapixel mask of 77 parts small.
-BAND_ELEMENTS = 1 << 18
-# On a GPU the cost is the number of kernels, not the cache.
-BAND_ELEMENTS_GPU = 1 << 25
 
 
 def accumulate(cross_PN: ArrayT, self_NN: ArrayT) -> ArrayT:
@@ -33,25 +30,12 @@ def accumulate(cross_PN: ArrayT, self_NN: ArrayT) -> ArrayT:
     return was_PN
 
 
-def drop_absent(was_PN: ArrayT, cross_PN: ArrayT, threshold: float) -> ArrayT:
-    """Score 0 everywhere for each part whose cross-attention never reaches ``threshold``.
+def scores(cross_BPhw: ArrayT, self_BNN: ArrayT, weighting: Weighting, image_3SS: ArrayT | None = None) -> ArrayT:
+    """What the mask of one image is the argmax of, from the maps of its crops.
 
-    was_PN, cross_PN: (..., P, N). Background (part 0) is never dropped; threshold 0 drops nothing. Returns a new
-    array (..., P, N), or ``was_PN`` itself where nothing can be dropped.
-    """
-    if threshold <= 0:
-        return was_PN
-    present_P1: Any = (cross_PN >= float(threshold)).any(-1)[..., None]
-    present_P1[..., 0, :] = True
-    kept_PN: ArrayT = was_PN * present_P1
-    return kept_PN
-
-
-def scores(cross_BPhw: ArrayT, self_BNN: ArrayT, threshold: float) -> ArrayT:
-    """What the mask is the argmax of: eq. 6, then absent parts dropped.
-
-    cross_BPhw: (B, P, h, w), self_BNN: (B, N, N) with N = h*w, threshold: as in ``drop_absent``. Returns
-    (B, P, h, w). Raises ValueError where the shapes do not belong together.
+    cross_BPhw: (B, P, h, w), self_BNN: (B, N, N) with N = h*w; image_3SS: in [-1, 1], for ``weighting.guide`` only.
+    Returns (P, h, w), or finer where patches are merged or the image guides. Raises ValueError where the shapes do
+    not belong together.
     """
     batch, parts, height, width = cross_BPhw.shape
     if tuple(self_BNN.shape) != (batch, height * width, height * width):
@@ -59,77 +43,88 @@ def scores(cross_BPhw: ArrayT, self_BNN: ArrayT, threshold: float) -> ArrayT:
             f"maps: got cross-attention {tuple(cross_BPhw.shape)} with self-attention {tuple(self_BNN.shape)}, "
             f"expected self-attention {(batch, height * width, height * width)}"
         )
-    cross_BPN = cross_BPhw.reshape(batch, parts, height * width)
-    was_BPN = drop_absent(accumulate(cross_BPN, self_BNN), cross_BPN, threshold)
-    scores_BPhw: ArrayT = was_BPN.reshape(batch, parts, height, width)
-    return scores_BPhw
+    flat_BPN = prepared(cross_BPhw, weighting).reshape(batch, parts, height * width)
+    was_BPhw = accumulate(flat_BPN, self_BNN).reshape(cross_BPhw.shape)
+    finished_Phw: ArrayT = finished(cross_BPhw, was_BPhw, weighting, image_3SS)
+    return finished_Phw
 
 
-def interpolation_matrix(size_in: int, size_out: int) -> npt.NDArray[np.float32]:
-    """Bilinear weights (size_out, size_in) float32 between lines of samples; each row sums to 1.
+def prepared(cross_BPhw: ArrayT, weighting: Weighting) -> ArrayT:
+    """The cross maps as eq. 6 takes them: unchanged, or with the first kept part suppressed under its mean."""
+    if not weighting.suppress:
+        return cross_BPhw
+    kept_BP = _kept(cross_BPhw, weighting)
+    first_BP = kept_BP & (library(kept_BP).cumsum(_whole(kept_BP), 1) == 1)
+    above_BPhw = cross_BPhw > cross_BPhw.mean((-2, -1))[..., None, None]
+    values_BPhw: ArrayT = cross_BPhw * (above_BPhw | ~first_BP[..., None, None])
+    return values_BPhw
 
-    Half-pixel centres, clamped at the edges, not antialiased: one axis of
-    ``torch.nn.functional.interpolate(mode="bilinear", align_corners=False)``.
+
+def finished(cross_BPhw: ArrayT, was_BPhw: ArrayT, weighting: Weighting, image_3SS: ArrayT | None = None) -> ArrayT:
+    """All that comes after eq. 6: absent parts at 0, rescaling, patches merged, the image's edges; (P, h', w')."""
+    expected = len(weighting.crops)
+    if len(cross_BPhw) != expected:
+        raise ValueError(f"maps: got {len(cross_BPhw)} crops, expected {expected}, as the segmenter's patches say")
+    kept_BP11 = _kept(cross_BPhw, weighting)[..., None, None]
+    if weighting.rescale:
+        was_BPhw = _rescaled(was_BPhw, cross_BPhw, weighting.crop_side)
+    # Nothing is multiplied where nothing can be dropped: the maps are large.
+    scores_BPhw = was_BPhw if weighting.threshold <= 0 else was_BPhw * kept_BP11
+    scores_Phw: ArrayT = scores_BPhw[0] if expected == 1 else _merged(scores_BPhw, kept_BP11, weighting)
+    if weighting.guide <= 0:
+        return scores_Phw
+    if image_3SS is None:
+        raise ValueError("maps: got no image, expected the fitted image, which guides this segmenter's upsampling")
+    guided_PGG: ArrayT = joint_bilateral(scores_Phw, image_3SS, weighting.guide)
+    return guided_PGG
+
+
+def _kept(cross_BPhw: ArrayT, weighting: Weighting) -> Any:
+    """(B, P) bool: parts whose cross map reaches the threshold; background always, unless it may be dropped."""
+    kept_BP = (cross_BPhw >= float(weighting.threshold)).any(-1).any(-1)
+    if not weighting.drop_background:
+        kept_BP[:, 0] = True
+    return kept_BP
+
+
+def _rescaled(was_BPhw: ArrayT, cross_BPhw: ArrayT, side: int) -> ArrayT:
+    """Each map so that, enlarged to side x side, it spans exactly its cross map's [min, max].
+
+    An affine map commutes with the enlargement, so it is applied before.
     """
-    if size_in < 1 or size_out < 1:
-        raise ValueError(f"interpolation: got {size_in} -> {size_out} samples, expected at least 1 of each")
-    centre = np.maximum((np.arange(size_out) + 0.5) * (size_in / size_out) - 0.5, 0.0)
-    low = np.minimum(centre.astype(np.intp), size_in - 1)
-    high = np.minimum(low + 1, size_in - 1)
-    share = np.where(high > low, centre - low, 0.0)
-    matrix = np.zeros((size_out, size_in), np.float32)
-    rows = np.arange(size_out)
-    matrix[rows, low] = 1.0 - share
-    matrix[rows, high] += share.astype(np.float32)
-    return matrix
+    low, high = extremes(was_BPhw, side, side)
+    # Enlarged to its own size a map stays itself.
+    cross_low, cross_high = extremes(cross_BPhw, *cross_BPhw.shape[-2:])
+    steepness = (high - low) / _positive(cross_high - cross_low)
+    # A flat map has no span; the published code divides by 1e-7 instead.
+    rescaled_BPhw: ArrayT = (was_BPhw - low) / _positive(steepness) + cross_low
+    return rescaled_BPhw
 
 
-def segment(scores_Phw: ArrayT, height: int, width: int) -> ArrayT:
-    """The mask: scores enlarged bilinearly to height x width, then the best part of each pixel.
-
-    scores_Phw: (P, h, w) float32, 1 <= P <= 256. Returns (height, width) uint8 part numbers, of the same kind and
-    on the same device; ties go to the lowest number. Equal to ``interpolate(...).argmax`` of torch up to
-    rounding, but worked in bands of rows, so that memory does not grow with P * height * width.
-    Raises ValueError for other shapes or a size under 1.
-    """
-    if scores_Phw.ndim != 3 or not 1 <= scores_Phw.shape[0] <= 256:
-        raise ValueError(f"scores: got shape {tuple(scores_Phw.shape)}, expected (parts, h, w) with 1 to 256 parts")
-    parts, map_height, map_width = scores_Phw.shape
-    columns_wW = _like(interpolation_matrix(map_width, width).T, scores_Phw)
-    rows_Hh = _like(interpolation_matrix(map_height, height), scores_Phw)
-    # (h, P*w): one small product then gives any band of rows for all parts at once.
-    lines_hX = scores_Phw.swapaxes(0, 1).reshape(map_height, parts * map_width)
-    mask_HW = _empty_mask(scores_Phw, height, width)
-    band = max(1, _band_elements(scores_Phw) // (parts * width))
-    for top in range(0, height, band):
-        rows_bh = rows_Hh[top : top + band]
-        band_bPw = (rows_bh @ lines_hX).reshape(len(rows_bh), parts, map_width)
-        mask_HW[top : top + band] = (band_bPw @ columns_wW).argmax(1)
-    return mask_HW
+def _positive(spans: ArrayT) -> ArrayT:
+    replaced: ArrayT = library(spans).where(spans > 0, spans, 0 * spans + 1e-7)
+    return replaced
 
 
-def _is_numpy(array: Any) -> bool:
-    return isinstance(array, np.ndarray)
+def _merged(scores_BPhw: ArrayT, kept_BP11: ArrayT, weighting: Weighting) -> ArrayT:
+    """Crops put back in their places: each part the mean over the crops that kept it; (P, S, S)."""
+    side = weighting.crop_side
+    parts = scores_BPhw.shape[1]
+    total_PSS = _zeros(scores_BPhw, (parts, weighting.side, weighting.side))
+    count_PSS = _zeros(scores_BPhw, (parts, weighting.side, weighting.side))
+    for scores_Phw, kept_P11, (top, left) in zip(scores_BPhw, kept_BP11, weighting.crops, strict=True):
+        total_PSS[:, top : top + side, left : left + side] += enlarge(scores_Phw, side, side) * kept_P11
+        count_PSS[:, top : top + side, left : left + side] += kept_P11
+    merged_PSS: ArrayT = total_PSS / (count_PSS + 1e-7)
+    return merged_PSS
 
 
-def _like(matrix: npt.NDArray[np.float32], example: ArrayT) -> ArrayT:
-    """``matrix`` as the same kind, dtype and device as ``example``."""
-    same: Any = matrix.astype(example.dtype, copy=False) if _is_numpy(example) else example.new_tensor(matrix)
-    converted: ArrayT = same
-    return converted
+def _zeros(example: ArrayT, shape: tuple[int, ...]) -> ArrayT:
+    zeros: Any = example.new_zeros(shape) if hasattr(example, "new_zeros") else np.zeros(shape, example.dtype)
+    filled: ArrayT = zeros
+    return filled
 
 
-def _empty_mask(example: ArrayT, height: int, width: int) -> ArrayT:
-    # Where a torch tensor exists torch is loaded already; this package never imports it.
-    empty: Any = (
-        np.empty((height, width), np.uint8)
-        if _is_numpy(example)
-        else example.new_empty((height, width), dtype=sys.modules["torch"].uint8)
-    )
-    mask_HW: ArrayT = empty
-    return mask_HW
-
-
-def _band_elements(example: Any) -> int:
-    on_gpu = not _is_numpy(example) and example.device.type != "cpu"
-    return BAND_ELEMENTS_GPU if on_gpu else BAND_ELEMENTS
+def _whole(flags: Any) -> Any:
+    """Flags as whole numbers, because numpy and torch differ in what they let be summed."""
+    return flags.astype(np.int32) if hasattr(flags, "astype") else flags.int()

@@ -1,0 +1,74 @@
+"""Joint bilateral upsampling: scores enlarged so that their edges follow the image's.
+
+Maps are coarse, and a bilinear enlargement blurs parts over their outlines: the paper's own weakness, tiny parts.
+Here each fine pixel takes a mean of the scores around it, weighted by distance and by likeness of colour
+(Kopf et al., Joint Bilateral Upsampling, 2007):
+
+    J[x] = sum_y k(x, y) U[y] / sum_y k(x, y),   k = exp(-|x - y|^2 / 2 s^2) exp(-|I[x] - I[y]|^2 / 2 g^2)
+
+with U the bilinear enlargement, I the image, s a few samples of the map, g the tolerated difference of colour.
+Runs on numpy arrays and torch tensors alike.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, TypeVar
+
+from slime_was.interpolation import enlarge, is_numpy, library
+
+ArrayT = TypeVar("ArrayT", bound=Any)
+
+REACH = 4  # samples of the map to each side
+SPREAD = 3.0  # standard deviation s, in samples of the map
+FINEST = 4  # pixels of the result for each sample of the map, at most: cost grows with its square
+
+
+def joint_bilateral(scores_Phw: ArrayT, image_3SS: ArrayT, tolerance: float) -> ArrayT:
+    """Scores (P, h, w) and the image (3, S, S) in [-1, 1], of one kind, to scores (P, G, G) with G <= S.
+
+    ``tolerance``: the standard deviation g of a colour's difference, for channels of 0..1. S must be a multiple of h;
+    G is the largest divisor of S up to FINEST * h.
+    """
+    parts, map_side = scores_Phw.shape[0], scores_Phw.shape[1]
+    guide_3GG = _reduced((image_3SS + 1) / 2, _guide_side(image_3SS.shape[-1], map_side))
+    side = guide_3GG.shape[-1]
+    step = max(1, side // map_side)
+    scores_PGG = enlarge(scores_Phw, side, side)
+    both_XGG = _padded(library(scores_Phw).concatenate([scores_PGG, guide_3GG]), REACH * step)
+    total_PGG, weights_GG = 0 * scores_PGG, 0 * guide_3GG[0]
+    for down in range(-REACH, REACH + 1):
+        for right in range(-REACH, REACH + 1):
+            top, left = (REACH + down) * step, (REACH + right) * step
+            seen_XGG = both_XGG[:, top : top + side, left : left + side]
+            apart_GG = ((seen_XGG[parts:] - guide_3GG) ** 2).sum(0)
+            near = math.exp(-(down**2 + right**2) / (2 * SPREAD**2))
+            weight_GG = near * library(apart_GG).exp(apart_GG * (-0.5 / tolerance**2))
+            total_PGG += weight_GG * seen_XGG[:parts]
+            weights_GG += weight_GG
+    smoothed_PGG: ArrayT = total_PGG / weights_GG
+    return smoothed_PGG
+
+
+def _guide_side(side: int, map_side: int) -> int:
+    return next(each for each in range(min(side, FINEST * map_side), 0, -1) if side % each == 0)
+
+
+def _reduced(image_3SS: ArrayT, side: int) -> ArrayT:
+    """Means over squares."""
+    block = image_3SS.shape[-1] // side
+    if block == 1:
+        return image_3SS
+    squares: ArrayT = image_3SS.reshape(3, side, block, side, block).mean(4).mean(2)
+    return squares
+
+
+def _padded(maps_XGG: ArrayT, width: int) -> ArrayT:
+    """The outermost values go on beyond the edge."""
+    side = maps_XGG.shape[-1]
+    places = [min(max(i - width, 0), side - 1) for i in range(side + 2 * width)]
+    index = library(maps_XGG).asarray(places)
+    if not is_numpy(maps_XGG):
+        index = index.to(maps_XGG.device)
+    padded: ArrayT = maps_XGG[:, index][:, :, index]
+    return padded

@@ -1,0 +1,60 @@
+"""Named sets of settings: what the paper says, what its published code computes, and what scores highest.
+
+A backbone's folder may hold `slime.json`: settings that suit it, under "every" for all presets and under a preset's
+own name for that one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from slime_optimize.errors import InputError
+from slime_optimize.settings import Settings
+
+# The equations. Of eq. 7's sum over pixels it takes the mean (Settings.was_reduction says why).
+PAPER = Settings()
+# What the published code computes; tests/reference holds it against recordings of that code.
+REFERENCE = PAPER.changed(
+    {
+        "cross_entropy": "logits",
+        "was_source": "parts",
+        "class_counts": "foreground",
+        "guidance": 100.0,
+        "channel_order": "bgr",
+        "posterior": "sample",
+        "turns": "epoch",
+        "threshold": 0.0,
+        "drop_background": True,
+        "suppress": True,
+        "rescale": True,
+    }
+)
+# What scored highest on PartScenes' validation images; docs/results.md has the ablation.
+BEST = PAPER.changed(
+    {
+        "cross_entropy": "logits",
+        "was_source": "parts",
+        "readout": "parts",
+        "batch_size": 4,
+        "recolour": 0.9,
+        "threshold": 0.0,
+        "rescale": True,
+        "mirrored": True,
+        "guide": 0.1,
+    }
+)
+
+PRESETS: dict[str, Settings] = {"paper": PAPER, "reference": REFERENCE, "best": BEST}
+_SOURCE = "the backbone's slime.json"
+
+
+def preset(name: str, recommended: Mapping[str, Any] | None = None) -> Settings:
+    """The named preset, with what the backbone itself recommends in place."""
+    if name not in PRESETS:
+        raise InputError(f"preset {name!r}: unknown, expected one of {', '.join(sorted(PRESETS))}")
+    given = dict(recommended or {})
+    for key in given:
+        if key not in ("every", *PRESETS):
+            raise InputError(f"{_SOURCE}: got {key!r}, expected settings under every, {', '.join(sorted(PRESETS))}")
+    return PRESETS[name].changed(given.get("every", {}), _SOURCE).changed(given.get(name, {}), _SOURCE)

@@ -1,0 +1,142 @@
+"""What may be added to plain WAS: each against its definition, for numpy and torch inputs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from slime_was import Weighting, accumulate, scores
+from slime_was.guided import joint_bilateral
+from slime_was.interpolation import enlarge, extremes
+
+Floats = np.ndarray[Any, Any]
+SIDE = 16
+
+
+def random(*shape: int, seed: int = 0) -> Floats:
+    return np.random.default_rng(seed).random(shape).astype(np.float32)
+
+
+def attention(pixels: int, crops: int = 1) -> Floats:
+    """Rows sum to 1, as a softmax's do."""
+    rows = random(crops, pixels, pixels) ** 8
+    return rows / rows.sum(-1, keepdims=True)
+
+
+def both(cross: Floats, self_: Floats, weighting: Weighting, image: Floats | None = None) -> Floats:
+    """The scores from numpy, after a look that torch's are the same."""
+    result = scores(cross, self_, weighting, image)
+    guide = None if image is None else torch.from_numpy(image)
+    from_torch = scores(torch.from_numpy(cross), torch.from_numpy(self_), weighting, guide)
+    np.testing.assert_allclose(from_torch.numpy(), result, rtol=1e-4, atol=1e-5)
+    return result
+
+
+def test_plain_scores_are_equation_6() -> None:
+    cross, self_ = random(1, 3, 4, 2), attention(8)
+    expected = accumulate(cross.reshape(1, 3, 8), self_).reshape(3, 4, 2)
+    assert np.array_equal(both(cross, self_, Weighting()), expected)
+
+
+@pytest.mark.parametrize("drop_background", [False, True])
+def test_parts_under_the_threshold_score_nothing(drop_background: bool) -> None:
+    cross, self_ = random(1, 4, 2, 2), attention(4)
+    cross[0, :, 0, 0] = (0.1, 0.1, 0.19, 0.2)
+    cross[0, :3] = np.minimum(cross[0, :3], cross[0, :3, :1, :1])
+    result = both(cross, self_, Weighting(threshold=0.2, drop_background=drop_background))
+    assert result.any((1, 2)).tolist() == [not drop_background, False, False, True]
+
+
+def test_the_first_kept_part_is_suppressed_under_its_mean() -> None:
+    cross, self_ = random(1, 3, 4, 4), attention(16)
+    cross[0, 0] *= 0.1  # dropped, so that the first kept is part 1
+    weighting = Weighting(threshold=0.2, drop_background=True, suppress=True)
+    expected = cross.copy()
+    expected[0, 1][expected[0, 1] <= expected[0, 1].mean()] = 0
+    expected[0, 0] = 0
+    assert np.allclose(both(cross, self_, weighting), accumulate(expected.reshape(1, 3, 16), self_).reshape(3, 4, 4))
+
+
+@pytest.mark.parametrize("side", [4, 7, 16, 33])
+def test_extremes_are_those_of_the_whole_enlargement(side: int) -> None:
+    maps = random(3, 4, 4)
+    low, high = extremes(maps, side, side)
+    enlarged = enlarge(maps, side, side)
+    np.testing.assert_allclose(low[:, 0, 0], enlarged.min((1, 2)), rtol=1e-6)
+    np.testing.assert_allclose(high[:, 0, 0], enlarged.max((1, 2)), rtol=1e-6)
+
+
+def test_rescaled_scores_span_their_cross_maps() -> None:
+    cross, self_ = random(1, 3, 4, 4), attention(16)
+    cross[0, 2] = 0.5  # flat: nothing to span
+    enlarged = enlarge(both(cross, self_, Weighting(rescale=True, side=SIDE)), SIDE, SIDE)
+    np.testing.assert_allclose(enlarged[:2].min((1, 2)), cross[0, :2].min((1, 2)), rtol=1e-4)
+    np.testing.assert_allclose(enlarged[:2].max((1, 2)), cross[0, :2].max((1, 2)), rtol=1e-4)
+    assert np.isfinite(enlarged).all()
+
+
+def test_patches_are_means_over_the_crops_that_kept_the_part() -> None:
+    weighting = Weighting(patches=2, patch_side=0.75, side=SIDE, threshold=0.5)
+    assert weighting.crops == ((0, 0), (0, 4), (4, 0), (4, 4))
+    cross = np.ones((4, 2, 4, 4), np.float32)
+    cross[:, 1] = np.array([0.9, 0.6, 0.1, 0.8], np.float32)[:, None, None]
+    result = both(cross, attention(16, crops=4), weighting)
+    assert result.shape == (2, SIDE, SIDE)
+    np.testing.assert_allclose(result[0], 1, rtol=1e-4)
+    # Top left: the first crop alone; in the middle three of the four; bottom left: the crop that dropped the part.
+    np.testing.assert_allclose(result[1, [0, 8, 15], [0, 8, 0]], [0.9, (0.9 + 0.6 + 0.8) / 3, 0], rtol=1e-3)
+
+
+def test_guided_edges_follow_the_image() -> None:
+    """Two flat halves whose edge lies inside a sample of the map; the scores alone put it elsewhere."""
+    image = -np.ones((3, 32, 32), np.float32)
+    image[:, :, 14:] = 1
+    coarse = np.zeros((2, 8, 8), np.float32)
+    coarse[0, :, :4], coarse[1, :, 4:] = 1, 1
+    bilinear = enlarge(coarse, 32, 32).argmax(0)[0]
+    guided = joint_bilateral(coarse, image, 0.1)
+    assert int((bilinear == 0).sum()) == 16
+    assert int((guided.argmax(0)[0] == 0).sum()) == 14
+    from_torch = joint_bilateral(torch.from_numpy(coarse), torch.from_numpy(image), 0.1)
+    np.testing.assert_allclose(from_torch.numpy(), guided, rtol=1e-4, atol=1e-5)
+
+
+def test_a_loose_guide_is_a_blur_and_no_more() -> None:
+    image, coarse = 2 * random(3, 32, 32) - 1, np.ones((2, 8, 8), np.float32)
+    np.testing.assert_allclose(joint_bilateral(coarse, image, 0.1), 1, rtol=1e-5)
+
+
+def test_large_images_guide_at_four_pixels_a_sample() -> None:
+    assert joint_bilateral(random(2, 4, 4), random(3, 64, 64), 0.1).shape == (2, 16, 16)
+
+
+def test_guided_scores_need_the_image() -> None:
+    cross, self_, image = random(1, 3, 4, 4), attention(16), random(3, 16, 16)
+    assert both(cross, self_, Weighting(guide=0.1, rescale=True, side=SIDE), image).shape == (3, 16, 16)
+    with pytest.raises(ValueError, match="got no image"):
+        scores(cross, self_, Weighting(guide=0.1))
+
+
+def test_maps_that_do_not_belong_together_are_named() -> None:
+    with pytest.raises(ValueError, match=r"self-attention \(1, 9, 9\).*expected self-attention \(1, 8, 8\)"):
+        scores(random(1, 3, 4, 2), random(1, 9, 9), Weighting())
+    with pytest.raises(ValueError, match="got 2 crops, expected 1"):
+        scores(random(2, 3, 4, 2), random(2, 8, 8), Weighting())
+
+
+def test_weighting_travels_as_a_vector() -> None:
+    weighting = Weighting(threshold=0.2, rescale=True, side=128, patches=2, patch_side=400 / 512, guide=0.07)
+    assert Weighting.from_vector(weighting.vector()) == weighting
+    with pytest.raises(ValueError, match="export the segmenter again"):
+        Weighting.from_vector(np.zeros(1, np.float32))
+
+
+@pytest.mark.parametrize(
+    "change", [{"threshold": 2.0}, {"side": 0}, {"patches": 2, "patch_side": 0.4}, {"guide": -1.0}]
+)
+def test_values_out_of_range(change: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="weighting: got"):
+        Weighting(**change)
