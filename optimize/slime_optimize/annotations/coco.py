@@ -15,12 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from slime_optimize.annotations.example import Annotated, Example, check_not_empty
 from slime_optimize.annotations.images import Picture, check_size, find_image, read_picture
 from slime_optimize.annotations.names import index_of, parts_from
-from slime_optimize.annotations.regions import painted
+from slime_optimize.annotations.regions import Region, region_of
 from slime_optimize.errors import InputError, first_line
 
 Json = Mapping[str, Any]
@@ -87,8 +86,9 @@ def _example(
     check_size(entry.get("width"), entry.get("height"), picture, subject)
     layers = [_layer(region, categories, parts, picture, f"COCO {path}") for region in regions]
     mask_HW = np.zeros(picture.shape, np.uint8)
-    for index, layer_HW in sorted(layers, key=lambda layer: -int(layer[1].sum())):
-        mask_HW[layer_HW] = index
+    # Decoded one at a time: a large picture's regions would fill the memory.
+    for index, region in sorted(layers, key=lambda layer: -layer[1].area):
+        mask_HW[region.painted()] = index
     check_not_empty(mask_HW, subject)
     stem = Path(name.replace("\\", "/")).stem
     return Example(name=stem, image_HW3=picture.image_HW3, mask_HW=mask_HW, digest=picture.digest)
@@ -96,7 +96,7 @@ def _example(
 
 def _layer(
     region: Json, categories: Mapping[int, str], parts: Sequence[str], picture: Picture, source: str
-) -> tuple[int, npt.NDArray[np.bool_]]:
+) -> tuple[int, Region]:
     subject = f"{source}: annotation {region.get('id')}"
     if region["category_id"] not in categories:
         raise InputError(
@@ -104,4 +104,4 @@ def _layer(
             f"{', '.join(map(str, sorted(categories)))}; name it there"
         )
     index = index_of(categories[region["category_id"]], parts, subject)
-    return index, painted(region.get("segmentation"), picture.shape, subject)
+    return index, region_of(region.get("segmentation"), picture.shape, subject)

@@ -20,9 +20,7 @@ from slime_optimize.annotations.layout import files
 from slime_optimize.annotations.legend import load_legend
 from slime_optimize.errors import InputError, first_line
 
-WANTED = (
-    "expected a folder of images with masks, a COCO JSON file, or LabelMe JSON files; docs/annotations.md shows each"
-)
+WANTED = "expected a folder of images with masks, COCO JSON, or LabelMe JSON; docs/annotations.md shows each"
 _JSON_FOLDERS = ("annotations", "json", "labels")
 _OURS = ("parts.json", "legend.json")
 

@@ -6,6 +6,7 @@ Shape suffixes: H, W image sides.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,16 +19,39 @@ from slime_optimize.errors import InputError
 Json = Mapping[str, Any]
 
 
-def painted(segmentation: object, shape: tuple[int, int], subject: str) -> npt.NDArray[np.bool_]:
-    """The pixels (H,W) of an annotation's `segmentation`; InputError with `subject` for what is broken."""
+@dataclass(frozen=True, kw_only=True)
+class Region:
+    """Compressed run lengths: a large picture's regions would fill the memory as pixels."""
+
+    lengths: Json
+    subject: str
+
+    @property
+    def area(self) -> int:
+        return int(run_lengths.area(self.lengths))
+
+    def painted(self) -> npt.NDArray[np.bool_]:
+        """The pixels (H,W); InputError where the run lengths are broken."""
+        try:
+            decoded_HW = run_lengths.decode(self.lengths)
+        except ValueError as error:
+            raise _broken(self.subject) from error
+        # Of broken run lengths the decoder leaves part of its memory as it was.
+        if decoded_HW.max(initial=0) > 1 or int(decoded_HW.sum(dtype=np.int64)) != self.area:
+            raise _broken(self.subject)
+        return np.asarray(decoded_HW, bool)
+
+
+def region_of(segmentation: object, shape: tuple[int, int], subject: str) -> Region:
+    """From an annotation's `segmentation`; InputError with `subject` for what cannot be a region."""
     if isinstance(segmentation, list) and segmentation:
         rings = segmentation if isinstance(segmentation[0], list) else [segmentation]
         flat = [[float(number) for point in points(ring, shape, subject) for number in point] for ring in rings]
         if min(map(len, flat)) < 6:
             raise InputError(f"{subject}: has a polygon of fewer than 3 points; remove or redraw it")
-        return _decoded(run_lengths.merge(run_lengths.frPyObjects(flat, *shape)), subject)
+        return Region(lengths=run_lengths.merge(run_lengths.frPyObjects(flat, *shape)), subject=subject)
     if isinstance(segmentation, dict):
-        return _decoded(_compressed(segmentation, shape, subject), subject)
+        return Region(lengths=_compressed(segmentation, shape, subject), subject=subject)
     raise InputError(
         f"{subject}: has no outline, only a box or key points, expected polygons or a mask; "
         "draw the part with the polygon or brush tool"
@@ -48,17 +72,6 @@ def _compressed(segmentation: Json, shape: tuple[int, int], subject: str) -> dic
         raise _broken(subject)
     made: dict[str, Any] = run_lengths.frPyObjects({"size": list(shape), "counts": counts}, *shape)
     return made
-
-
-def _decoded(encoded: dict[str, Any], subject: str) -> npt.NDArray[np.bool_]:
-    try:
-        decoded_HW = run_lengths.decode(encoded)
-    except ValueError as error:
-        raise _broken(subject) from error
-    # Of broken run lengths the decoder leaves part of its memory as it was.
-    if decoded_HW.max(initial=0) > 1 or int(decoded_HW.sum(dtype=np.int64)) != int(run_lengths.area(encoded)):
-        raise _broken(subject)
-    return np.asarray(decoded_HW, bool)
 
 
 def _broken(subject: str) -> InputError:
