@@ -66,3 +66,13 @@ def run() -> Main:
 @pytest.fixture(scope="session")
 def evaluate() -> Main:
     return _script("evaluate")
+
+
+@pytest.fixture(scope="session")
+def import_reference() -> Main:
+    return _script("import_reference")
+
+
+@pytest.fixture(scope="session")
+def prepare() -> Main:
+    return _script("prepare")
