@@ -14,6 +14,7 @@ import hashlib
 import io
 import pickle
 import re
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -81,7 +82,8 @@ def embedding_files(folder: Path) -> list[Path]:
 def _load(path: Path, width: int) -> Tensor:
     """One file's rows, (rows,D) float32. Only tensors are ever unpickled."""
     try:
-        value = torch.load(io.BytesIO(path.read_bytes()), map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(action="ignore"):  # what is odd about a file is told in one line, below
+            value = torch.load(io.BytesIO(path.read_bytes()), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise InputError(
             f"embedding {path}: holds more than a tensor, or is no PyTorch file, and was not unpickled; "

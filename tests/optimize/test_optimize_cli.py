@@ -60,7 +60,8 @@ def test_optimise_then_evaluate(
     assert run(line(options, backbone=folders[kind])) == 0
     assert "3 parts, mean IoU on the training data" in capsys.readouterr().out
     out = tmp_path / "out"
-    assert sorted(p.name for p in out.iterdir()) == ["preview.png", "segmenter.json", "segmenter.safetensors"]
+    written = ["preview.png", "report.html", "segmenter.json", "segmenter.safetensors"]
+    assert sorted(p.name for p in out.iterdir()) == written
     with Image.open(out / "preview.png") as preview:
         assert preview.width == 3 * 264 + 8
     data = dataset(tmp_path / "data")
@@ -85,7 +86,7 @@ def test_flags_beat_the_backbones_own_settings(
     run: Main, options: dict[str, list[str]], folders: dict[str, Path], tmp_path: Path
 ) -> None:
     folder = Path(shutil.copytree(folders["sd15"], tmp_path / "tuned"))
-    (folder / "slime.json").write_text(json.dumps({"t_test": 200, "threshold": 0.0, "steps": 50}))
+    (folder / "slime.json").write_text(json.dumps({"every": {"t_test": 200, "threshold": 0.0, "steps": 50}}))
     words = line(options, backbone=folder, **{"t-opt": [1, 9], "threshold": 0.1})
     assert run([*words, "--quiet"]) == 0
     settings = Segmenter.load(tmp_path / "out").settings
