@@ -92,7 +92,8 @@ def optimise(training: Path, segmenter: Path, *options: object) -> None:
         return
     parts = json.loads((training / "parts.json").read_text())
     image, mask = training / "images" / "000.png", training / "masks" / "000.png"
-    run("optimize/run.py", "--image", image, "--mask", mask, "--parts", *parts, "--out", segmenter, *options)
+    given = ("--image", image, "--mask", mask, "--parts", *parts, "--preset", "best", "--out", segmenter)
+    run("optimize/run.py", *given, *options)
 
 
 def _made_with(segmenter: Path) -> str | None:

@@ -45,7 +45,7 @@ def _print_bounds(kinds: list[str], *, random_backbone: bool) -> None:
     for kind in kinds:
         row = f"{kind:8}{bounds.ceiling(kind).mean:10.1f}{bounds.nearest_colour(kind).mean:24.1f}"
         if backbone:
-            settings = preset("paper", backbone.recommended)
+            settings = preset("best", backbone.recommended)
             row += f"{bounds.random_backbone(kind, backbone, settings, progress=False).mean:25.1f}"
         print(row, flush=True)
 

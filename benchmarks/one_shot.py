@@ -74,7 +74,7 @@ def _bounds(kind: str, backbone: Backbone | None) -> dict[str, float]:
     """Without a backbone, all but the floor that needs an optimisation."""
     bounds = {"nearest_colour": nearest_colour(kind).mean, "random_backbone": nan, "ceiling": ceiling(kind).mean}
     if backbone:
-        settings = preset("paper", backbone.recommended)
+        settings = preset("best", backbone.recommended)
         bounds["random_backbone"] = random_backbone(kind, backbone, settings, progress=False).mean
     return bounds
 

@@ -24,7 +24,6 @@ REFERENCE = PAPER.changed(
         "channel_order": "bgr",
         "posterior": "sample",
         "turns": "epoch",
-        "threshold": 0.0,
         "drop_background": True,
         "suppress": True,
         "rescale": True,

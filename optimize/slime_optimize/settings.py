@@ -6,7 +6,6 @@ Where the paper leaves something open, the choice is a field here with its reaso
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
@@ -126,11 +125,6 @@ class Settings:
     def over_parts(self) -> bool:
         """Whether test-time cross maps are a softmax over the parts alone."""
         return self.readout == "parts"
-
-    def rate(self, step: int, steps: int) -> float:
-        """The learning rate of a step, counted from 0."""
-        fall = 0.5 * (1 + math.cos(math.pi * step / steps)) if self.schedule == "cosine" else 1.0
-        return self.learning_rate * fall
 
     def total_steps(self, images: int) -> int:
         """Steps of a run on `images` training images."""

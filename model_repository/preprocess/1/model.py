@@ -1,4 +1,4 @@
-"""Triton model ``preprocess``: IMAGE bytes to PIXELS, SIZE, FITTED. Arguments and errors only; the work is slime_image."""
+"""Triton model ``preprocess``: IMAGE bytes to PIXELS, SIZE, FITTED. Arguments and errors; the work is slime_image."""
 
 from __future__ import annotations
 
