@@ -294,11 +294,11 @@ def _cross_maps(
 def accumulate_pairs(query_BHNd: Tensor, key_BHNd: Tensor, cross_BPhw: Tensor) -> Tensor:
     """eq. 6 of one layer from its (scaled) queries and keys -> (B,P,h,w), mean over heads.
 
-    The parts ride as values in groups of the head width: equal widths are what lets PyTorch use
-    its kernels that never hold an N x N map.
+    The parts ride as values in groups of the head width: equal widths, each pixel's values side by
+    side, are what lets PyTorch use its kernels that never hold an N x N map.
     """
     heads, width = query_BHNd.shape[1], query_BHNd.shape[-1]
-    values_BNP = cross_BPhw.flatten(2).transpose(1, 2).to(query_BHNd.dtype)
+    values_BNP = cross_BPhw.flatten(2).transpose(1, 2).to(query_BHNd.dtype).contiguous()
     results = []
     for group_BNp in torch.split(values_BNP, width, dim=-1):
         values = F.pad(group_BNp, (0, width - group_BNp.shape[-1]))
