@@ -179,6 +179,7 @@ def steps_done(checkpoint: Path) -> int:
         return int(json.loads(file.metadata()["state"])["step"])
 
 
+@pytest.mark.slow
 def test_killed_in_the_middle(run: Main, words: list[str], tmp_path: Path) -> None:
     words, out, straight = [*words, "--steps", "40"], tmp_path / "out", tmp_path / "straight"
     command = [sys.executable, str(ROOT / "optimize" / "run.py"), *words, "--out", str(out)]
