@@ -20,6 +20,7 @@ lint: $(INSTALLED)
 
 results: $(INSTALLED)
 	$(BIN)/python -m benchmarks.one_shot --json docs/one-shot.json
+	$(BIN)/python -m benchmarks.results --jobs 2
 
 serve: $(INSTALLED)
 	$(BIN)/python demo.py --stop-after export

@@ -1,0 +1,206 @@
+"""Optimisations and measurements on PartScenes, each done once and kept on disk by what it is of.
+
+    CACHE/partscenes/KIND/SPLIT/         the scenes
+    CACHE/segmenters/HASH/               by settings, seed, backbone, training images and library
+    CACHE/measurements/HASH.json         by the segmenter's content, maps and images
+    CACHE/bounds/HASH.json               floors and ceiling
+
+A stopped optimisation goes on from its checkpoint. What the hashes do not see is the method's own code: after a change
+of that, begin with an empty folder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache, cached_property
+from pathlib import Path
+from typing import Any
+
+from benchmarks.study import Measurement, Optimisation
+
+from slime_backbone.bounds import ceiling, nearest_colour, random_backbone
+from slime_backbone.dataset import write_split
+from slime_backbone.scene import parts_of
+from slime_optimize.annotations import Example, load_example
+from slime_optimize.backbone import Backbone, load_backbone
+from slime_optimize.checkpoint import Checkpoint
+from slime_optimize.data import dataset
+from slime_optimize.evaluation import Data, confusions, read_data
+from slime_optimize.files import write_text
+from slime_optimize.metrics import Report, report, smallest_third
+from slime_optimize.predict import Predictor
+from slime_optimize.presets import preset
+from slime_optimize.segmenter import JSON_FILE, Segmenter
+from slime_optimize.train import Run, learn, sampled_noise
+from slime_optimize.validation import Validation
+
+VALIDATION_IMAGES = 1  # to choose by, of ten training images: the paper's
+BOUNDS = ("nearest_colour", "random_backbone", "ceiling")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """Less than the whole, to see that everything works; None: the whole."""
+
+    steps: int | None = None
+    images: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One optimisation of a class and seed, and everything that is measured of it; or a class's bounds."""
+
+    kind: str
+    seed: int = 0
+    optimisation: Optimisation | None = None
+    measurements: tuple[Measurement, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Laboratory:
+    """Where the work is done: in the process that made it, one job after the other."""
+
+    cache: Path
+    backbone_name: str
+    device: str = "cpu"
+    trial: Trial = Trial()
+
+    @cached_property
+    def backbone(self) -> Backbone:
+        return load_backbone(self.backbone_name, self.device)
+
+    def draw(self, kinds: Sequence[str]) -> None:
+        """The scenes, before several processes want them."""
+        for kind in kinds:
+            for split in ("train-1", "train-10", "validation", "test"):
+                write_split(self.cache / "partscenes", kind, split)
+
+    def smallest(self, kind: str) -> tuple[str, ...]:
+        """The smallest third of a class's parts."""
+        return smallest_third([each.mask_HW for each in self._examples(kind, "test")], parts_of(kind))
+
+    def work(self, job: Job) -> None:
+        """Does what is not done yet."""
+        if job.optimisation is None:
+            self._bound(job.kind)
+            return
+        run = self.run(job)
+        segmenter = self.learned(run) or self._learn(run)
+        for measurement in job.measurements:
+            if self.measured(job, measurement) is None:
+                self._measure(segmenter, job.kind, measurement)
+
+    def run(self, job: Job) -> Run:
+        assert job.optimisation is not None
+        wanted, trial = job.optimisation, {} if self.trial.steps is None else {"steps": self.trial.steps}
+        settings = preset(wanted.preset, self.backbone.recommended).changed({**wanted.changes, **trial})
+        validation = self._examples(job.kind, "validation")[:VALIDATION_IMAGES]
+        return Run(
+            backbone=self.backbone,
+            examples=self._examples(job.kind, f"train-{wanted.shots}"),
+            parts=parts_of(job.kind),
+            settings=settings,
+            seed=job.seed,
+            preset=wanted.preset,
+            validation=Validation(examples=validation) if wanted.shots > 1 else None,
+        )
+
+    def learned(self, run: Run) -> Segmenter | None:
+        """The run's segmenter, where it is through."""
+        folder = self._folder(run)
+        return Segmenter.load(folder) if (folder / JSON_FILE).exists() else None
+
+    def measured(self, job: Job, measurement: Measurement) -> dict[str, Any] | None:
+        """The figures, as a Report's JSON, where they are there."""
+        segmenter = self.learned(self.run(job))
+        if segmenter is None:
+            return None
+        return _read(self._measurement(_as_measured(segmenter, measurement), job.kind, measurement))
+
+    def bounds(self, kind: str) -> dict[str, dict[str, Any]]:
+        """Those that are there, by name."""
+        found = {name: _read(self._bound_file(kind, name)) for name in BOUNDS}
+        return {name: values for name, values in found.items() if values is not None}
+
+    def _learn(self, run: Run) -> Segmenter:
+        folder = self._folder(run)
+        checkpoint = Checkpoint(folder)
+        segmenter = learn(run, checkpoint=checkpoint, state=checkpoint.load(run.identity), progress=False).segmenter
+        segmenter.save(folder)
+        checkpoint.remove()
+        return segmenter
+
+    def _measure(self, segmenter: Segmenter, kind: str, measurement: Measurement) -> None:
+        changed = _as_measured(segmenter, measurement)
+        counts = confusions(
+            Predictor(changed, self.backbone), self._data(kind, measurement.split), use_was=measurement.use_was
+        )
+        _write(self._measurement(changed, kind, measurement), report(counts, changed.parts))
+
+    def _bound(self, kind: str) -> None:
+        settings = preset("paper", self.backbone.recommended)
+        ways: dict[str, Callable[[], Report]] = {
+            "nearest_colour": lambda: nearest_colour(kind),
+            "random_backbone": lambda: random_backbone(kind, self.backbone, settings, progress=False),
+            "ceiling": lambda: ceiling(kind),
+        }
+        for name, way in ways.items():
+            path = self._bound_file(kind, name)
+            if not path.exists():
+                _write(path, way())
+
+    def _folder(self, run: Run) -> Path:
+        return self.cache / "segmenters" / _hash(run.identity)
+
+    def _measurement(self, segmenter: Segmenter, kind: str, measurement: Measurement) -> Path:
+        split = {"kind": kind, "split": measurement.split, "images": self.trial.images}
+        of = {"segmenter": segmenter.hash, "use_was": measurement.use_was, **split}
+        return self.cache / "measurements" / f"{_hash(of)}.json"
+
+    def _bound_file(self, kind: str, name: str) -> Path:
+        of: dict[str, Any] = {"kind": kind, "bound": name}
+        if name == "random_backbone":
+            settings = preset("paper", self.backbone.recommended).as_json()
+            of |= {"backbone": self.backbone.hash, "settings": settings}
+        return self.cache / "bounds" / f"{_hash(of)}.json"
+
+    def _data(self, kind: str, split: str) -> Data:
+        found = read_data(self._split(kind, split), parts_of(kind))
+        return Data(parts=found.parts, images=found.images[: self.trial.images])
+
+    def _examples(self, kind: str, split: str) -> tuple[Example, ...]:
+        return _examples(self._split(kind, split))
+
+    def _split(self, kind: str, split: str) -> Path:
+        return write_split(self.cache / "partscenes", kind, split)
+
+
+@cache
+def _examples(folder: Path) -> tuple[Example, ...]:
+    parts, pairs = dataset(folder)
+    return tuple(load_example(image, mask, parts) for image, mask in pairs)
+
+
+def _as_measured(segmenter: Segmenter, measurement: Measurement) -> Segmenter:
+    """With the measurement's settings, and as much noise as they want."""
+    settings = segmenter.settings.changed(measurement.changes)
+    noise = sampled_noise(segmenter.latent_size, segmenter.seed, settings.draws)
+    return replace(segmenter, settings=settings, noise=noise)
+
+
+def _hash(values: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:24]
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    if not path.exists():
+        return None
+    values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return values
+
+
+def _write(path: Path, measured: Report) -> None:
+    write_text(path, json.dumps(measured.as_json(), indent=1) + "\n")

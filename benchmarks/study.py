@@ -1,0 +1,230 @@
+"""What the results are of: which optimisations, measured how, in which table. It runs nothing itself.
+
+A variant is a preset with changes. Changes of what happens at test time alone need no optimisation of their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from slime_optimize.presets import preset
+from slime_optimize.settings import Settings
+
+# Settings that decide nothing before the embeddings are learned.
+AT_TEST = (
+    *("t_test", "more_t", "draws", "mirrored", "readout", "threshold", "drop_background"),
+    *("suppress", "rescale", "patches", "patch_side", "guide"),
+)
+TIMESTEPS = (5, 20, 50, 100, 200, 400)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optimisation:
+    """A preset, changes of it as JSON-like values, and how many images it learns from."""
+
+    preset: str = "paper"
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    shots: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measurement:
+    """How an optimised segmenter is measured: changes of its settings, maps, and which of PartScenes' splits."""
+
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    use_was: bool = True
+    split: str = "test"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variant:
+    """A row of a table."""
+
+    label: str
+    optimisation: Optimisation = Optimisation()
+    measurement: Measurement = Measurement()
+    paper: str = ""  # the paper's own figure, of its own data
+
+
+@dataclass(frozen=True, kw_only=True)
+class Section:
+    """A table of the document. `paper` heads the column of the paper's own figures, empty without one."""
+
+    title: str
+    text: str
+    variants: tuple[Variant, ...]
+    paper: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gap:
+    """How far one variant, named by section and label, shall be above another, in points of mean IoU."""
+
+    label: str
+    upper: tuple[str, str]
+    lower: tuple[str, str]
+    goal: int
+    smallest: bool = False  # over the smallest third of the parts
+
+
+GAPS = (
+    *(
+        Gap(
+            label=f"10-shot above 1-shot, `{name}`",
+            upper=("shots", f"10-shot, `{name}`"),
+            lower=("shots", f"1-shot, `{name}`"),
+            goal=4,
+        )
+        for name in ("paper", "best")
+    ),
+    *(
+        Gap(
+            label=f"WAS above cross-attention alone, 1-shot, `{name}`",
+            upper=("was", f"1-shot, `{name}`, WAS"),
+            lower=("was", f"1-shot, `{name}`, cross-attention alone"),
+            goal=4,
+        )
+        for name in ("paper", "best")
+    ),
+    Gap(label="`best` above `paper`, 1-shot", upper=("presets", "`best`"), lower=("presets", "`paper`"), goal=3),
+    Gap(
+        label="the same on the smallest third of the parts",
+        upper=("presets", "`best`"),
+        lower=("presets", "`paper`"),
+        goal=5,
+        smallest=True,
+    ),
+)
+
+
+def sections(recommended: Mapping[str, Any]) -> dict[str, Section]:
+    """By the names that --only takes; `recommended` is what the backbone's folder says suits it."""
+    paper, best = preset("paper", recommended), preset("best", recommended)
+    return {
+        "shots": _shots(),
+        "was": _was(),
+        "losses": _losses(),
+        "t_test": _timesteps(paper),
+        "presets": _presets(),
+        "ablation": _ablation(paper, best),
+    }
+
+
+def _shots() -> Section:
+    return Section(
+        title="One image and ten",
+        text="Of ten images, one further image chooses among the embeddings of the run, as in the paper.",
+        variants=tuple(
+            Variant(
+                label=f"{shots}-shot, `{name}`",
+                optimisation=Optimisation(preset=name, shots=shots),
+            )
+            for name in ("paper", "best")
+            for shots in (1, 10)
+        ),
+    )
+
+
+def _was() -> Section:
+    rows = [
+        (name, shots, use_was, figure)
+        for name, shots, figures in (
+            ("paper", 1, ("", "")),
+            ("paper", 10, ("62.7 ± 1.3", "68.3 ± 1.0")),
+            ("best", 1, ("", "")),
+        )
+        for use_was, figure in zip((False, True), figures, strict=True)
+    ]
+    return Section(
+        title="With and without WAS maps at test time",
+        text="The paper's table 1: masks from the cross-attention maps alone, and from the WAS maps.",
+        paper="paper, 10-sample car",
+        variants=tuple(
+            Variant(
+                label=f"{shots}-shot, `{name}`, {'WAS' if use_was else 'cross-attention alone'}",
+                optimisation=Optimisation(preset=name, shots=shots),
+                measurement=Measurement(use_was=use_was),
+                paper=figure,
+            )
+            for name, shots, use_was, figure in rows
+        ),
+    )
+
+
+def _losses() -> Section:
+    rows: tuple[tuple[str, dict[str, float], str], ...] = (
+        ("all three losses", {}, "68.3"),
+        ("without the WAS loss (alpha 0)", {"alpha": 0.0}, "68.0"),
+        ("without the diffusion loss (beta 0)", {"beta": 0.0}, "55.8"),
+    )
+    return Section(
+        title="Losses",
+        text="1-shot, preset `paper`.",
+        paper="paper, 10-sample car",
+        variants=tuple(
+            Variant(label=label, optimisation=Optimisation(changes=changes), paper=figure)
+            for label, changes, figure in rows
+        ),
+    )
+
+
+def _timesteps(paper: Settings) -> Section:
+    figures = {5: "65.2", 20: "65.9", 100: "68.3"}
+    own = f"the backbone's own is {paper.t_test}, learned at {paper.t_opt[0]} to {paper.t_opt[1]}"
+    return Section(
+        title="The timestep at test time",
+        text=f"1-shot, preset `paper`, the same embeddings throughout; {own}.",
+        paper="paper, 10-sample car, learned at 5 to 100",
+        variants=tuple(
+            Variant(
+                label=f"t_test {timestep}",
+                measurement=Measurement(changes={} if timestep == paper.t_test else {"t_test": timestep}),
+                paper=figures.get(timestep, ""),
+            )
+            for timestep in sorted({*TIMESTEPS, paper.t_test})
+        ),
+    )
+
+
+def _presets() -> Section:
+    return Section(
+        title="Presets",
+        text="1-shot. `reference` is what the published code computes, `best` what scored highest on validation.",
+        variants=tuple(
+            Variant(label=f"`{name}`", optimisation=Optimisation(preset=name))
+            for name in ("paper", "reference", "best")
+        ),
+    )
+
+
+def _ablation(paper: Settings, best: Settings) -> Section:
+    return Section(
+        title="What each choice of `best` is worth",
+        text="1-shot, on PartScenes' validation images, on which the choices were made: `best` with one setting "
+        "back at that of `paper`.",
+        variants=(
+            Variant(
+                label="`best`", optimisation=Optimisation(preset="best"), measurement=Measurement(split="validation")
+            ),
+            *(_without(name, value, best) for name, value in differences(paper, best).items()),
+            Variant(label="`paper`", measurement=Measurement(split="validation")),
+        ),
+    )
+
+
+def differences(these: Settings, those: Settings) -> dict[str, Any]:
+    """The settings of `these` that those differ in, as JSON-like values."""
+    other = those.as_json()
+    return {name: value for name, value in these.as_json().items() if value != other[name]}
+
+
+def _without(name: str, value: Any, best: Settings) -> Variant:
+    shown = "the paper's" if name == "layers" else value
+    label = f"{name} {shown} instead of {'its own' if name == 'layers' else best.as_json()[name]}"
+    if name in AT_TEST:
+        measurement = Measurement(changes={name: value}, split="validation")
+        return Variant(label=label, optimisation=Optimisation(preset="best"), measurement=measurement)
+    optimisation = Optimisation(preset="best", changes={name: value})
+    return Variant(label=label, optimisation=optimisation, measurement=Measurement(split="validation"))
