@@ -131,7 +131,9 @@ def _pairs(arguments: argparse.Namespace) -> Annotated:
     if missing:
         raise InputError(f"training data: got no {', '.join(missing)}, expected --image, --mask and --parts, or --data")
     parts = check_parts(arguments.parts)
-    return Annotated(parts=parts, examples=tuple(load_training(arguments.image, arguments.mask, parts)))
+    return Annotated(
+        parts=parts, examples=tuple(load_training(arguments.image, arguments.mask, parts, arguments.legend))
+    )
 
 
 def _split(arguments: argparse.Namespace, training: Annotated) -> tuple[Sequence[Example], Validation | None]:

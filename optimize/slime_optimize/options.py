@@ -20,6 +20,7 @@ HELP: dict[str, str] = {
     "batch_size": "views per step",
     "t_opt": "range of timesteps drawn from while optimising",
     "prompt_word": "repeated, it gives the embeddings to start from",
+    "prompt_times": "once for each token, or once for each part",
     "alpha": "weight of the WAS loss",
     "beta": "weight of the diffusion loss",
     "cross_entropy": "on the 77-way softmax maps, or on the parts' mean raw logits",

@@ -19,6 +19,7 @@ REFERENCE = PAPER.changed(
     {
         "cross_entropy": "logits",
         "was_source": "parts",
+        "prompt_times": "parts",
         "class_counts": "foreground",
         "guidance": 100.0,
         "channel_order": "bgr",

@@ -27,7 +27,7 @@ from slime_optimize.errors import InputError, first_line
 from slime_optimize.picture import palette
 from slime_optimize.segmenter import Segmenter, library_versions, now_in_utc
 from slime_optimize.settings import Settings
-from slime_optimize.train import sampled_noise
+from slime_optimize.train import initial_text, sampled_noise
 
 PRESET = "reference"
 _NAME = re.compile(r"embedding_(\d+)\.pth")
@@ -44,10 +44,9 @@ def import_published(
     names = check_parts(parts)
     paths = embedding_files(folder)
     learned_KD = _stacked(folder, [_load(path, backbone.text_width) for path in paths], len(names))
-    prompt = " ".join([settings.prompt_word] * len(names))
     settings.layers.validate(backbone.unet)
     segmenter = Segmenter(
-        text_embedding=backbone.encode_text(prompt).float().cpu(),
+        text_embedding=initial_text(backbone, settings, len(names)).cpu(),
         noise=sampled_noise(backbone.latent_size, seed, settings.draws),
         parts=names,
         colours=palette(len(names)),

@@ -17,6 +17,7 @@ from slime_was import Weighting
 
 # The settings that are one word of a few.
 CHOICES = {
+    "prompt_times": ("tokens", "parts"),
     "cross_entropy": ("maps", "logits"),
     "was_source": ("tokens", "parts"),
     "was_reduction": ("mean", "sum"),
@@ -44,6 +45,7 @@ class Settings:
     batch_size: int = 1  # augmented views per step
     t_opt: tuple[int, int] = (5, 100)  # drawn uniformly at each step, both ends included
     prompt_word: str = "part"  # repeated, it gives the embeddings to start from
+    prompt_times: str = "tokens"  # once for each of 77 tokens, or once for each of the "parts" (published)
 
     # The losses.
     alpha: float = 1.0  # weight of the WAS loss

@@ -149,9 +149,10 @@ def _practise(pupil: _Pupil, checkpoint: Checkpoint | None, progress: bool) -> N
             bar.update()
 
 
-def initial_text(backbone: Backbone, settings: Settings) -> Tensor:
+def initial_text(backbone: Backbone, settings: Settings, parts: int) -> Tensor:
     """The embedding of the prompt word, repeated: (1,T,D), its first row the background's."""
-    return backbone.encode_text(" ".join([settings.prompt_word] * TOKENS)).float()
+    times = TOKENS if settings.prompt_times == "tokens" else parts
+    return backbone.encode_text(" ".join([settings.prompt_word] * times)).float()
 
 
 def sampled_noise(latent_size: int, seed: int, draws: int = 1) -> Tensor:
@@ -172,7 +173,7 @@ class _Pupil:
     def __init__(self, run: Run, state: State | None) -> None:
         self.run = run
         self.step = state.step if state else 0
-        self._start_1TD = initial_text(run.backbone, run.settings)
+        self._start_1TD = initial_text(run.backbone, run.settings, len(run.parts))
         begin_KD = state.learned_KD.to(run.backbone.device) if state else self._start_1TD[0, 1 : len(run.parts)]
         self._learned_KD = begin_KD.clone().requires_grad_(True)
         self._adam = torch.optim.Adam([self._learned_KD], lr=run.settings.learning_rate)

@@ -50,7 +50,9 @@ def test_views_do_not_depend_on_how_many_are_encoded_ahead(
 
 
 def test_only_the_parts_rows_are_learned(backbone: Backbone, example: Example) -> None:
-    start = initial_text(backbone, SHORT)
+    start = initial_text(backbone, SHORT, 3)
+    fewer = initial_text(backbone, SHORT.changed({"prompt_times": "parts"}), 3)
+    assert torch.equal(fewer, backbone.encode_text("part part part").float()) and not torch.equal(fewer, start)
     after = learn(backbone, example).text_embedding
     changed = (start != after).any(-1)[0].nonzero().flatten().tolist()
     assert changed == [1, 2]
