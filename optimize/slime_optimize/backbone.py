@@ -134,8 +134,9 @@ def load_backbone(name: str | Path, device: str | torch.device = "cpu", dtype: t
     models = _load_models(folder, dtype)
     scale = 2 ** (len(models["vae"].config.block_out_channels) - 1)
     latent_size = int(models["unet"].config.sample_size)
-    for part in ("unet", "vae", "text_encoder"):
+    for part in ("unet", "vae"):
         models[part].to(device).eval().requires_grad_(False)
+    models["text_encoder"] = _TextEncoder(folder=folder, device=device, dtype=dtype)  # it can be loaded, as was seen
     return Backbone(
         id=identity,
         hash=content_hash(folder),
@@ -271,7 +272,7 @@ def _check_shape(folder: Path, configs: Mapping[str, Mapping[str, Any]]) -> None
 
 def _load_models(folder: Path, dtype: torch.dtype) -> dict[str, Any]:
     from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
-    from transformers import CLIPTextModel, CLIPTokenizer
+    from transformers import CLIPTokenizer
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # loading takes a moment; a bar for each model says nothing
@@ -279,13 +280,32 @@ def _load_models(folder: Path, dtype: torch.dtype) -> dict[str, Any]:
         return {
             "unet": UNet2DConditionModel.from_pretrained(folder, torch_dtype=dtype, **_options(folder, "unet")),
             "vae": AutoencoderKL.from_pretrained(folder, torch_dtype=dtype, **_options(folder, "vae")),
-            "text_encoder": CLIPTextModel.from_pretrained(folder, dtype=dtype, **_options(folder, "text_encoder")),
+            "text_encoder": _text_encoder(folder, dtype),
             "tokenizer": CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True),
             # Whatever sampler the folder names, only its noise levels are used, and DDIM knows them.
             "scheduler": DDIMScheduler.from_pretrained(folder / "scheduler", local_files_only=True),
         }
     except Exception as error:  # foreign loaders raise of every kind; the user gets one line
         raise BackboneError(f"backbone {folder}: its weights cannot be loaded ({first_line(error)})") from error
+
+
+def _text_encoder(folder: Path, dtype: torch.dtype) -> Any:
+    from transformers import CLIPTextModel
+
+    return CLIPTextModel.from_pretrained(folder, dtype=dtype, **_options(folder, "text_encoder"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _TextEncoder:
+    """In memory only while it is called: a run encodes two prompts, and SD 2.1's weighs more than a gigabyte."""
+
+    folder: Path
+    device: str | torch.device
+    dtype: torch.dtype
+
+    def __call__(self, ids_BT: Tensor) -> tuple[Tensor]:
+        encoder = _text_encoder(self.folder, self.dtype).to(self.device).eval()
+        return (encoder(ids_BT)[0],)
 
 
 def _options(folder: Path, part: str) -> dict[str, Any]:
