@@ -34,6 +34,7 @@ from slime_optimize.metrics import Report, report, smallest_third
 from slime_optimize.predict import Predictor
 from slime_optimize.presets import preset
 from slime_optimize.segmenter import JSON_FILE, Segmenter
+from slime_optimize.settings import Settings
 from slime_optimize.train import Run, learn, sampled_noise
 from slime_optimize.validation import Validation
 
@@ -95,14 +96,13 @@ class Laboratory:
 
     def run(self, job: Job) -> Run:
         assert job.optimisation is not None
-        wanted, trial = job.optimisation, {} if self.trial.steps is None else {"steps": self.trial.steps}
-        settings = preset(wanted.preset, self.backbone.recommended).changed({**wanted.changes, **trial})
+        wanted = job.optimisation
         validation = self._examples(job.kind, "validation")[:VALIDATION_IMAGES]
         return Run(
             backbone=self.backbone,
             examples=self._examples(job.kind, f"train-{wanted.shots}"),
             parts=parts_of(job.kind),
-            settings=settings,
+            settings=self._settings(wanted),
             seed=job.seed,
             preset=wanted.preset,
             validation=Validation(examples=validation) if wanted.shots > 1 else None,
@@ -125,6 +125,10 @@ class Laboratory:
         found = {name: _read(self._bound_file(kind, name)) for name in BOUNDS}
         return {name: values for name, values in found.items() if values is not None}
 
+    def _settings(self, wanted: Optimisation) -> Settings:
+        trial = {} if self.trial.steps is None else {"steps": self.trial.steps}
+        return preset(wanted.preset, self.backbone.recommended).changed({**wanted.changes, **trial})
+
     def _learn(self, run: Run) -> Segmenter:
         folder = self._folder(run)
         checkpoint = Checkpoint(folder)
@@ -141,7 +145,7 @@ class Laboratory:
         _write(self._measurement(changed, kind, measurement), report(counts, changed.parts))
 
     def _bound(self, kind: str) -> None:
-        settings = preset("paper", self.backbone.recommended)
+        settings = self._settings(Optimisation())
         ways: dict[str, Callable[[], Report]] = {
             "nearest_colour": lambda: nearest_colour(kind),
             "random_backbone": lambda: random_backbone(kind, self.backbone, settings, progress=False),
@@ -163,8 +167,7 @@ class Laboratory:
     def _bound_file(self, kind: str, name: str) -> Path:
         of: dict[str, Any] = {"kind": kind, "bound": name}
         if name == "random_backbone":
-            settings = preset("paper", self.backbone.recommended).as_json()
-            of |= {"backbone": self.backbone.hash, "settings": settings}
+            of |= {"backbone": self.backbone.hash, "settings": self._settings(Optimisation()).as_json()}
         return self.cache / "bounds" / f"{_hash(of)}.json"
 
     def _data(self, kind: str, split: str) -> Data:

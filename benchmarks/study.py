@@ -115,7 +115,7 @@ def sections(recommended: Mapping[str, Any]) -> dict[str, Section]:
 def _shots() -> Section:
     return Section(
         title="One image and ten",
-        text="Of ten images, one further image chooses among the embeddings of the run, as in the paper.",
+        text="With ten images, one further image chooses among the embeddings of the run, as in the paper.",
         variants=tuple(
             Variant(
                 label=f"{shots}-shot, `{name}`",
