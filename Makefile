@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo test lint results serve clean
+.PHONY: demo test lint results speed serve clean
 
 demo: $(INSTALLED)
 	$(BIN)/python demo.py
@@ -21,6 +21,10 @@ lint: $(INSTALLED)
 results: $(INSTALLED)
 	$(BIN)/python -m benchmarks.one_shot --json docs/one-shot.json
 	$(BIN)/python -m benchmarks.results --jobs 2
+
+speed: $(INSTALLED)
+	$(BIN)/python -m benchmarks.optimize --shape embedded --json docs/optimise-speed.json
+	$(BIN)/python -m benchmarks.optimize --shape sd21 --json docs/optimise-speed.json --page docs/optimise-speed.md
 
 serve: $(INSTALLED)
 	$(BIN)/python demo.py --stop-after export

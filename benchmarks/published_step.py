@@ -27,7 +27,6 @@ from slime_optimize.losses import Losses
 
 GUIDANCE = 100.0
 DIFFUSION_WEIGHT = 0.005
-SHARE_OF_SIGNAL = 0.18215  # SD's scaling factor; another VAE's config names its own
 
 
 @dataclass(kw_only=True)
@@ -74,7 +73,7 @@ class PublishedStep:
         """Pixels in [-1, 1] -> a sample of the VAE's posterior, scaled (1,4,h,w)."""
         with _written_out(self.vae):
             sample: Tensor = self.vae.encode(pixels_13SS).latent_dist.sample()
-        return sample * self.vae.config.get("scaling_factor", SHARE_OF_SIGNAL)
+        return sample * float(self.vae.config.scaling_factor)
 
     def losses(
         self, latents_14hw: Tensor, noise_14hw: Tensor, timestep_1: Tensor, mask_hw: Tensor, text_1TD: Tensor
