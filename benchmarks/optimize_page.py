@@ -77,5 +77,6 @@ def _measured_on(result: Result) -> str:
     where = machine["cpu"] if machine["device"] == "cpu" else machine["device"]
     return (
         f"{result['steps']} steps of each after one to warm up; encoding is a mean, the rest of a step a median. "
-        f"Both of ours are one process. {notes[:1].upper()}{notes[1:]}. On {where}, {machine['threads']} threads; {versions}."
+        f"Both of ours are one process. {notes[:1].upper()}{notes[1:]}. "
+        f"On {where}, {machine['threads']} threads; {versions}."
     )

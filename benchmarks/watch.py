@@ -21,7 +21,7 @@ class Watch(TorchDispatchMode):
     """`largest`: elements of the largest tensor made. `peak_bytes`: most bytes alive at once of those made."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.largest = 0
         self.peak_bytes = 0
         self._alive_bytes = 0
