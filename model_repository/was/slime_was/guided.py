@@ -37,7 +37,7 @@ def joint_bilateral(scores_Phw: ArrayT, image_3SS: ArrayT, tolerance: float) -> 
     step = max(1, side // map_side)
     scores_PGG = enlarge(scores_Phw, side, side)
     both_XGG = _padded(library(scores_Phw).concatenate([scores_PGG, guide_3GG]), REACH * step)
-    smoothed_PGG = 0 * scores_PGG
+    smoothed_PGG: ArrayT = 0 * scores_PGG
     band = side if not is_numpy(scores_Phw) else max(1, BAND_ELEMENTS // (side * len(both_XGG)))
     for top in range(0, side, band):
         rows_Xbg = both_XGG[:, top : min(top + band, side) + 2 * REACH * step]
