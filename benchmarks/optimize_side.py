@@ -187,7 +187,7 @@ def _activations(unet: Any, side: int, parts: int) -> int:
     with Watch() as watch:
         loss = step.losses(latents_14hw, torch.empty_like(latents_14hw), timestep_1, mask_hw, text_1TD).total
         torch.autograd.backward(loss)
-    return watch.peak_bytes
+    return int(watch.peak_bytes)
 
 
 def serve(taught: dict[str, Lesson], orders: TextIO, answers: TextIO) -> None:
