@@ -233,11 +233,14 @@ def test_figures_of_the_table() -> None:
         "least_ms": 1100.0,
         "most_ms": 1200.0,
         "encode_ms": 200.0,
+        "learn_ms": 950.0,
         "peak_gb": 7.0,
     }
-    assert result["ratios"] == {"guided": 1.93, "plain": 3.61, "memory": 2.14}
+    ratios = {"guided": 1.93, "plain": 3.61, "guided_encoded": 2.13, "plain_encoded": 4.37, "memory": 2.14}
+    assert result["ratios"] == ratios
     text = optimize_page.table(result)
-    assert "| published form | 4150 | 4100 to 4200 | 200 | 15.00 GB | 1 | 1 |" in text
+    assert "| published form | 4150 | 4100 to 4200 | 200 | 15.00 GB | 1 |  | 1 |" in text
+    assert "| 7.00 GB | 1.93 | 2.13 | 2.14 |" in text
     assert "guided at least 1.8: reached, plain at least 2.7: reached, memory at least 2.0: reached" in text
     slow = optimize_page.table(_result("sd21", published=4000, guided=3000, plain=1000))
     assert "guided at least 1.8: not reached" in slow
