@@ -7,6 +7,7 @@ import argparse
 import io
 import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -182,7 +183,7 @@ def test_random_backbone_loads_and_has_peaks(tmp_path: Path) -> None:
 
 def test_shapes_are_stable_diffusions() -> None:
     counts = {
-        name: sum(each.numel() for each in bare(lambda shape=shape: UNet2DConditionModel(**shape.unet)).parameters())
+        name: sum(each.numel() for each in bare(partial(UNet2DConditionModel, **shape.unet)).parameters())
         for name, shape in SHAPES.items()
     }
     assert counts == {"sd21": 865_910_724, "sd15": 859_520_964}  # as published
