@@ -20,8 +20,6 @@ ArrayT = TypeVar("ArrayT", bound=Any)
 
 REACH = 4  # samples of the map to each side
 SPREAD = 3.0  # standard deviation s, in samples of the map
-# Rows are worked in bands that stay in a core's cache: half the time. A GPU has no use for bands.
-BAND_ELEMENTS = 1 << 15
 FINEST = 4  # pixels of the result for each sample of the map, at most: cost grows with its square
 
 
@@ -36,32 +34,35 @@ def joint_bilateral(scores_Phw: ArrayT, image_3SS: ArrayT, tolerance: float) -> 
     side = guide_3GG.shape[-1]
     step = max(1, side // map_side)
     scores_PGG = enlarge(scores_Phw, side, side)
-    both_XGG = _padded(library(scores_Phw).concatenate([scores_PGG, guide_3GG]), REACH * step)
-    smoothed_PGG: ArrayT = 0 * scores_PGG
-    band = side if not is_numpy(scores_Phw) else max(1, BAND_ELEMENTS // (side * len(both_XGG)))
-    for top in range(0, side, band):
-        rows_Xbg = both_XGG[:, top : min(top + band, side) + 2 * REACH * step]
-        smoothed_PGG[:, top : top + band] = _smoothed(rows_Xbg, parts, step, tolerance)
+    both_Xgg = _padded(library(scores_Phw).concatenate([scores_PGG, guide_3GG]), REACH * step)
+    smoothed_PGG: ArrayT = _smoothed(both_Xgg, parts, step, tolerance)
     return smoothed_PGG
 
 
-def _smoothed(rows_Xbg: ArrayT, parts: int, step: int, tolerance: float) -> ArrayT:
-    """J of a band of rows, from scores and colours (P + 3, rows, columns) that reach beyond it on every side."""
+def _smoothed(both_Xgg: ArrayT, parts: int, step: int, tolerance: float) -> ArrayT:
+    """J (P, G, G), from scores and colours (P + 3, g, g) that reach beyond it on every side."""
     reach = REACH * step
-    height, width = rows_Xbg.shape[1] - 2 * reach, rows_Xbg.shape[2] - 2 * reach
-    guide_3bG = rows_Xbg[parts:, reach : reach + height, reach : reach + width]
-    total_PbG, weights_bG = 0 * rows_Xbg[:parts, :height, :width], 0 * guide_3bG[0]
+    side = both_Xgg.shape[-1] - 2 * reach
+    guide_3GG = both_Xgg[parts:, reach : reach + side, reach : reach + side]
+    total_PGG, weights_GG = 0 * both_Xgg[:parts, :side, :side], 0 * guide_3GG[0]
+    # Written over at every turn: new arrays would cost more than what is computed into them.
+    apart_3GG, weight_GG, weighted_PGG = 0 * guide_3GG, 0 * guide_3GG[0], 0 * total_PGG
+    lib = library(both_Xgg)
     for down in range(-REACH, REACH + 1):
         for right in range(-REACH, REACH + 1):
             top, left = reach + down * step, reach + right * step
-            seen_XbG = rows_Xbg[:, top : top + height, left : left + width]
-            apart_bG = ((seen_XbG[parts:] - guide_3bG) ** 2).sum(0)
-            near = -(down**2 + right**2) / (2 * SPREAD**2)
-            weight_bG = library(apart_bG).exp(apart_bG * (-0.5 / tolerance**2) + near)
-            total_PbG += weight_bG * seen_XbG[:parts]
-            weights_bG += weight_bG
-    smoothed_PbG: ArrayT = total_PbG / weights_bG
-    return smoothed_PbG
+            seen_XGG = both_Xgg[:, top : top + side, left : left + side]
+            lib.subtract(seen_XGG[parts:], guide_3GG, out=apart_3GG)
+            lib.multiply(apart_3GG, apart_3GG, out=apart_3GG)
+            lib.sum(apart_3GG, 0, out=weight_GG)
+            weight_GG *= -0.5 / tolerance**2
+            weight_GG -= (down**2 + right**2) / (2 * SPREAD**2)
+            lib.exp(weight_GG, out=weight_GG)
+            lib.multiply(seen_XGG[:parts], weight_GG, out=weighted_PGG)
+            total_PGG += weighted_PGG
+            weights_GG += weight_GG
+    smoothed_PGG: ArrayT = total_PGG / weights_GG
+    return smoothed_PGG
 
 
 def _guide_side(side: int, map_side: int) -> int:
