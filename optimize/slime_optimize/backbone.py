@@ -136,7 +136,8 @@ def load_backbone(name: str | Path, device: str | torch.device = "cpu", dtype: t
     latent_size = int(models["unet"].config.sample_size)
     for part in ("unet", "vae"):
         models[part].to(device).eval().requires_grad_(False)
-    models["text_encoder"] = _TextEncoder(folder=folder, device=device, dtype=dtype)  # it can be loaded, as was seen
+    config = models.pop("text_encoder").config  # it can be loaded, as was seen
+    models["text_encoder"] = _TextEncoder(folder=folder, device=device, dtype=dtype, config=config)
     return Backbone(
         id=identity,
         hash=content_hash(folder),
@@ -302,6 +303,7 @@ class _TextEncoder:
     folder: Path
     device: str | torch.device
     dtype: torch.dtype
+    config: Any
 
     def __call__(self, ids_BT: Tensor) -> tuple[Tensor]:
         encoder = _text_encoder(self.folder, self.dtype).to(self.device).eval()
