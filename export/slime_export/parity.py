@@ -174,6 +174,7 @@ def _masks(maps: Mapping[str, Array], fitted_B3SS: Array) -> list[Image]:
     masks = []
     for turn, fitted_3SS in enumerate(fitted_B3SS):
         own = slice(turn * crops, (turn + 1) * crops)
-        scores_Phw = slime_was.scores(maps[CROSS][own], maps[SELF][own], weighting, fitted_3SS)
-        masks.append(slime_was.segment(scores_Phw, size, size))
+        scores_Phw = slime_was.scores(maps[CROSS][own], maps[SELF][own], weighting)
+        guided_PGG = slime_was.sharpened(scores_Phw, weighting, fitted_3SS)
+        masks.append(slime_was.segment(guided_PGG, size, size))
     return masks

@@ -7,7 +7,7 @@ Shape suffixes: B batch, R draws of noise, P parts, h, w map sides, N = h*w, H, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -22,7 +22,7 @@ from slime_optimize.backbone import Backbone, load_backbone
 from slime_optimize.errors import BackboneError
 from slime_optimize.passes import Pass, passes
 from slime_optimize.segmenter import Segmenter
-from slime_was import finished, prepared, segment
+from slime_was import finished, prepared, segment, sharpened
 
 # Images per pass: eight of 128 x 128, as the server's largest batch, and one of SD's 512 x 512.
 Result = TypeVar("Result")
@@ -102,23 +102,23 @@ class Predictor:
         )
 
     def scores(self, images_HW3: Sequence[npt.NDArray[np.uint8]], *, use_was: bool = True) -> Tensor:
-        """RGB uint8 images of any sizes -> (B,P,h,w) float32: what masks are the argmax of.
+        """RGB uint8 images of any sizes -> WAS maps (B,P,h,w) float32, absent parts 0; (B,P,S,S) with patches.
 
-        Finer than the maps where patches are merged or the image guides. With use_was false, from the cross maps
-        alone.
+        With use_was false, the cross maps in their place.
         """
-        size = self.batch_size
-        batches = [images_HW3[i : i + size] for i in range(0, len(images_HW3), size)]
-        return torch.cat([self._scores(batch, use_was) for batch in batches])
+        return torch.stack([scores_Phw for scores_Phw, _ in self._scored(images_HW3, use_was)])
 
-    def _scores(self, images_HW3: Sequence[npt.NDArray[np.uint8]], use_was: bool) -> Tensor:
-        pixels_B3SS = self.pixels(images_HW3)
-        cross_BPhw, was_BPhw = self.maps(self._encoded(pixels_B3SS))
+    def _scored(
+        self, images_HW3: Sequence[npt.NDArray[np.uint8]], use_was: bool
+    ) -> Iterator[tuple[Tensor, npt.NDArray[np.float32]]]:
+        """The scores of each image, beside the fitted image."""
         crops = len(self._weighting.crops)
-        of_crops = zip(cross_BPhw.split(crops), (was_BPhw if use_was else cross_BPhw).split(crops), strict=True)
-        guides_B3SS = torch.from_numpy(pixels_B3SS).to(cross_BPhw.device)
-        each = zip(of_crops, guides_B3SS, strict=True)
-        return torch.stack([finished(cross, was, self._weighting, guide) for (cross, was), guide in each])
+        for start in range(0, len(images_HW3), self.batch_size):
+            pixels_B3SS = self.pixels(images_HW3[start : start + self.batch_size])
+            cross_BPhw, was_BPhw = self.maps(self._encoded(pixels_B3SS))
+            maps = (cross_BPhw, was_BPhw if use_was else cross_BPhw)
+            for cross, weighted, pixels in zip(*(each.split(crops) for each in maps), pixels_B3SS, strict=True):
+                yield finished(cross, weighted, self._weighting), pixels
 
     def mask(self, image_HW3: npt.NDArray[np.uint8], *, use_was: bool = True) -> npt.NDArray[np.uint8]:
         """One RGB uint8 image -> uint8 (H,W) of part indices, at the image's own size."""
@@ -128,9 +128,15 @@ class Predictor:
         self, images_HW3: Sequence[npt.NDArray[np.uint8]], *, use_was: bool = True
     ) -> list[npt.NDArray[np.uint8]]:
         """As `mask`, for several images at once."""
-        scores_BPhw = self.scores(images_HW3, use_was=use_was)
-        pairs = zip(scores_BPhw, images_HW3, strict=True)
-        return [segment(each, image.shape[0], image.shape[1]).cpu().numpy() for each, image in pairs]
+        pairs = zip(self._scored(images_HW3, use_was), images_HW3, strict=True)
+        return [self._mask(*scored, image.shape[0], image.shape[1]) for scored, image in pairs]
+
+    def _mask(
+        self, scores_Phw: Tensor, pixels_3SS: npt.NDArray[np.float32], height: int, width: int
+    ) -> npt.NDArray[np.uint8]:
+        guided = sharpened(scores_Phw, self._weighting, torch.from_numpy(pixels_3SS).to(scores_Phw.device))
+        mask_HW: npt.NDArray[np.uint8] = segment(guided, height, width).cpu().numpy()
+        return mask_HW
 
 
 def load_predictor(folder: Path, device: str | torch.device = "cpu", backbone: str | None = None) -> Predictor:

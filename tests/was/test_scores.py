@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from slime_was import Weighting, accumulate, scores
+from slime_was import Weighting, accumulate, scores, sharpened
 from slime_was.guided import joint_bilateral
 from slime_was.interpolation import enlarge, extremes
 
@@ -26,11 +26,10 @@ def attention(pixels: int, crops: int = 1) -> Floats:
     return rows / rows.sum(-1, keepdims=True)
 
 
-def both(cross: Floats, self_: Floats, weighting: Weighting, image: Floats | None = None) -> Floats:
+def both(cross: Floats, self_: Floats, weighting: Weighting) -> Floats:
     """The scores from numpy, after a look that torch's are the same."""
-    result = scores(cross, self_, weighting, image)
-    guide = None if image is None else torch.from_numpy(image)
-    from_torch = scores(torch.from_numpy(cross), torch.from_numpy(self_), weighting, guide)
+    result = scores(cross, self_, weighting)
+    from_torch = scores(torch.from_numpy(cross), torch.from_numpy(self_), weighting)
     np.testing.assert_allclose(from_torch.numpy(), result, rtol=1e-4, atol=1e-5)
     return result
 
@@ -113,11 +112,12 @@ def test_large_images_guide_at_four_pixels_a_sample() -> None:
     assert joint_bilateral(random(2, 4, 4), random(3, 64, 64), 0.1).shape == (2, 16, 16)
 
 
-def test_guided_scores_need_the_image() -> None:
-    cross, self_, image = random(1, 3, 4, 4), attention(16), random(3, 16, 16)
-    assert both(cross, self_, Weighting(guide=0.1, rescale=True, side=SIDE), image).shape == (3, 16, 16)
+def test_scores_are_sharpened_where_the_image_guides() -> None:
+    coarse, image = random(3, 4, 4), random(3, 16, 16)
+    assert sharpened(coarse, Weighting(), None) is coarse
+    assert np.array_equal(sharpened(coarse, Weighting(guide=0.1), image), joint_bilateral(coarse, image, 0.1))
     with pytest.raises(ValueError, match="got no image"):
-        scores(cross, self_, Weighting(guide=0.1))
+        sharpened(coarse, Weighting(guide=0.1), None)
 
 
 def test_maps_that_do_not_belong_together_are_named() -> None:

@@ -33,8 +33,9 @@ def _mask(request: Any) -> Any:
     )
     weighting = slime_was.Weighting.from_vector(vector_CX[0])
     fitted = pb_utils.get_input_tensor_by_name(request, contract.FITTED)
-    scores_Khw = slime_was.scores(cross_CKhw, self_CNN, weighting, None if fitted is None else fitted.as_numpy())
-    mask_HW = slime_was.segment(scores_Khw, int(size[0]), int(size[1]))
+    scores_Khw = slime_was.scores(cross_CKhw, self_CNN, weighting)
+    guided_KGG = slime_was.sharpened(scores_Khw, weighting, None if fitted is None else fitted.as_numpy())
+    mask_HW = slime_was.segment(guided_KGG, int(size[0]), int(size[1]))
     answer = [pb_utils.Tensor(contract.MASK, mask_HW)]
     # 77 maps of 64 x 64 are more than a compressed mask: copied only for those who ask.
     if contract.SCORES in request.requested_output_names():

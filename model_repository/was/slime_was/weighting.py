@@ -30,12 +30,11 @@ def accumulate(cross_PN: ArrayT, self_NN: ArrayT) -> ArrayT:
     return was_PN
 
 
-def scores(cross_BPhw: ArrayT, self_BNN: ArrayT, weighting: Weighting, image_3SS: ArrayT | None = None) -> ArrayT:
-    """What the mask of one image is the argmax of, from the maps of its crops.
+def scores(cross_BPhw: ArrayT, self_BNN: ArrayT, weighting: Weighting) -> ArrayT:
+    """The WAS maps of one image, from the maps of its crops; the mask is their argmax, once sharpened and enlarged.
 
-    cross_BPhw: (B, P, h, w), self_BNN: (B, N, N) with N = h*w; image_3SS: in [-1, 1], for ``weighting.guide`` only.
-    Returns (P, h, w), or finer where patches are merged or the image guides. Raises ValueError where the shapes do
-    not belong together.
+    cross_BPhw: (B, P, h, w), self_BNN: (B, N, N) with N = h*w. Returns (P, h, w), or (P, S, S) where patches are
+    merged. Raises ValueError where the shapes do not belong together.
     """
     batch, parts, height, width = cross_BPhw.shape
     if tuple(self_BNN.shape) != (batch, height * width, height * width):
@@ -45,7 +44,7 @@ def scores(cross_BPhw: ArrayT, self_BNN: ArrayT, weighting: Weighting, image_3SS
         )
     flat_BPN = prepared(cross_BPhw, weighting).reshape(batch, parts, height * width)
     was_BPhw = accumulate(flat_BPN, self_BNN).reshape(cross_BPhw.shape)
-    finished_Phw: ArrayT = finished(cross_BPhw, was_BPhw, weighting, image_3SS)
+    finished_Phw: ArrayT = finished(cross_BPhw, was_BPhw, weighting)
     return finished_Phw
 
 
@@ -60,8 +59,8 @@ def prepared(cross_BPhw: ArrayT, weighting: Weighting) -> ArrayT:
     return values_BPhw
 
 
-def finished(cross_BPhw: ArrayT, was_BPhw: ArrayT, weighting: Weighting, image_3SS: ArrayT | None = None) -> ArrayT:
-    """All that comes after eq. 6: absent parts at 0, rescaling, patches merged, the image's edges; (P, h', w')."""
+def finished(cross_BPhw: ArrayT, was_BPhw: ArrayT, weighting: Weighting) -> ArrayT:
+    """What comes after eq. 6: absent parts at 0, rescaling, patches merged; (P, h, w) or (P, S, S)."""
     expected = len(weighting.crops)
     if len(cross_BPhw) != expected:
         raise ValueError(f"maps: got {len(cross_BPhw)} crops, expected {expected}, as the segmenter's patches say")
@@ -71,10 +70,18 @@ def finished(cross_BPhw: ArrayT, was_BPhw: ArrayT, weighting: Weighting, image_3
     # Nothing is multiplied where nothing can be dropped: the maps are large.
     scores_BPhw = was_BPhw if weighting.threshold <= 0 else was_BPhw * kept_BP11
     scores_Phw: ArrayT = scores_BPhw[0] if expected == 1 else _merged(scores_BPhw, kept_BP11, weighting)
+    return scores_Phw
+
+
+def sharpened(scores_Phw: ArrayT, weighting: Weighting, image_3SS: ArrayT | None) -> ArrayT:
+    """Scores whose edges follow those of the fitted image (3, S, S) in [-1, 1], where `weighting.guide` asks for it.
+
+    Returns (P, G, G), G at most S, or the scores themselves. Raises ValueError where the image is wanted and None.
+    """
     if weighting.guide <= 0:
         return scores_Phw
     if image_3SS is None:
-        raise ValueError("maps: got no image, expected the fitted image, which guides this segmenter's upsampling")
+        raise ValueError("scores: got no image, expected the fitted image, which guides this segmenter's upsampling")
     guided_PGG: ArrayT = joint_bilateral(scores_Phw, image_3SS, weighting.guide)
     return guided_PGG
 
