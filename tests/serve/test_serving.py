@@ -12,6 +12,7 @@ import numpy.typing as npt
 import onnxruntime
 import pytest
 from PIL import Image
+from toy import add_segmenter, build_repository
 from tritonclient import grpc
 from tritonclient.utils import InferenceServerException
 
@@ -19,6 +20,7 @@ import slime_image
 import slime_was
 from serving import Served, png, served
 from slime_was import contract
+from slime_was.contract import Reading
 
 pytestmark = pytest.mark.triton
 
@@ -31,7 +33,9 @@ def picture(height: int, width: int, seed: int = 0) -> Pixels:
     return np.array(Image.fromarray(patches).resize((width, height), Image.Resampling.BILINEAR))
 
 
-def in_process(repository: Path, image: Pixels) -> tuple[Pixels, npt.NDArray[np.float32]]:
+def in_process(
+    repository: Path, image: Pixels, segmenter: str = "toy", channel_order: str = "rgb"
+) -> tuple[Pixels, npt.NDArray[np.float32]]:
     """Mask and scores by the same two networks and packages, without a server."""
 
     def run(model: str, data: npt.NDArray[np.float32]) -> list[npt.NDArray[np.float32]]:
@@ -39,10 +43,14 @@ def in_process(repository: Path, image: Pixels) -> tuple[Pixels, npt.NDArray[np.
         names = [output.name for output in session.get_outputs()]
         return list(session.run(names, {session.get_inputs()[0].name: data}))
 
-    pixels = slime_image.fit(image, 32)[np.newaxis]
-    cross, self_, vector = run("toy_unet", run("vae_encoder", pixels)[0])
-    scores = slime_was.scores(cross, self_, slime_was.Weighting.from_vector(vector[0]))
-    return slime_was.segment(scores, *image.shape[:2]), scores
+    (vector,) = run(f"{segmenter}_unet", np.zeros((1, 4, 8, 8), np.float32))[2]
+    weighting = slime_was.Weighting.from_vector(vector)
+    fitted = slime_image.fit(image, 32, channel_order)
+    pixels = slime_image.cropped(fitted, weighting.crops, weighting.crop_side)
+    cross, self_, _ = run(f"{segmenter}_unet", run("vae_encoder", pixels)[0])
+    scores = slime_was.scores(cross, self_, weighting)
+    guided = slime_was.sharpened(scores, weighting, fitted)
+    return slime_was.segment(guided, *image.shape[:2]), scores
 
 
 def refused(server: Served, data: bytes, segmenter: str = "toy") -> tuple[str, str]:
@@ -64,6 +72,27 @@ def test_mask_and_scores_equal_the_same_work_in_process(toy_server: Served, toy_
     assert len(np.unique(mask)) > 2
     assert np.array_equal(answer.as_numpy("MASK"), mask)
     assert np.allclose(answer.as_numpy("SCORES"), scores, atol=1e-6)
+
+
+def test_segmenters_that_read_and_weigh_otherwise(tmp_path: Path) -> None:
+    """Next to the plain one: BGR, in patches, suppressed, rescaled; and along the image's edges."""
+    repository = build_repository(tmp_path / "repository")
+    published = slime_was.Weighting(
+        threshold=0.2, drop_background=True, suppress=True, rescale=True, side=32, patches=2, patch_side=0.75
+    )
+    add_segmenter(repository, "published", Reading(image_size=32, channel_order="bgr", weighting=published))
+    guided = Reading(image_size=32, channel_order="bgr", weighting=slime_was.Weighting(side=32, guide=0.1))
+    add_segmenter(repository, "guided", guided)
+    image = picture(90, 61)
+    plain, _ = in_process(repository, image)
+    with served(repository) as server:
+        assert np.array_equal(server.segment("toy", png(image)), plain)
+        for name in ("published", "guided"):
+            mask, scores = in_process(repository, image, name, "bgr")
+            answer = server.infer(name, png(image), ("MASK", "SCORES"))
+            assert np.mean(answer.as_numpy("MASK") == mask) > 0.999
+            assert np.allclose(answer.as_numpy("SCORES"), scores, atol=1e-4)
+            assert np.mean(mask == plain) < 0.95
 
 
 def test_mask_alone_or_everything(toy_server: Served) -> None:
