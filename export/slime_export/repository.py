@@ -2,7 +2,8 @@
 
 The ensemble names the exact version of every model it is made of, so nothing it uses changes while the new models
 are put beside the old ones; the rename of its config.pbtxt is the one switch. A failure undoes every step; a kill
-leaves whole models and an ensemble that still names the old ones.
+leaves whole models and an ensemble that still names the old ones. An ensemble that Triton itself refuses is felt: for
+some ten milliseconds, until the one before is back, the server knows no model of that name.
 
     shared models > NAME_unet/N+1 > (load, check) > NAME/config.pbtxt > (load) > NAME_unet/N-1 leaves
 """
