@@ -25,6 +25,7 @@ from slime_backbone.dataset import write_split
 from slime_backbone.scene import KINDS
 from slime_image import load
 from slime_optimize.backbone import Backbone, load_backbone
+from slime_optimize.files import write_text
 from slime_optimize.metrics import confusion, report
 from slime_optimize.predict import load_predictor
 from slime_optimize.presets import preset
@@ -50,7 +51,8 @@ def main() -> None:
     bounds = {kind: _bounds(kind, backbone) for kind in options.kinds}
     print("\n" + table(rows, bounds))
     if options.json:
-        _write(options.json, {"rows": rows, "bounds": bounds, "machine": _machine()})
+        content = {"rows": rows, "bounds": bounds, "machine": _machine()}
+        write_text(options.json, json.dumps(content, indent=1) + "\n")
 
 
 def _row(answers: Answers, segmenter: Path) -> dict[str, Any]:
@@ -100,12 +102,6 @@ def table(rows: dict[str, list[dict[str, Any]]], bounds: dict[str, dict[str, flo
 
 def _machine() -> dict[str, Any]:
     return {"cpu": platform.processor() or platform.machine(), "cores": os.cpu_count(), "torch": torch.__version__}
-
-
-def _write(path: Path, values: dict[str, Any]) -> None:
-    beside = path.with_name(f".{path.name}.partial")
-    beside.write_text(json.dumps(values, indent=1) + "\n")
-    os.replace(beside, path)
 
 
 def _arguments() -> argparse.Namespace:

@@ -19,9 +19,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from slime_image import ImageError
 from slime_optimize.backbone import Backbone, choose_device, load_backbone
-from slime_optimize.errors import InputError, failed
+from slime_optimize.errors import InputError, exit_code
 from slime_optimize.evaluation import Data, confusions, picture, read_data
 from slime_optimize.files import whole, write_text
 from slime_optimize.metrics import Summary, report
@@ -51,13 +50,7 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit code."""
     arguments = parser().parse_args(argv)
-    try:
-        run(arguments)
-    except (InputError, ImageError) as error:
-        return failed(error, 2)
-    except (RuntimeError, OSError) as error:
-        return failed(error, 1)
-    return 0
+    return exit_code(lambda: run(arguments))
 
 
 def run(arguments: argparse.Namespace) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from slime_optimize.annotations import check_parts
 from slime_optimize.backbone import choose_device, load_backbone
-from slime_optimize.errors import InputError, failed
+from slime_optimize.errors import exit_code
 from slime_optimize.options import add_settings, chosen
 from slime_optimize.presets import PRESETS
 from slime_optimize.published import PRESET, embedding_files, import_published
@@ -41,13 +41,7 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit code."""
     arguments = parser().parse_args(argv)
-    try:
-        run(arguments)
-    except InputError as error:
-        return failed(error, 2)
-    except (RuntimeError, OSError) as error:
-        return failed(error, 1)
-    return 0
+    return exit_code(lambda: run(arguments))
 
 
 def run(arguments: argparse.Namespace) -> None:

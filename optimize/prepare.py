@@ -15,9 +15,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from slime_image import ImageError
 from slime_optimize.datasets import Plan, celebamask, pascal_part, prepare, published
-from slime_optimize.errors import InputError, failed
+from slime_optimize.errors import InputError, exit_code
 
 
 def parser() -> argparse.ArgumentParser:
@@ -46,13 +45,7 @@ def _add_common(made: argparse.ArgumentParser, split: str) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit code."""
     arguments = parser().parse_args(argv)
-    try:
-        run(arguments)
-    except (InputError, ImageError) as error:
-        return failed(error, 2)
-    except (RuntimeError, OSError) as error:
-        return failed(error, 1)
-    return 0
+    return exit_code(lambda: run(arguments))
 
 
 def run(arguments: argparse.Namespace) -> None:

@@ -17,11 +17,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from slime_image import ImageError
 from slime_optimize.annotations import Annotated, Example, check_painted, check_parts, load_training, read
 from slime_optimize.backbone import EMBEDDED, choose_device, load_backbone
 from slime_optimize.checkpoint import Checkpoint, State
-from slime_optimize.errors import InputError, failed
+from slime_optimize.errors import InputError, exit_code, failed
 from slime_optimize.files import whole, write_text
 from slime_optimize.options import add_settings, chosen
 from slime_optimize.picture import colour_mask, overlay, sheet
@@ -81,15 +80,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
     checkpoint = Checkpoint(arguments.out, arguments.checkpoint_every)
     try:
-        run(arguments, checkpoint, sys.argv[1:] if argv is None else argv)
-    except (InputError, ImageError) as error:
-        return failed(error, 2)
-    except (RuntimeError, OSError) as error:
-        return failed(error, 1)
+        return exit_code(lambda: run(arguments, checkpoint, sys.argv[1:] if argv is None else argv))
     except KeyboardInterrupt:
         kept = f"{checkpoint.path} is kept: the same command goes on from it" if checkpoint.path.exists() else ""
         return failed(RuntimeError(f"interrupted; {kept or 'nothing was written'}"), 130)
-    return 0
 
 
 def run(arguments: argparse.Namespace, checkpoint: Checkpoint, command: Sequence[str]) -> None:

@@ -9,7 +9,6 @@ Shape suffixes: B batch, P parts, S image side, h x w the maps, N = h*w.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -22,6 +21,7 @@ import torch
 import slime_was
 from slime_export.errors import ParityError
 from slime_image import fit
+from slime_optimize.files import write_text
 from slime_optimize.predict import Predictor
 from slime_was.contract import CROSS, LATENTS, PIXELS, SELF, WEIGHTING
 
@@ -94,9 +94,7 @@ class Report:
 
     def write(self, folder: Path) -> None:
         """Writes parity.json into `folder`, which must exist."""
-        waiting = folder / f".{FILE}.{os.getpid()}"
-        waiting.write_text(json.dumps(asdict(self) | {"failures": self.failures}, indent=2) + "\n", encoding="utf-8")
-        waiting.replace(folder / FILE)
+        write_text(folder / FILE, json.dumps(asdict(self) | {"failures": self.failures}, indent=2) + "\n")
 
 
 class OnnxModel:

@@ -214,20 +214,23 @@ def _unread(name: str) -> _Processor:
 @contextmanager
 def plain(unet: Any) -> Iterator[None]:
     """Our processors without a store, for the length of a with-block: text of batch 1 broadcasts, nothing is kept."""
-    before = dict(unet.attn_processors)
-    try:
-        unet.set_attn_processor({key: _unread(key) for key in before})
+    with _put_back(unet):
+        unet.set_attn_processor({key: _unread(key) for key in unet.attn_processors})
         yield
-    finally:
-        unet.set_attn_processor(before)
 
 
 @contextmanager
 def capture(unet: Any, layers: Layers, num_parts: int, *, full_self: bool) -> Iterator[AttentionStore]:
     """`install` for the length of a with-block; the UNet's own processors come back afterwards."""
+    with _put_back(unet):
+        yield install(unet, layers, num_parts, full_self=full_self)
+
+
+@contextmanager
+def _put_back(unet: Any) -> Iterator[None]:
     before = dict(unet.attn_processors)
     try:
-        yield install(unet, layers, num_parts, full_self=full_self)
+        yield
     finally:
         unet.set_attn_processor(before)
 

@@ -9,6 +9,9 @@ Entry scripts print the line and leave with exit code 2, or 1 for the last.
 """
 
 import sys
+from collections.abc import Callable
+
+from slime_image import ImageError
 
 
 class InputError(ValueError):
@@ -27,6 +30,17 @@ def first_line(error: BaseException) -> str:
     """The first line of a foreign exception's message, or its class when it has none."""
     lines = str(error).strip().splitlines()
     return lines[0].strip() if lines else type(error).__name__
+
+
+def exit_code(work: Callable[[], None]) -> int:
+    """Of an entry script's work: 0, or with a line on stderr 2 for bad input and 1 for what failed on good."""
+    try:
+        work()
+    except (InputError, ImageError) as error:
+        return failed(error, 2)
+    except (RuntimeError, OSError) as error:
+        return failed(error, 1)
+    return 0
 
 
 def failed(error: Exception, code: int) -> int:

@@ -54,8 +54,12 @@ def extremes(maps_Xhw: ArrayT, height: int, width: int) -> tuple[ArrayT, ArrayT]
     map_height, map_width = maps_Xhw.shape[-2:]
     rows_Rh = like(_outer_lines(map_height, height), maps_Xhw)
     columns_wC = like(_outer_lines(map_width, width).T, maps_Xhw)
-    few_XRC = rows_Rh @ maps_Xhw @ columns_wC
-    flat_XN = few_XRC.reshape(*few_XRC.shape[:-2], -1)
+    return lowest_highest(rows_Rh @ maps_Xhw @ columns_wC)
+
+
+def lowest_highest(maps_Xhw: ArrayT) -> tuple[ArrayT, ArrayT]:
+    """Minima and maxima (..., 1, 1) of maps (..., h, w)."""
+    flat_XN = maps_Xhw.reshape(*maps_Xhw.shape[:-2], -1)
     if is_numpy(flat_XN):
         return flat_XN.min(-1)[..., None, None], flat_XN.max(-1)[..., None, None]
     return flat_XN.amin(-1)[..., None, None], flat_XN.amax(-1)[..., None, None]

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from slime_was.guided import joint_bilateral
-from slime_was.interpolation import enlarge, extremes, library
+from slime_was.interpolation import enlarge, extremes, library, lowest_highest
 from slime_was.options import Weighting
 
 ArrayT = TypeVar("ArrayT", bound=Any)
@@ -100,8 +100,7 @@ def _rescaled(was_BPhw: ArrayT, cross_BPhw: ArrayT, side: int) -> ArrayT:
     An affine map commutes with the enlargement, so it is applied before.
     """
     low, high = extremes(was_BPhw, side, side)
-    # Enlarged to its own size a map stays itself.
-    cross_low, cross_high = extremes(cross_BPhw, *cross_BPhw.shape[-2:])
+    cross_low, cross_high = lowest_highest(cross_BPhw)
     steepness = (high - low) / _positive(cross_high - cross_low)
     # A flat map has no span; the published code divides by 1e-7 instead.
     rescaled_BPhw: ArrayT = (was_BPhw - low) / _positive(steepness) + cross_low
