@@ -18,6 +18,7 @@ HELP: dict[str, str] = {
     "epochs": "passes over the training images",
     "steps": "optimisation steps, instead of epochs",
     "batch_size": "views per step",
+    "view_uses": "steps that take the same encoded views; at 512 pixels encoding is a third of a step",
     "t_opt": "range of timesteps drawn from while optimising",
     "prompt_word": "repeated, it gives the embeddings to start from",
     "prompt_times": "once for each token, or once for each part",

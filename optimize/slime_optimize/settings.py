@@ -43,6 +43,7 @@ class Settings:
     epochs: int = 200  # passes over the training images
     steps: int | None = None  # instead of epochs
     batch_size: int = 1  # augmented views per step
+    view_uses: int = 1  # steps that take the same encoded views, each with noise and timesteps of its own
     t_opt: tuple[int, int] = (5, 100)  # drawn uniformly at each step, both ends included
     prompt_word: str = "part"  # repeated, it gives the embeddings to start from
     prompt_times: str = "tokens"  # once for each of 77 tokens, or once for each of the "parts" (published)
@@ -97,6 +98,7 @@ class Settings:
         _check(self.epochs >= 1, "epochs", self.epochs, "1 or more")
         _check(self.steps is None or self.steps >= 1, "steps", self.steps, "1 or more")
         _check(self.batch_size >= 1, "batch_size", self.batch_size, "1 or more")
+        _check(self.view_uses >= 1, "view_uses", self.view_uses, "1 or more")
         _check(0 <= self.t_test < 1000, "t_test", self.t_test, "0 to 999")
         low, high = self.t_opt
         _check(0 <= low <= high < 1000, "t_opt", self.t_opt, "two timesteps LOW HIGH within 0 to 999")

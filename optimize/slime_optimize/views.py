@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, repeat
 
 import torch
 import torch.nn.functional as F
@@ -42,6 +42,16 @@ def views(
 
     A run that goes on from `first` gets the very views that it would have got.
     """
+    uses = settings.view_uses
+    fresh = _fresh_views(backbone, examples, settings, seed, -(-steps // uses), first // uses)
+    for group, pair in enumerate(fresh, first // uses):
+        yield from repeat(pair, min(steps, (group + 1) * uses) - max(first, group * uses))
+
+
+def _fresh_views(
+    backbone: Backbone, examples: Sequence[Example], settings: Settings, seed: int, steps: int, first: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """As `views`, each used once."""
     canvases = [_canvas(example, backbone.image_size, settings.channel_order) for example in examples]
     size = settings.batch_size
     ahead = max(1, _PIXELS_AT_ONCE // (backbone.image_size**2 * size))

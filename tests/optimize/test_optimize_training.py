@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from slime_optimize import (
 from slime_optimize.data import Example
 from slime_optimize.errors import OptimisationError
 from slime_optimize.train import initial_text, optimise
+from slime_optimize.views import views
 from slime_was import scores, segment
 
 SHORT = Settings(steps=4)
@@ -47,6 +49,25 @@ def test_views_do_not_depend_on_how_many_are_encoded_ahead(
     expected = learn(backbone, example)
     monkeypatch.setattr("slime_optimize.views._PIXELS_AT_ONCE", 1)
     torch.testing.assert_close(learn(backbone, example).embeddings, expected.embeddings, rtol=1e-3, atol=1e-3)
+
+
+def test_views_used_again_are_encoded_once(
+    backbone: Backbone, example: Example, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoded: list[int] = []
+    encode = type(backbone).encode
+
+    def counted(self: Backbone, pixels: torch.Tensor, chance: torch.Generator | None = None) -> torch.Tensor:
+        encoded.append(len(pixels))
+        return encode(self, pixels, chance)
+
+    monkeypatch.setattr(type(backbone), "encode", counted)
+    settings = SHORT.changed({"view_uses": 3, "batch_size": 2})
+    whole = [latents for latents, _ in views(backbone, [example], settings, 0, 7)]
+    assert sum(encoded) == 2 * 3
+    assert [torch.equal(a, b) for a, b in pairwise(whole)] == [True, True, False, True, True, False]
+    again = [latents for latents, _ in views(backbone, [example], settings, 0, 7, first=4)]
+    assert len(again) == 3 and all(torch.equal(a, b) for a, b in zip(again, whole[4:], strict=True))
 
 
 def test_only_the_parts_rows_are_learned(backbone: Backbone, example: Example) -> None:
