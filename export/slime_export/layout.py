@@ -11,7 +11,8 @@ import re
 from pathlib import Path
 
 from slime_export.errors import ExportError
-from slime_was.contract import UNET_SUFFIX, VAE_ENCODER, unet_name
+from slime_was.contract import VAE_ENCODER, unet_name
+from slime_was.form import UNET_SUFFIXES
 
 CONFIG = "config.pbtxt"
 CACHE = "__pycache__"
@@ -44,7 +45,13 @@ def segmenters(repository: Path) -> list[str]:
     """Names of the ensembles in `repository`, in order."""
     if not repository.is_dir():
         return []
-    return sorted(each.name for each in repository.iterdir() if each.name + UNET_SUFFIX in pinned(each))
+    return sorted(each.name for each in repository.iterdir() if unet_of(each))
+
+
+def unet_of(ensemble: Path) -> str | None:
+    """The model that gives this ensemble's maps, or None for anything but an ensemble."""
+    pins = pinned(ensemble)
+    return next((model for model in (ensemble.name + suffix for suffix in UNET_SUFFIXES) if model in pins), None)
 
 
 def users(repository: Path, model: str, *, besides: str) -> dict[str, int]:

@@ -8,9 +8,11 @@ from typing import Any
 import pytest
 
 from slime_was import Weighting, contract
-from slime_was.contract import Reading, Versions
+from slime_was.contract import Form, Reading, Versions
 
 REPOSITORY = Path(__file__).resolve().parents[2] / "model_repository"
+
+RESERVED = ("vae_encoder", "tiny_encoder_fp16", "car_unet", "car_unet_weighted")
 
 
 def parsed(text: str) -> Any:
@@ -82,10 +84,11 @@ def test_ensemble_is_linear_and_pinned() -> None:
 def test_parameters_survive_quoting() -> None:
     parameters = {"parts": '["back\\"ground", "räder", "line\\nend"]', "form": "baked", "odd": 'a\nb\\n"c"'}
     config = parsed(ensemble(parameters=parameters))
-    assert {key: value.string_value for key, value in config.parameters.items()} == parameters
+    read = {key: value.string_value for key, value in config.parameters.items()}
+    assert {key: read[key] for key in parameters} == parameters
 
 
-@pytest.mark.parametrize("name", ["", "a b", "preprocess", "was", "vae_encoder", "car_unet", "../x", "-x", "a" * 65])
+@pytest.mark.parametrize("name", ["", "a b", "preprocess", "was", *RESERVED, "../x", "-x", "a" * 65])
 def test_unusable_names_are_refused(name: str) -> None:
     with pytest.raises(ValueError, match="segmenter name"):
         contract.unet_name(name)
@@ -116,3 +119,28 @@ def test_segmenters_that_read_otherwise_have_their_own_preprocess_model() -> Non
     assert "FITTED" not in parsed(ensemble()).ensemble_scheduling.step[3].input_map
     with pytest.raises(ValueError, match="got 9 crops of an image, expected at most 8"):
         Reading(weighting=Weighting(patches=3, patch_side=0.5))
+
+
+def test_a_unet_that_weights_is_a_model_of_its_own_and_gives_no_self_map() -> None:
+    form = Form(maps="weighted", precision="fp16", encoder="tiny", format="tensorrt")
+    unet = parsed(contract.unet_config(segmenter="car", parts=6, latent_channels=4, latent_size=32, form=form))
+    assert (unet.name, unet.backend) == ("car_unet_weighted_tensorrt", "tensorrt")
+    assert [(tensor.name, list(tensor.dims)) for tensor in unet.output] == [
+        ("CROSS", [-1, 32, 32]),
+        ("WAS", [-1, 32, 32]),
+        ("WEIGHTING", [8]),
+    ]
+    config = parsed(ensemble(form=form))
+    steps = config.ensemble_scheduling.step
+    assert [step.model_name for step in steps] == ["preprocess", "tiny_encoder_fp16_tensorrt", unet.name, "was"]
+    assert set(steps[3].input_map) == {"CROSS", "WAS", "WEIGHTING", "SIZE"}
+    said = {key: value.string_value for key, value in config.parameters.items()}
+    assert said == {"maps": "weighted", "precision": "fp16", "encoder": "tiny", "format": "tensorrt"}
+    optional = {tensor.name for tensor in parsed(contract.was_config()).input if tensor.optional}
+    assert optional == {"SELF", "WAS", "FITTED"}
+
+
+def test_words_a_form_does_not_know() -> None:
+    with pytest.raises(ValueError, match="precision: got 'fp8', expected one of fp32, fp16, bf16, int8"):
+        Form(precision="fp8")
+    assert contract.encoder_name("kl", "int8") == "vae_encoder"

@@ -27,20 +27,34 @@ class TritonPythonModel:
 
 
 def _mask(request: Any) -> Any:
-    names = (contract.CROSS, contract.SELF, contract.WEIGHTING, contract.SIZE)
-    cross_CKhw, self_CNN, vector_CX, size = (
-        pb_utils.get_input_tensor_by_name(request, name).as_numpy() for name in names
+    cross_CKhw, vector_CX, size = (
+        _tensor(request, name) for name in (contract.CROSS, contract.WEIGHTING, contract.SIZE)
     )
     weighting = slime_was.Weighting.from_vector(vector_CX[0])
-    fitted = pb_utils.get_input_tensor_by_name(request, contract.FITTED)
-    scores_Khw = slime_was.scores(cross_CKhw, self_CNN, weighting)
-    guided_KGG = slime_was.sharpened(scores_Khw, weighting, None if fitted is None else fitted.as_numpy())
+    fitted = _tensor(request, contract.FITTED)
+    scores_Khw = slime_was.scores(cross_CKhw, _attended(request), weighting)
+    guided_KGG = slime_was.sharpened(scores_Khw, weighting, fitted)
     mask_HW = slime_was.segment(guided_KGG, int(size[0]), int(size[1]))
     answer = [pb_utils.Tensor(contract.MASK, mask_HW)]
     # 77 maps of 64 x 64 are more than a compressed mask: copied only for those who ask.
     if contract.SCORES in request.requested_output_names():
         answer.append(pb_utils.Tensor(contract.SCORES, scores_Khw))
     return pb_utils.InferenceResponse(answer)
+
+
+def _attended(request: Any) -> Any:
+    """What the UNet gave out beside the cross maps: its self-attention, or what it accumulated from it."""
+    given = [_tensor(request, name) for name in (contract.SELF, contract.ACCUMULATED)]
+    found = [each for each in given if each is not None]
+    if len(found) != 1:
+        raise ValueError(f"maps: got {len(found)} of {contract.SELF} and {contract.ACCUMULATED}, expected one of them")
+    return found[0]
+
+
+def _tensor(request: Any, name: str) -> Any:
+    """An input as a numpy array, or None where it was left out."""
+    tensor = pb_utils.get_input_tensor_by_name(request, name)
+    return None if tensor is None else tensor.as_numpy()
 
 
 def _failed(message: str, code: int) -> Any:

@@ -3,6 +3,8 @@
     IMAGE > preprocess > PIXELS > vae_encoder > LATENTS > NAME_unet > CROSS, SELF, WEIGHTING > was > MASK, SCORES
                        > SIZE, and FITTED where the image guides the upsampling ------------->
 
+A UNet that weights gives WAS in SELF's place. Its name, and the encoder's, follow from the form (form.py).
+
 One linear ensemble per segmenter. Only the two networks batch; the ends take one image of any size per request.
 Dimensions never include the batch of a batching model; -1 is any size. K parts, S image side, h x w map, N = h*w.
 Segmenters that read their images another way (channel order, patches) have a preprocess model of their own.
@@ -15,15 +17,19 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
+from slime_was.form import UNET_SUFFIX, VAE_ENCODER, Form, encoder_name, is_encoder, is_unet
 from slime_was.options import LENGTH, Weighting
+from slime_was.pbtxt import Model, Step, Tensor, model_config
+
+# Also named by those who use the contract.
+__all__ = ["UNET_SUFFIX", "VAE_ENCODER", "Form", "Tensor", "encoder_name", "is_encoder", "is_unet", "model_config"]
 
 IMAGE, SIZE, PIXELS, LATENTS = "IMAGE", "SIZE", "PIXELS", "LATENTS"
 FITTED = "FITTED"
-CROSS, SELF, WEIGHTING = "CROSS", "SELF", "WEIGHTING"
+CROSS, SELF, ACCUMULATED, WEIGHTING = "CROSS", "SELF", "WAS", "WEIGHTING"
 MASK, SCORES = "MASK", "SCORES"
 
-PREPROCESS, VAE_ENCODER, WAS = "preprocess", "vae_encoder", "was"
-UNET_SUFFIX = "_unet"
+PREPROCESS, WAS = "preprocess", "was"
 
 MAX_PARTS = 77
 MAX_BATCH = 8
@@ -31,33 +37,6 @@ MAX_BATCH = 8
 DEFAULT_IMAGE_SIZE = 512
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
-_DTYPES = ("STRING", "UINT8", "INT32", "FP32")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Tensor:
-    """One input or output; ``dtype`` in Triton's words without TYPE_."""
-
-    name: str
-    dtype: str
-    dims: tuple[int, ...]
-    optional: bool = False
-
-    def __post_init__(self) -> None:
-        if self.dtype not in _DTYPES:
-            raise ValueError(f"tensor {self.name}: got dtype {self.dtype}, expected one of {', '.join(_DTYPES)}")
-        if not self.dims or any(dim == 0 or dim < -1 for dim in self.dims):
-            raise ValueError(f"tensor {self.name}: got dims {self.dims}, expected positive sizes or -1")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Step:
-    """One model of the ensemble: the exact version, and the tensors, which keep their names throughout."""
-
-    model: str
-    version: int
-    inputs: tuple[str, ...]
-    outputs: tuple[str, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,25 +51,6 @@ class Versions:
     def __post_init__(self) -> None:
         if min(self.preprocess, self.vae_encoder, self.unet, self.was) < 1:
             raise ValueError(f"versions: got {self}, expected numbers from 1 on")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Model:
-    """What ``config.pbtxt`` says of one model. An ensemble has steps and no backend."""
-
-    name: str
-    backend: str | None
-    inputs: tuple[Tensor, ...]
-    outputs: tuple[Tensor, ...]
-    max_batch_size: int = 0
-    steps: tuple[Step, ...] = ()
-    parameters: Mapping[str, str] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        if not _NAME.fullmatch(self.name):
-            raise ValueError(f"model name: got {self.name!r}, expected letters, digits, _ and - (at most 64)")
-        if (self.backend is None) != bool(self.steps):
-            raise ValueError(f"model {self.name}: expected either a backend or the steps of an ensemble")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,15 +79,15 @@ class Reading:
         return "_".join(words)
 
 
-def unet_name(segmenter: str) -> str:
+def unet_name(segmenter: str, form: Form | None = None) -> str:
     """The model behind a segmenter's maps. Raises ValueError where the segmenter's name cannot be served."""
-    reserved = segmenter in (VAE_ENCODER, WAS) or is_preprocess(segmenter) or segmenter.endswith(UNET_SUFFIX)
+    reserved = segmenter == WAS or is_preprocess(segmenter) or is_encoder(segmenter) or is_unet(segmenter)
     if reserved or not _NAME.fullmatch(segmenter):
         raise ValueError(
-            f"segmenter name: got {segmenter!r}, expected letters, digits, _ and - (at most 64), "
-            f"not {PREPROCESS} or {PREPROCESS}_…, {VAE_ENCODER}, {WAS} nor ending in {UNET_SUFFIX}; choose another name"
+            f"segmenter name: got {segmenter!r}, expected letters, digits, _ and - (at most 64), not {PREPROCESS} or "
+            f"{PREPROCESS}_…, {VAE_ENCODER}, {WAS} nor ending in {UNET_SUFFIX}; choose another name"
         )
-    return segmenter + UNET_SUFFIX
+    return segmenter + (form or Form()).unet_suffix
 
 
 def is_preprocess(model: str) -> bool:
@@ -158,21 +118,29 @@ def preprocess_config(reading: Reading | None = None) -> str:
     )
 
 
-def vae_encoder_config(*, backbone: str, image_size: int, latent_channels: int, latent_size: int) -> str:
+def vae_encoder_config(
+    *, backbone: str, image_size: int, latent_channels: int, latent_size: int, form: Form | None = None
+) -> str:
     """PIXELS (batch, 3, S, S) to LATENTS (batch, C, h, w): posterior mean times scaling factor.
 
     ``backbone``: content hash of the repository's one backbone.
     """
+    form = form or Form()
     return model_config(
         Model(
-            name=VAE_ENCODER,
-            backend="onnxruntime",
+            name=form.encoder_model,
+            backend=form.backend,
             max_batch_size=MAX_BATCH,
             inputs=(Tensor(name=PIXELS, dtype="FP32", dims=(3, image_size, image_size)),),
             outputs=(_latents(latent_channels, latent_size),),
             parameters={"backbone": backbone},
         )
     )
+
+
+def map_names(form: Form) -> tuple[str, str, str]:
+    """What a UNet of this form gives out, and `was` takes in."""
+    return (CROSS, ACCUMULATED if form.weighted else SELF, WEIGHTING)
 
 
 def unet_config(
@@ -182,37 +150,43 @@ def unet_config(
     latent_channels: int,
     latent_size: int,
     parameters: Mapping[str, str] | None = None,
+    form: Form | None = None,
 ) -> str:
-    """LATENTS (batch, C, h, w) to CROSS (batch, K, h, w), SELF (batch, N, N) and WEIGHTING (batch, LENGTH), baked."""
+    """LATENTS (batch, C, h, w) to CROSS (batch, K, h, w), WEIGHTING (batch, LENGTH), baked, and one of two.
+
+    averaged: SELF (batch, N, N). weighted: WAS (batch, K, h, w).
+    """
     if not 2 <= parts <= MAX_PARTS:
         raise ValueError(f"parts: got {parts}, expected 2 to {MAX_PARTS} with the background; paint fewer parts")
-    pixels = latent_size * latent_size
+    form = form or Form()
+    # K is left open: all versions of a model share this file, and the next may have more parts.
+    each_part, pixels = (-1, latent_size, latent_size), latent_size * latent_size
+    dims = {CROSS: each_part, ACCUMULATED: each_part, SELF: (pixels, pixels), WEIGHTING: (LENGTH,)}
     return model_config(
         Model(
-            name=unet_name(segmenter),
-            backend="onnxruntime",
+            name=unet_name(segmenter, form),
+            backend=form.backend,
             max_batch_size=MAX_BATCH,
             inputs=(_latents(latent_channels, latent_size),),
-            outputs=(
-                # K is left open: all versions of a model share this file, and the next may have more parts.
-                Tensor(name=CROSS, dtype="FP32", dims=(-1, latent_size, latent_size)),
-                Tensor(name=SELF, dtype="FP32", dims=(pixels, pixels)),
-                Tensor(name=WEIGHTING, dtype="FP32", dims=(LENGTH,)),
-            ),
+            outputs=tuple(Tensor(name=name, dtype="FP32", dims=dims[name]) for name in map_names(form)),
             parameters=parameters or {},
         )
     )
 
 
 def was_config() -> str:
-    """Maps of one image's crops, their weighting, SIZE and maybe FITTED to MASK (H, W) and SCORES (K, h, w)."""
+    """Maps of one image's crops, their weighting, SIZE and maybe FITTED to MASK (H, W) and SCORES (K, h, w).
+
+    SELF or WAS, as the UNet gives them.
+    """
     return model_config(
         Model(
             name=WAS,
             backend="python",
             inputs=(
                 Tensor(name=CROSS, dtype="FP32", dims=(-1, -1, -1, -1)),
-                Tensor(name=SELF, dtype="FP32", dims=(-1, -1, -1)),
+                Tensor(name=SELF, dtype="FP32", dims=(-1, -1, -1), optional=True),
+                Tensor(name=ACCUMULATED, dtype="FP32", dims=(-1, -1, -1, -1), optional=True),
                 Tensor(name=WEIGHTING, dtype="FP32", dims=(-1, -1)),
                 _SIZE,
                 replace(_FITTED, optional=True),
@@ -223,19 +197,24 @@ def was_config() -> str:
 
 
 def ensemble_config(
-    *, segmenter: str, versions: Versions, parameters: Mapping[str, str], reading: Reading | None = None
+    *,
+    segmenter: str,
+    versions: Versions,
+    parameters: Mapping[str, str],
+    reading: Reading | None = None,
+    form: Form | None = None,
 ) -> str:
     """The segmenter itself: IMAGE to MASK and SCORES, pinned to ``versions``.
 
-    ``parameters``: what the client shows and checks (parts, colours, form, hashes).
+    ``parameters``: what the client shows and checks (parts, colours, hashes); the form's words are added.
     """
-    reading = reading or Reading()
+    reading, form = reading or Reading(), form or Form()
     guide = (FITTED,) if reading.weighting.guide > 0 else ()
-    maps = (CROSS, SELF, WEIGHTING)
+    maps = map_names(form)
     steps = (
         Step(model=reading.model, version=versions.preprocess, inputs=(IMAGE,), outputs=(PIXELS, SIZE, *guide)),
-        Step(model=VAE_ENCODER, version=versions.vae_encoder, inputs=(PIXELS,), outputs=(LATENTS,)),
-        Step(model=unet_name(segmenter), version=versions.unet, inputs=(LATENTS,), outputs=maps),
+        Step(model=form.encoder_model, version=versions.vae_encoder, inputs=(PIXELS,), outputs=(LATENTS,)),
+        Step(model=unet_name(segmenter, form), version=versions.unet, inputs=(LATENTS,), outputs=maps),
         Step(model=WAS, version=versions.was, inputs=(*maps, SIZE, *guide), outputs=(MASK, SCORES)),
     )
     return model_config(
@@ -245,55 +224,13 @@ def ensemble_config(
             inputs=(_IMAGE,),
             outputs=_ANSWER,
             steps=steps,
-            parameters=parameters,
+            parameters={**parameters, **form.parameters()},
         )
     )
 
 
-def model_config(model: Model) -> str:
-    """The text of ``config.pbtxt``."""
-    lines = ["# Generated from slime_was/contract.py; do not edit.", f"name: {_quoted(model.name)}"]
-    lines += [f"backend: {_quoted(model.backend)}"] if model.backend else ['platform: "ensemble"']
-    lines.append(f"max_batch_size: {model.max_batch_size}")
-    # The latest two: the version an ensemble is pinned to serves on while the next one is published, and the
-    # ensemble's own last version answers until the next is ready. An ensemble that served one specific version had
-    # moments with none.
-    lines.append("version_policy { latest { num_versions: 2 } }")
-    lines += [_tensor("input", tensor) for tensor in model.inputs]
-    lines += [_tensor("output", tensor) for tensor in model.outputs]
-    if model.max_batch_size:
-        lines.append("dynamic_batching {}")
-    if model.backend:
-        # Networks run on the GPU where there is one; Triton starts two processes of a kind without a count.
-        kind = ", kind: KIND_CPU" if model.backend == "python" else ""
-        lines.append(f"instance_group [{{ count: 1{kind} }}]")
-    if model.steps:
-        lines += ["ensemble_scheduling {", *map(_step, model.steps), "}"]
-    for key, value in model.parameters.items():
-        lines.append(f"parameters {{ key: {_quoted(key)} value {{ string_value: {_quoted(value)} }} }}")
-    return "\n".join(lines) + "\n"
-
-
 def _latents(channels: int, size: int) -> Tensor:
     return Tensor(name=LATENTS, dtype="FP32", dims=(channels, size, size))
-
-
-def _tensor(direction: str, tensor: Tensor) -> str:
-    dims = ", ".join(map(str, tensor.dims))
-    optional = ", optional: true" if tensor.optional else ""
-    return f"{direction} [{{ name: {_quoted(tensor.name)}, data_type: TYPE_{tensor.dtype}, dims: [{dims}]{optional} }}]"
-
-
-def _step(step: Step) -> str:
-    lines = [f"    model_name: {_quoted(step.model)}", f"    model_version: {step.version}"]
-    lines += [f"    input_map {{ key: {_quoted(name)} value: {_quoted(name)} }}" for name in step.inputs]
-    lines += [f"    output_map {{ key: {_quoted(name)} value: {_quoted(name)} }}" for name in step.outputs]
-    return "\n".join(["  step {", *lines, "  }"])
-
-
-def _quoted(text: str) -> str:
-    escaped = text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
-    return f'"{escaped}"'
 
 
 _IMAGE = Tensor(name=IMAGE, dtype="STRING", dims=(1,))

@@ -30,22 +30,30 @@ def accumulate(cross_PN: ArrayT, self_NN: ArrayT) -> ArrayT:
     return was_PN
 
 
-def scores(cross_BPhw: ArrayT, self_BNN: ArrayT, weighting: Weighting) -> ArrayT:
+def scores(cross_BPhw: ArrayT, attended: ArrayT, weighting: Weighting) -> ArrayT:
     """The WAS maps of one image, from the maps of its crops; the mask is their argmax, once sharpened and enlarged.
 
-    cross_BPhw: (B, P, h, w), self_BNN: (B, N, N) with N = h*w. Returns (P, h, w), or (P, S, S) where patches are
-    merged. Raises ValueError where the shapes do not belong together.
+    cross_BPhw: (B, P, h, w). attended: self-attention (B, N, N) with N = h*w, or (B, P, h, w), what a UNet has
+    already accumulated from it. Returns (P, h, w), or (P, S, S) where patches are merged. Raises ValueError where the
+    shapes do not belong together.
     """
-    batch, parts, height, width = cross_BPhw.shape
-    if tuple(self_BNN.shape) != (batch, height * width, height * width):
+    batch, _, height, width = cross_BPhw.shape
+    square = (batch, height * width, height * width)
+    if tuple(attended.shape) == square:
+        attended = _accumulated(cross_BPhw, attended, weighting)
+    elif attended.shape != cross_BPhw.shape:
         raise ValueError(
-            f"maps: got cross-attention {tuple(cross_BPhw.shape)} with self-attention {tuple(self_BNN.shape)}, "
-            f"expected self-attention {(batch, height * width, height * width)}"
+            f"maps: got cross-attention {tuple(cross_BPhw.shape)} with {tuple(attended.shape)}, expected "
+            f"self-attention {square}, or accumulated maps of the cross-attention's own shape"
         )
-    flat_BPN = prepared(cross_BPhw, weighting).reshape(batch, parts, height * width)
-    was_BPhw = accumulate(flat_BPN, self_BNN).reshape(cross_BPhw.shape)
-    finished_Phw: ArrayT = finished(cross_BPhw, was_BPhw, weighting)
+    finished_Phw: ArrayT = finished(cross_BPhw, attended, weighting)
     return finished_Phw
+
+
+def _accumulated(cross_BPhw: ArrayT, self_BNN: ArrayT, weighting: Weighting) -> ArrayT:
+    flat_BPN = prepared(cross_BPhw, weighting).reshape(*cross_BPhw.shape[:2], -1)
+    was_BPhw: ArrayT = accumulate(flat_BPN, self_BNN).reshape(cross_BPhw.shape)
+    return was_BPhw
 
 
 def prepared(cross_BPhw: ArrayT, weighting: Weighting) -> ArrayT:
