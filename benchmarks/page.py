@@ -144,7 +144,14 @@ def _row(results: Results, label: str, figures: Mapping[str, Sequence[Report | N
     mean = _cell(together, lambda reports: _mean([report["mean_iou"] for report in reports]))
     smallest = _cell(together, lambda reports: _mean(_smallest(results, reports)))
     dataset = _cell(together, lambda reports: _mean([report["dataset_mean_iou"] for report in reports]))
-    return (label, *each, mean, smallest, dataset)
+    return (label + _fewer(results, together), *each, mean, smallest, dataset)
+
+
+def _fewer(results: Results, figures: Sequence[Sequence[Report | None]]) -> str:
+    """What a row of fewer seeds than the document's says of itself."""
+    seeds = min((len(there) for reports in figures if (there := _there(reports))), default=0)
+    several = len(figures[0]) > 1  # a bound is of no seed
+    return f" ({seeds} seed{'s' * (seeds > 1)})" if several and 0 < seeds < len(results.seeds) else ""
 
 
 def _smallest(results: Results, reports: Sequence[Report]) -> list[float | None]:
@@ -153,14 +160,13 @@ def _smallest(results: Results, reports: Sequence[Report]) -> list[float | None]
 
 
 def _cell(of_kinds: Sequence[Sequence[Report | None]], read: Callable[[Sequence[Report]], float]) -> Cell:
-    """A figure over the seeds, each of which has a report for every class."""
-    values = []
-    for reports in zip(*of_kinds, strict=True):
-        there = [report for report in reports if report is not None]
-        if len(there) < len(reports):
-            return NOT_RUN
-        values.append(read(there))
-    return spread(values)
+    """A figure over the seeds that have a report for every class."""
+    whole = [there for reports in zip(*of_kinds, strict=True) if len(there := _there(reports)) == len(reports)]
+    return spread([read(reports) for reports in whole]) if whole else NOT_RUN
+
+
+def _there(reports: Sequence[Report | None]) -> list[Report]:
+    return [report for report in reports if report is not None]
 
 
 def _mean(values: Sequence[float | None]) -> float:
@@ -184,8 +190,8 @@ def _of_kind(results: Results, kind: str) -> list[str]:
 
 
 def _part(reports: Sequence[Report | None], part: str) -> Cell:
-    there = [report for report in reports if report is not None]
-    if len(there) < len(reports):
+    there = _there(reports)
+    if not there:
         return NOT_RUN
     values = [report["mean_iou"] if part == MEAN else report["iou"][part] for report in there]
     return spread([np.nan if value is None else value for value in values])

@@ -128,7 +128,7 @@ def test_jobs_are_merged_over_the_tables() -> None:
     (paper,) = [job for job in planned if job.optimisation == PAPER and (job.kind, job.seed) == ("car", 0)]
     assert {m.changes.get("t_test") for m in paper.measurements} > {None, 5, 20, 400}
     assert Measurement(use_was=False) in paper.measurements and Measurement(split="validation") in paper.measurements
-    assert len(list(jobs(tables, ["presets"], ["car"], [0]))) == 3
+    assert len(list(jobs(tables, ["presets"], ["car"], [0]))) == 4
     assert [job.optimisation for job in jobs(tables, ["bounds"], ["car", "face"], [0, 1])] == [None, None]
 
 
@@ -193,6 +193,13 @@ def test_page_tells_means_and_gaps() -> None:
     assert short["10-shot above 1-shot, `best`"] == [NOT_RUN] * 3 + ["4 or more"]
 
 
+def test_a_row_of_fewer_seeds_says_so() -> None:
+    made = results(given={("presets", "`paper`"): [40.0, 42.0], ("presets", "`best`"): [45.0, 49.0]})
+    made.figures["presets", "`best`"]["horse"][1] = None
+    presets = rows_of(markdown(made), "Presets")
+    assert presets["`best` (1 seed)"][2:4] == ["45.0", "48.0"] and "`paper`" in presets
+
+
 def test_page_without_a_run_invents_nothing() -> None:
     page = markdown(results())
     assert "±" not in page.split("## In short")[1].split("## One image")[0]
@@ -236,7 +243,7 @@ def test_as_a_command_in_two_processes(cache: Path, backbone: Path, tmp_path: Pa
         timeout=300,
     )
     assert done.returncode == 0, done.stderr
-    assert "[3/3]" in done.stdout
+    assert "[4/4]" in done.stdout
     page = (tmp_path / "docs" / "results.md").read_text()
     assert "A trial (2 steps, 2 images)" in page
     presets = rows_of(page, "Presets")
