@@ -9,6 +9,7 @@ import pytest
 
 from slime_was import Weighting, contract
 from slime_was.contract import Form, Reading, Versions
+from slime_was.pbtxt import Accelerator
 
 REPOSITORY = Path(__file__).resolve().parents[2] / "model_repository"
 
@@ -138,6 +139,26 @@ def test_a_unet_that_weights_is_a_model_of_its_own_and_gives_no_self_map() -> No
     assert said == {"maps": "weighted", "precision": "fp16", "encoder": "tiny", "format": "tensorrt"}
     optional = {tensor.name for tensor in parsed(contract.was_config()).input if tensor.optional}
     assert optional == {"SELF", "WAS", "FITTED"}
+
+
+def test_a_plan_is_named_as_such_and_runs_on_a_gpu_or_not_at_all() -> None:
+    form = Form(format="tensorrt")
+    config = parsed(contract.unet_config(segmenter="car", parts=6, latent_channels=4, latent_size=32, form=form))
+    assert (config.platform, config.default_model_filename) == ("tensorrt_plan", "model.plan")
+    assert [(group.count, group.kind) for group in config.instance_group] == [(1, config.instance_group[0].KIND_GPU)]
+
+
+def test_an_accelerator_is_what_triton_reads() -> None:
+    accelerator = Accelerator(name="tensorrt", parameters={"precision_mode": "FP16", "trt_engine_cache_enable": "1"})
+    sizes = {"latent_channels": 4, "latent_size": 32}
+    unet = contract.unet_config(segmenter="car", parts=6, accelerator=accelerator, **sizes)
+    encoder = contract.vae_encoder_config(backbone="ab12", image_size=128, accelerator=accelerator, **sizes)
+    for config in (parsed(unet), parsed(encoder)):
+        (found,) = config.optimization.execution_accelerators.gpu_execution_accelerator
+        assert (found.name, dict(found.parameters)) == ("tensorrt", dict(accelerator.parameters))
+        assert config.instance_group[0].kind == config.instance_group[0].KIND_GPU
+    with pytest.raises(ValueError, match="got an accelerator for tensorrt, expected onnxruntime"):
+        contract.unet_config(segmenter="car", parts=6, form=Form(format="tensorrt"), accelerator=accelerator, **sizes)
 
 
 def test_words_a_form_does_not_know() -> None:

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field, replace
 
 from slime_was.form import UNET_SUFFIX, VAE_ENCODER, Form, encoder_name, is_encoder, is_unet
 from slime_was.options import LENGTH, Weighting
-from slime_was.pbtxt import Model, Step, Tensor, model_config
+from slime_was.pbtxt import Accelerator, Model, Step, Tensor, model_config
 
 # Also named by those who use the contract.
 __all__ = ["UNET_SUFFIX", "VAE_ENCODER", "Form", "Tensor", "encoder_name", "is_encoder", "is_unet", "model_config"]
@@ -119,7 +119,13 @@ def preprocess_config(reading: Reading | None = None) -> str:
 
 
 def vae_encoder_config(
-    *, backbone: str, image_size: int, latent_channels: int, latent_size: int, form: Form | None = None
+    *,
+    backbone: str,
+    image_size: int,
+    latent_channels: int,
+    latent_size: int,
+    form: Form | None = None,
+    accelerator: Accelerator | None = None,
 ) -> str:
     """PIXELS (batch, 3, S, S) to LATENTS (batch, C, h, w): posterior mean times scaling factor.
 
@@ -134,6 +140,7 @@ def vae_encoder_config(
             inputs=(Tensor(name=PIXELS, dtype="FP32", dims=(3, image_size, image_size)),),
             outputs=(_latents(latent_channels, latent_size),),
             parameters={"backbone": backbone},
+            accelerator=accelerator,
         )
     )
 
@@ -151,6 +158,7 @@ def unet_config(
     latent_size: int,
     parameters: Mapping[str, str] | None = None,
     form: Form | None = None,
+    accelerator: Accelerator | None = None,
 ) -> str:
     """LATENTS (batch, C, h, w) to CROSS (batch, K, h, w), WEIGHTING (batch, LENGTH), baked, and one of two.
 
@@ -170,6 +178,7 @@ def unet_config(
             inputs=(_latents(latent_channels, latent_size),),
             outputs=tuple(Tensor(name=name, dtype="FP32", dims=dims[name]) for name in map_names(form)),
             parameters=parameters or {},
+            accelerator=accelerator,
         )
     )
 

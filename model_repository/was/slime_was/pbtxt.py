@@ -38,6 +38,14 @@ class Step:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Accelerator:
+    """What runs an ONNX model on a GPU: ONNX Runtime's ``cuda`` or ``tensorrt`` provider, with Triton's options."""
+
+    name: str
+    parameters: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Model:
     """What ``config.pbtxt`` says of one model. An ensemble has steps and no backend."""
 
@@ -48,18 +56,23 @@ class Model:
     max_batch_size: int = 0
     steps: tuple[Step, ...] = ()
     parameters: Mapping[str, str] = field(default_factory=dict)
+    accelerator: Accelerator | None = None
 
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name):
             raise ValueError(f"model name: got {self.name!r}, expected letters, digits, _ and - (at most 128)")
         if (self.backend is None) != bool(self.steps):
             raise ValueError(f"model {self.name}: expected either a backend or the steps of an ensemble")
+        if self.accelerator and self.backend != "onnxruntime":
+            raise ValueError(f"model {self.name}: got an accelerator for {self.backend}, expected onnxruntime")
 
 
 def model_config(model: Model) -> str:
     """The text of ``config.pbtxt``."""
     lines = ["# Generated from slime_was/contract.py; do not edit.", f"name: {_quoted(model.name)}"]
     lines += [f"backend: {_quoted(model.backend)}"] if model.backend else ['platform: "ensemble"']
+    if model.backend == "tensorrt":
+        lines += ['platform: "tensorrt_plan"', 'default_model_filename: "model.plan"']
     lines.append(f"max_batch_size: {model.max_batch_size}")
     # The latest two: the version an ensemble is pinned to serves on while the next one is published, and the
     # ensemble's own last version answers until the next is ready. An ensemble that served one specific version had
@@ -70,14 +83,32 @@ def model_config(model: Model) -> str:
     if model.max_batch_size:
         lines.append("dynamic_batching {}")
     if model.backend:
-        # Networks run on the GPU where there is one; Triton starts two processes of a kind without a count.
-        kind = ", kind: KIND_CPU" if model.backend == "python" else ""
-        lines.append(f"instance_group [{{ count: 1{kind} }}]")
+        # Triton starts two processes of a kind without a count.
+        lines.append(f"instance_group [{{ count: 1{_kind(model)} }}]")
+    if model.accelerator:
+        lines += _optimization(model.accelerator)
     if model.steps:
         lines += ["ensemble_scheduling {", *map(_step, model.steps), "}"]
     for key, value in model.parameters.items():
         lines.append(f"parameters {{ key: {_quoted(key)} value {{ string_value: {_quoted(value)} }} }}")
     return "\n".join(lines) + "\n"
+
+
+def _kind(model: Model) -> str:
+    if model.backend == "python":
+        return ", kind: KIND_CPU"
+    # Networks run on the GPU where there is one; those that can run nowhere else say so when they load.
+    return ", kind: KIND_GPU" if model.accelerator or model.backend == "tensorrt" else ""
+
+
+def _optimization(accelerator: Accelerator) -> list[str]:
+    lines = ["optimization { execution_accelerators { gpu_execution_accelerator [ {"]
+    lines.append(f"  name: {_quoted(accelerator.name)}")
+    lines += [
+        f"  parameters {{ key: {_quoted(key)} value: {_quoted(value)} }}"
+        for key, value in accelerator.parameters.items()
+    ]
+    return [*lines, "} ] } }"]
 
 
 def _tensor(direction: str, tensor: Tensor) -> str:
