@@ -1,0 +1,75 @@
+"""Triton model ``segmenters``: a segmenter's name to its description, and with IMAGE to all that its networks are given.
+
+Arguments and errors only; the work is slime_store's and slime_image's. An empty name asks for the list of all.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import triton_python_backend_utils as pb_utils
+
+import slime_image
+import slime_store
+
+
+class TritonPythonModel:
+    def initialize(self, args: dict[str, str]) -> None:
+        parameters = json.loads(args["model_config"])["parameters"]
+        self.store = slime_store.Store(Path(args["model_repository"]) / parameters["store"]["string_value"])
+
+    def execute(self, requests: list[Any]) -> list[Any]:
+        return [self._respond(request) for request in requests]
+
+    def _respond(self, request: Any) -> Any:
+        if request.is_cancelled():
+            return _failed("the request was cancelled", pb_utils.TritonError.CANCELLED)
+        try:
+            name = pb_utils.get_input_tensor_by_name(request, "SEGMENTER").as_numpy().item().decode("utf-8", "replace")
+            image = pb_utils.get_input_tensor_by_name(request, "IMAGE")
+            if image is None:
+                return self._described(name)
+            return _read(image.as_numpy().item(), self.store.get(name), request.requested_output_names())
+        except slime_store.UnknownSegmenter as error:
+            return _failed(str(error), pb_utils.TritonError.NOT_FOUND)
+        except slime_image.ImageError as error:
+            return _failed(str(error), pb_utils.TritonError.INVALID_ARG)
+        except slime_store.StoreError as error:
+            return _failed(str(error), pb_utils.TritonError.INTERNAL)
+        except Exception as error:  # Its text could name paths of the server.
+            pb_utils.Logger.log_error(f"segmenters: {error!r}")
+            return _failed("segmenters: internal error; the server's log has it", pb_utils.TritonError.INTERNAL)
+
+    def _described(self, name: str) -> Any:
+        told = dict(self.store.get(name).description) if name else self.store.names()
+        return pb_utils.InferenceResponse([_text("DESCRIPTION", told)])
+
+
+def _read(data: bytes, entry: slime_store.Entry, wanted: list[str]) -> Any:
+    """The image as this segmenter reads it, its embedding for each crop, and its weighting."""
+    told = entry.description
+    image_HW3 = slime_image.decode(data)
+    fitted_3SS = slime_image.fit(image_HW3, told["image_size"], told["channel_order"])
+    pixels_C3SS = slime_image.cropped(fitted_3SS, told["crops"], told["crop_side"])
+    present_P = (np.arange(told["most_parts"]) < len(told["parts"])).astype(np.float32)
+    tensors = {
+        "PIXELS": pixels_C3SS,
+        "SIZE": np.array(image_HW3.shape[:2], np.int32),
+        "FITTED": fitted_3SS,
+        "WEIGHTING": entry.weighting[np.newaxis],
+    }
+    each = {"TEXT": entry.text_TD, "NOISE": entry.noise_Xhw, "PRESENT": present_P}
+    tensors |= {name: np.repeat(value[np.newaxis], len(pixels_C3SS), axis=0) for name, value in each.items()}
+    answer = [pb_utils.Tensor(name, value) for name, value in tensors.items() if name in wanted]
+    return pb_utils.InferenceResponse([*answer, *([_text("DESCRIPTION", told)] if "DESCRIPTION" in wanted else [])])
+
+
+def _text(name: str, value: Any) -> Any:
+    return pb_utils.Tensor(name, np.array([json.dumps(value, ensure_ascii=False).encode()], np.object_))
+
+
+def _failed(message: str, code: int) -> Any:
+    return pb_utils.InferenceResponse(error=pb_utils.TritonError(message, code))

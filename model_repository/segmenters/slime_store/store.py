@@ -1,0 +1,114 @@
+"""One file for each segmenter: what the shared UNet is given in place of constants, and what clients are told.
+
+    STORE/NAME.safetensors   TEXT (T,D), NOISE (4R,h,w), WEIGHTING (LENGTH,), float32; its header: the description
+
+A file is replaced whole, so a reader has the old segmenter or the new one. Its header alone tells parts and colours.
+
+T text tokens, D text width, R draws of noise, h x w the map.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+Array = npt.NDArray[np.float32]
+ENDING = ".safetensors"
+# A file of 77 x 1024 embeddings and one draw of 64 x 64 noise is 0.4 MB: the cache stays under half a gigabyte.
+KEPT = 1024
+_NAME = re.compile(r"\.?[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+_TENSORS = ("TEXT", "NOISE", "WEIGHTING")
+_DESCRIPTION = "description"
+
+
+class StoreError(ValueError):
+    """A file that is no segmenter; one line, without its path."""
+
+
+class UnknownSegmenter(StoreError):
+    """No segmenter of that name."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """TEXT (T,D), NOISE (4R,h,w), WEIGHTING (LENGTH,), float32, and the description, a JSON object.
+
+    The description has at least parts, colours, model (the ensemble that serves it), image_size, channel_order, crops
+    and crop_side.
+    """
+
+    text_TD: Array
+    noise_Xhw: Array
+    weighting: Array
+    description: Mapping[str, Any]
+
+
+class Store:
+    """The folder's segmenters; each is read when first asked for, and again when its file has changed."""
+
+    def __init__(self, folder: Path, kept: int = KEPT) -> None:
+        self.folder, self._kept = folder, kept
+        self._entries: OrderedDict[str, tuple[tuple[int, int, int], Entry]] = OrderedDict()
+
+    def names(self) -> list[str]:
+        """Of all segmenters, in order; those that are being checked, which begin with a dot, are left out."""
+        if not self.folder.is_dir():
+            return []
+        return sorted(each.stem for each in self.folder.glob(f"*{ENDING}") if not each.name.startswith("."))
+
+    def get(self, name: str) -> Entry:
+        """The segmenter as it is now. Raises UnknownSegmenter, or StoreError for a file that cannot be used."""
+        path = self.path(name)
+        try:
+            stat = path.stat()
+        except OSError as error:
+            self._entries.pop(name, None)
+            raise UnknownSegmenter(f"segmenter {name!r}: not here; ask for the list, or publish it") from error
+        state = (stat.st_mtime_ns, stat.st_ino, stat.st_size)
+        known = self._entries.get(name)
+        if known is None or known[0] != state:
+            known = self._entries[name] = (state, read(path))
+        self._entries.move_to_end(name)
+        while len(self._entries) > self._kept:
+            self._entries.popitem(last=False)
+        return known[1]
+
+    def path(self, name: str) -> Path:
+        """Of the segmenter's file. Raises UnknownSegmenter for what no segmenter is called, such as a path."""
+        if not _NAME.fullmatch(name):
+            raise UnknownSegmenter(f"segmenter {name[:80]!r}: not a name; expected letters, digits, _ and -")
+        return self.folder / (name + ENDING)
+
+
+def read(path: Path) -> Entry:
+    """The file's segmenter. Raises StoreError."""
+    try:
+        with safe_open(os.fspath(path), framework="numpy") as file:
+            description = json.loads(file.metadata()[_DESCRIPTION])
+            text, noise, weighting = (np.ascontiguousarray(file.get_tensor(name), np.float32) for name in _TENSORS)
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise StoreError(f"segmenter {path.stem!r}: its file is damaged; publish it again") from error
+    return Entry(text_TD=text, noise_Xhw=noise, weighting=weighting, description=description)
+
+
+def write(path: Path, entry: Entry) -> None:
+    """Puts the segmenter's file in place, whole, in an existing folder."""
+    tensors = dict(zip(_TENSORS, (entry.text_TD, entry.noise_Xhw, entry.weighting), strict=True))
+    plain = {name: np.ascontiguousarray(tensor, np.float32) for name, tensor in tensors.items()}
+    beside = path.with_name(f"{path.name}.partial")
+    with beside.open("wb") as file:
+        file.write(save(plain, {_DESCRIPTION: json.dumps(dict(entry.description), ensure_ascii=False)}))
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(beside, path)
