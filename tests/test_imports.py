@@ -12,6 +12,7 @@ ROOT = Path(__file__).resolve().parent.parent
 OURS = {
     "slime_was": "model_repository/was/slime_was",
     "slime_image": "model_repository/preprocess/slime_image",
+    "slime_store": "model_repository/segmenters/slime_store",
     "slime_optimize": "optimize/slime_optimize",
     "slime_export": "export/slime_export",
     "slime_serve": "serve/slime_serve",
@@ -21,8 +22,9 @@ OURS = {
 ALLOWED: dict[str, set[str]] = {
     "slime_was": set(),
     "slime_image": set(),
+    "slime_store": set(),
     "slime_optimize": {"slime_was", "slime_image"},
-    "slime_export": {"slime_was", "slime_image", "slime_optimize"},
+    "slime_export": {"slime_was", "slime_image", "slime_store", "slime_optimize"},
     "slime_serve": {"slime_was"},
     "slime_client": set(),
     "slime_backbone": {"slime_was", "slime_image", "slime_optimize"},
@@ -31,6 +33,7 @@ HEAVY = {"torch", "diffusers", "transformers", "onnx", "onnxruntime", "scipy"}
 LIGHT = {
     "slime_was": {"numpy"},
     "slime_image": {"numpy", "PIL"},
+    "slime_store": {"numpy", "safetensors"},
     "slime_client": {"numpy", "PIL", "tritonclient", "grpc"},
 }
 

@@ -10,6 +10,7 @@ import pytest
 from slime_was import Weighting, contract
 from slime_was.contract import Form, Reading, Versions
 from slime_was.pbtxt import Accelerator
+from slime_was.shared import segmenters_config
 
 REPOSITORY = Path(__file__).resolve().parents[2] / "model_repository"
 
@@ -33,6 +34,7 @@ def test_committed_files_are_generated() -> None:
     """To regenerate: write the text of these functions into the files."""
     assert (REPOSITORY / "preprocess/config.pbtxt").read_text() == contract.preprocess_config()
     assert (REPOSITORY / "was/config.pbtxt").read_text() == contract.was_config()
+    assert (REPOSITORY / "segmenters/config.pbtxt").read_text() == segmenters_config()
 
 
 def test_ends_take_one_image_on_the_cpu() -> None:
@@ -138,7 +140,7 @@ def test_a_unet_that_weights_is_a_model_of_its_own_and_gives_no_self_map() -> No
     said = {key: value.string_value for key, value in config.parameters.items()}
     assert said == {"maps": "weighted", "precision": "fp16", "encoder": "tiny", "format": "tensorrt"}
     optional = {tensor.name for tensor in parsed(contract.was_config()).input if tensor.optional}
-    assert optional == {"SELF", "WAS", "FITTED"}
+    assert optional == {"SELF", "WAS", "FITTED", "PRESENT"}
 
 
 def test_a_plan_is_named_as_such_and_runs_on_a_gpu_or_not_at_all() -> None:

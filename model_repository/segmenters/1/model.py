@@ -1,4 +1,4 @@
-"""Triton model ``segmenters``: a segmenter's name to its description, and with IMAGE to all that its networks are given.
+"""Triton model ``segmenters``: a segmenter's name to its description, and with IMAGE to what its networks are given.
 
 Arguments and errors only; the work is slime_store's and slime_image's. An empty name asks for the list of all.
 """
@@ -33,7 +33,7 @@ class TritonPythonModel:
             if image is None:
                 return self._described(name)
             return _read(image.as_numpy().item(), self.store.get(name), request.requested_output_names())
-        except slime_store.UnknownSegmenter as error:
+        except slime_store.UnknownSegmenterError as error:
             return _failed(str(error), pb_utils.TritonError.NOT_FOUND)
         except slime_image.ImageError as error:
             return _failed(str(error), pb_utils.TritonError.INVALID_ARG)

@@ -36,7 +36,7 @@ class StoreError(ValueError):
     """A file that is no segmenter; one line, without its path."""
 
 
-class UnknownSegmenter(StoreError):
+class UnknownSegmenterError(StoreError):
     """No segmenter of that name."""
 
 
@@ -68,13 +68,13 @@ class Store:
         return sorted(each.stem for each in self.folder.glob(f"*{ENDING}") if not each.name.startswith("."))
 
     def get(self, name: str) -> Entry:
-        """The segmenter as it is now. Raises UnknownSegmenter, or StoreError for a file that cannot be used."""
+        """The segmenter as it is now. Raises UnknownSegmenterError, or StoreError for a file that cannot be used."""
         path = self.path(name)
         try:
             stat = path.stat()
         except OSError as error:
             self._entries.pop(name, None)
-            raise UnknownSegmenter(f"segmenter {name!r}: not here; ask for the list, or publish it") from error
+            raise UnknownSegmenterError(f"segmenter {name!r}: not here; ask for the list, or publish it") from error
         state = (stat.st_mtime_ns, stat.st_ino, stat.st_size)
         known = self._entries.get(name)
         if known is None or known[0] != state:
@@ -85,9 +85,9 @@ class Store:
         return known[1]
 
     def path(self, name: str) -> Path:
-        """Of the segmenter's file. Raises UnknownSegmenter for what no segmenter is called, such as a path."""
+        """Of the segmenter's file. Raises UnknownSegmenterError for what no segmenter is called, such as a path."""
         if not _NAME.fullmatch(name):
-            raise UnknownSegmenter(f"segmenter {name[:80]!r}: not a name; expected letters, digits, _ and -")
+            raise UnknownSegmenterError(f"segmenter {name[:80]!r}: not a name; expected letters, digits, _ and -")
         return self.folder / (name + ENDING)
 
 

@@ -27,9 +27,12 @@ __all__ = ["UNET_SUFFIX", "VAE_ENCODER", "Form", "Tensor", "encoder_name", "is_e
 IMAGE, SIZE, PIXELS, LATENTS = "IMAGE", "SIZE", "PIXELS", "LATENTS"
 FITTED = "FITTED"
 CROSS, SELF, ACCUMULATED, WEIGHTING = "CROSS", "SELF", "WAS", "WEIGHTING"
+PRESENT = "PRESENT"
 MASK, SCORES = "MASK", "SCORES"
 
 PREPROCESS, WAS = "preprocess", "was"
+# Of the shared form (shared.py): the model that looks segmenters up, and how the names of the ensembles begin.
+SEGMENTERS, SHARED = "segmenters", "shared_"
 
 MAX_PARTS = 77
 MAX_BATCH = 8
@@ -81,11 +84,13 @@ class Reading:
 
 def unet_name(segmenter: str, form: Form | None = None) -> str:
     """The model behind a segmenter's maps. Raises ValueError where the segmenter's name cannot be served."""
-    reserved = segmenter == WAS or is_preprocess(segmenter) or is_encoder(segmenter) or is_unet(segmenter)
+    reserved = segmenter in (WAS, SEGMENTERS) or segmenter.startswith(SHARED)
+    reserved |= is_preprocess(segmenter) or is_encoder(segmenter) or is_unet(segmenter)
     if reserved or not _NAME.fullmatch(segmenter):
         raise ValueError(
             f"segmenter name: got {segmenter!r}, expected letters, digits, _ and - (at most 64), not {PREPROCESS} or "
-            f"{PREPROCESS}_…, {VAE_ENCODER}, {WAS} nor ending in {UNET_SUFFIX}; choose another name"
+            f"{PREPROCESS}_…, {VAE_ENCODER}, {WAS}, {SEGMENTERS}, {SHARED}… nor ending in {UNET_SUFFIX}; "
+            "choose another name"
         )
     return segmenter + (form or Form()).unet_suffix
 
@@ -106,8 +111,8 @@ def preprocess_config(reading: Reading | None = None) -> str:
         Model(
             name=reading.model,
             backend="python",
-            inputs=(_IMAGE,),
-            outputs=(Tensor(name=PIXELS, dtype="FP32", dims=(-1, 3, -1, -1)), _SIZE, _FITTED),
+            inputs=(IMAGE_TENSOR,),
+            outputs=(Tensor(name=PIXELS, dtype="FP32", dims=(-1, 3, -1, -1)), SIZE_TENSOR, FITTED_TENSOR),
             parameters={
                 "image_size": str(reading.image_size),
                 "channel_order": reading.channel_order,
@@ -138,7 +143,7 @@ def vae_encoder_config(
             backend=form.backend,
             max_batch_size=MAX_BATCH,
             inputs=(Tensor(name=PIXELS, dtype="FP32", dims=(3, image_size, image_size)),),
-            outputs=(_latents(latent_channels, latent_size),),
+            outputs=(latents(latent_channels, latent_size),),
             parameters={"backbone": backbone},
             accelerator=accelerator,
         )
@@ -175,7 +180,7 @@ def unet_config(
             name=unet_name(segmenter, form),
             backend=form.backend,
             max_batch_size=MAX_BATCH,
-            inputs=(_latents(latent_channels, latent_size),),
+            inputs=(latents(latent_channels, latent_size),),
             outputs=tuple(Tensor(name=name, dtype="FP32", dims=dims[name]) for name in map_names(form)),
             parameters=parameters or {},
             accelerator=accelerator,
@@ -186,7 +191,7 @@ def unet_config(
 def was_config() -> str:
     """Maps of one image's crops, their weighting, SIZE and maybe FITTED to MASK (H, W) and SCORES (K, h, w).
 
-    SELF or WAS, as the UNet gives them.
+    SELF or WAS, as the UNet gives them. PRESENT (crops, P), of 1 and 0, where the maps have rooms for more parts.
     """
     return model_config(
         Model(
@@ -197,10 +202,11 @@ def was_config() -> str:
                 Tensor(name=SELF, dtype="FP32", dims=(-1, -1, -1), optional=True),
                 Tensor(name=ACCUMULATED, dtype="FP32", dims=(-1, -1, -1, -1), optional=True),
                 Tensor(name=WEIGHTING, dtype="FP32", dims=(-1, -1)),
-                _SIZE,
-                replace(_FITTED, optional=True),
+                SIZE_TENSOR,
+                replace(FITTED_TENSOR, optional=True),
+                Tensor(name=PRESENT, dtype="FP32", dims=(-1, -1), optional=True),
             ),
-            outputs=_ANSWER,
+            outputs=ANSWER,
         )
     )
 
@@ -230,22 +236,22 @@ def ensemble_config(
         Model(
             name=segmenter,
             backend=None,
-            inputs=(_IMAGE,),
-            outputs=_ANSWER,
+            inputs=(IMAGE_TENSOR,),
+            outputs=ANSWER,
             steps=steps,
             parameters={**parameters, **form.parameters()},
         )
     )
 
 
-def _latents(channels: int, size: int) -> Tensor:
+def latents(channels: int, size: int) -> Tensor:
     return Tensor(name=LATENTS, dtype="FP32", dims=(channels, size, size))
 
 
-_IMAGE = Tensor(name=IMAGE, dtype="STRING", dims=(1,))
-_FITTED = Tensor(name=FITTED, dtype="FP32", dims=(3, -1, -1))
-_SIZE = Tensor(name=SIZE, dtype="INT32", dims=(2,))
-_ANSWER = (
+IMAGE_TENSOR = Tensor(name=IMAGE, dtype="STRING", dims=(1,))
+FITTED_TENSOR = Tensor(name=FITTED, dtype="FP32", dims=(3, -1, -1))
+SIZE_TENSOR = Tensor(name=SIZE, dtype="INT32", dims=(2,))
+ANSWER = (
     Tensor(name=MASK, dtype="UINT8", dims=(-1, -1)),
     Tensor(name=SCORES, dtype="FP32", dims=(-1, -1, -1)),
 )
