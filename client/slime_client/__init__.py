@@ -6,11 +6,15 @@
         mask = segmenter.segment("photo.jpg")
         mask.save("photo.png")
 
-Needs numpy, Pillow and tritonclient[grpc] only; knows nothing of torch or of how a segmenter was made.
+`slime_client.aio.Segmenter` is the same for asyncio. Needs numpy, Pillow and tritonclient[grpc] only; knows nothing of
+torch or of how a segmenter was made.
 """
 
+from slime_client.access import Access
 from slime_client.errors import SegmenterError
+from slime_client.many import Answer
 from slime_client.mask import Mask
+from slime_client.retry import Retry
 from slime_client.segmenter import Segmenter
 
-__all__ = ["Mask", "Segmenter", "SegmenterError"]
+__all__ = ["Access", "Answer", "Mask", "Retry", "Segmenter", "SegmenterError"]

@@ -13,11 +13,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TextIO
 
+from slime_client.core import DEFAULT_TIMEOUT_S
 from slime_client.errors import DEADLINE_EXCEEDED, UNAVAILABLE, SegmenterError
 from slime_client.files import write_file
 from slime_client.inputs import Job, plan
 from slime_client.mask import Mask
-from slime_client.segmenter import DEFAULT_TIMEOUT_S, Segmenter
+from slime_client.segmenter import Segmenter
 
 FINE, SOME_FAILED, UNUSABLE, INTERRUPTED = 0, 1, 2, 130
 _JPEG_QUALITY = 90

@@ -5,18 +5,22 @@ SegmenterError(Exception)   .code is a gRPC status name:
     NOT_FOUND            the server has no segmenter of this name
     UNAVAILABLE          no server answers, or it cannot take requests now
     DEADLINE_EXCEEDED    no answer in time
+    UNAUTHENTICATED      this part of the server wants a key, or another one
+    CANCELLED            the segmenter was closed, or the call given up, while it ran
     FAILED_PRECONDITION  the segmenter was closed, or a mask has no image to lay itself over
     anything else        what the server said, as it said it
 """
 
 import re
 
-from tritonclient.utils import InferenceServerException
+import grpc
 
 INVALID_ARGUMENT = "INVALID_ARGUMENT"
 NOT_FOUND = "NOT_FOUND"
 UNAVAILABLE = "UNAVAILABLE"
 DEADLINE_EXCEEDED = "DEADLINE_EXCEEDED"
+UNAUTHENTICATED = "UNAUTHENTICATED"
+CANCELLED = "CANCELLED"
 FAILED_PRECONDITION = "FAILED_PRECONDITION"
 INTERNAL = "INTERNAL"
 
@@ -28,9 +32,11 @@ _STACK = re.compile(r"\n\s*At:\s*\n.*", re.DOTALL)
 # gRPC gives UNAVAILABLE both when nobody answers and when Triton refuses; only the text differs.
 _NOBODY = re.compile(
     r"\b(failed to connect|errors? resolving|DNS|socket|connection|recvmsg|GOAWAY|broken pipe|ping"
-    r"|cancelling all calls)\b",
+    r"|cancelling all calls|handshak\w*|SSL\w*)\b",
     re.IGNORECASE,
 )
+# Triton calls these UNAVAILABLE too, but waiting mends neither: a model that is not loaded, a key that is missing.
+_NOT_TO_COME = {"unknown model": NOT_FOUND, "protocol is restricted": UNAUTHENTICATED}
 
 
 class SegmenterError(Exception):
@@ -45,23 +51,18 @@ class SegmenterError(Exception):
         self.code = code
 
 
-def from_triton(
-    error: InferenceServerException, *, url: str, segmenter: str, subject: str, timeout: float
-) -> SegmenterError:
-    """The readable form of any error of tritonclient.
+def from_grpc(error: grpc.RpcError, *, url: str, segmenter: str, subject: str, timeout: float) -> SegmenterError:
+    """The readable form of any error of a gRPC call.
 
     Args:
-        error: what tritonclient raised.
+        error: what gRPC raised.
         url: host:port that was asked.
         segmenter: the model's name.
         subject: what the call was about (the image's path, for instance).
         timeout: the whole call's deadline in seconds.
     """
-    code = str(error.status() or "UNKNOWN").removeprefix("StatusCode.")
-    said = _quote(error.message())
-    if "unknown model" in said:
-        # Triton calls a model that is in the repository but not loaded UNAVAILABLE.
-        code = NOT_FOUND
+    code, said = error.code().name, _quote(error.details())
+    code = next((other for words, other in _NOT_TO_COME.items() if words in said), code)
     return SegmenterError(_explain(code, said, url, segmenter, subject, timeout), code)
 
 
@@ -79,6 +80,8 @@ def _explain(code: str, said: str, url: str, segmenter: str, subject: str, timeo
         )
     if code == NOT_FOUND:
         return f"{url}: no segmenter {segmenter!r} is served"
+    if code == UNAUTHENTICATED:
+        return f"{url}: {subject} wants a key ({said}); give the file with the server's key"
     if code == INVALID_ARGUMENT:
         return f"{subject}: refused by segmenter {segmenter!r}: {said}"
     return f"{url}: segmenter {segmenter!r} failed on {subject} ({code}: {said}); see the server's log"

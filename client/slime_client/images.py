@@ -1,7 +1,8 @@
 """What the caller calls an image, as the encoded bytes the server wants; and back, to draw on.
 
-Paths and bytes go to the server as they are: it decodes, orients and judges them. Arrays and PIL images are
-encoded once, as a fast PNG.
+Paths and bytes go to the server as they are: it decodes, orients and judges them. Arrays and RGB PIL images go as raw
+pixels (binary PPM: a header of one line, then the array), which costs no codec on either side; or, for slow networks,
+as a fast PNG. PIL images of other modes always go as PNG, so that the server's rules for grey, palettes and alpha hold.
 """
 
 import io
@@ -21,7 +22,7 @@ ImageLike: TypeAlias = Union[str, "os.PathLike[str]", bytes, npt.NDArray[np.uint
 
 _ACCEPTED = "a path, bytes, a uint8 array (H, W, 3) or a PIL image"
 _FAST = 1
-# Sent as they are, so that the server's rules for grey, palettes and alpha hold; the others have no PNG form.
+# The others have no PNG form.
 _PNG_MODES = frozenset({"1", "L", "LA", "P", "RGB", "RGBA", "I;16"})
 _RGB_MODES = frozenset({"CMYK", "YCbCr", "LAB", "HSV", "RGBX", "RGBa", "La", "PA"})
 
@@ -31,23 +32,26 @@ class EncodedImage:
     """One image as it is sent.
 
     Attributes:
-        data: an encoded picture (JPEG, PNG, WebP; the server judges).
+        data: an encoded picture (JPEG, PNG, WebP, PPM; the server judges).
         label: what to call it in a message: its path, or "image bytes" and the like.
+        pixels: how many its mask will have, 0 where only decoding would tell.
     """
 
     data: bytes
     label: str
+    pixels: int = 0
 
     def __post_init__(self) -> None:
         if not self.data:
             raise _bad(self.label, "empty", "a JPEG, PNG or WebP image")
 
 
-def encode(image: ImageLike) -> EncodedImage:
+def encode(image: ImageLike, *, compress: bool = False) -> EncodedImage:
     """Turn any accepted image into encoded bytes.
 
     Args:
         image: a path; bytes of a JPEG, PNG or WebP; a uint8 RGB array (H, W, 3); a PIL image.
+        compress: arrays and PIL images as PNG rather than as raw pixels.
 
     Raises:
         SegmenterError: INVALID_ARGUMENT, naming what was given and what is accepted.
@@ -58,9 +62,9 @@ def encode(image: ImageLike) -> EncodedImage:
     if isinstance(image, (bytes, bytearray, memoryview)):
         return EncodedImage(data=bytes(image), label="image bytes")
     if isinstance(image, np.ndarray):
-        return EncodedImage(data=_png(_from_array(image)), label="image array")
+        return _encoded(_from_array(image), "image array", compress)
     if isinstance(image, Image.Image):
-        return EncodedImage(data=_png(_encodable(image)), label="PIL image")
+        return _encoded(_encodable(image), "PIL image", compress)
     raise _bad("image", type(image).__name__, _ACCEPTED)
 
 
@@ -97,6 +101,15 @@ def _encodable(image: Image.Image) -> Image.Image:
     if upright.mode in _RGB_MODES:
         return upright.convert("RGBA" if upright.mode in ("RGBa", "La", "PA") else "RGB")
     raise _bad("PIL image", f"mode {upright.mode}", "RGB or grey; convert it first")
+
+
+def _encoded(image: Image.Image, label: str, compress: bool) -> EncodedImage:
+    as_png = compress or image.mode != "RGB"
+    return EncodedImage(data=_png(image) if as_png else _raw(image), label=label, pixels=image.width * image.height)
+
+
+def _raw(image: Image.Image) -> bytes:
+    return b"P6\n%d %d\n255\n" % image.size + image.tobytes()
 
 
 def _png(image: Image.Image) -> bytes:

@@ -7,5 +7,20 @@ IMAGE = "IMAGE"
 MASK = "MASK"
 SCORES = "SCORES"
 
+# Of a configuration's parameters, and of the description of a segmenter in shared form.
 PARTS = "parts"
 COLOURS = "colours"
+FORM = "form"
+BAKED, SHARED = "baked", "shared"
+
+# Segmenters in shared form: one ensemble serves many, which the model `segmenters` knows by name.
+SEGMENTERS = "segmenters"
+SEGMENTER = "SEGMENTER"
+DESCRIPTION = "DESCRIPTION"
+MODEL = "model"
+NAME = "name"
+VERSION = "version"
+SHARED_VERSION = "VERSION"
+
+# The header of a restricted endpoint's key is triton-grpc-protocol-<this>.
+ACCESS_KEY = "slime-key"

@@ -1,78 +1,49 @@
-"""A served segmenter, as an object. The only module that talks to Triton."""
+"""A served segmenter, as an object that blocks: takes the core's steps in the calling thread, or in one of its own."""
 
-import math
-import time
-from collections.abc import Callable
+import functools
+import threading
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import Any, TypeVar
 
-import numpy as np
-import numpy.typing as npt
-from tritonclient.grpc import (
-    InferenceServerClient,
-    InferInput,
-    InferRequestedOutput,
-    InferResult,
-)
-from tritonclient.utils import InferenceServerException
+import grpc
+from tritonclient.grpc import service_pb2_grpc
 
-from slime_client import names
-from slime_client.description import Description, describe
-from slime_client.errors import FAILED_PRECONDITION, INTERNAL, INVALID_ARGUMENT, NOT_FOUND, SegmenterError, from_triton
-from slime_client.images import EncodedImage, ImageLike, encode
-from slime_client.mask import Colour, Mask
+from slime_client.access import OPTIONS
+from slime_client.core import LIVE_TIMEOUT_S, SegmenterCore
+from slime_client.errors import CANCELLED, SegmenterError
+from slime_client.images import ImageLike
+from slime_client.many import MAX_CONCURRENCY, Answer, checked_concurrency, windowed
+from slime_client.mask import Mask
+from slime_client.steps import Call, Pause, Steps, Work
 
-DEFAULT_TIMEOUT_S = 30.0
-# Looking for other segmenters only improves a message: it may cost this much and no more.
-_LOOK_AROUND_S = 2.0
-_LOOK_AROUND_MODELS = 64
-
-Answer = TypeVar("Answer")
+Result = TypeVar("Result")
 
 
-class Segmenter(AbstractContextManager["Segmenter", None]):
-    """One segmenter on one Triton server, over gRPC.
-
-    Connecting asks the server for the segmenter's parts and colours, so a wrong address or name fails here.
-
-    Args:
-        url: host:port of the server's gRPC endpoint, such as "localhost:8001".
-        name: the segmenter's name.
-        timeout: seconds that connecting, and each `segment`, may take unless told otherwise.
-
-    Raises:
-        SegmenterError: for anything that goes wrong; `.code` tells what.
+class Segmenter(SegmenterCore, AbstractContextManager["Segmenter", None]):
+    __doc__ = f"""{SegmenterCore.__doc__}
+    Connecting asks the server for the segmenter's parts and colours, so a wrong address or name fails at once. Any
+    number of threads may use one object; all calls share one connection.
     """
 
-    def __init__(self, url: str, name: str, *, timeout: float = DEFAULT_TIMEOUT_S) -> None:
-        self._url = _checked_url(url)
-        self._name = _checked_name(name)
-        self._timeout = _checked_timeout(timeout)
-        self._closed = False
-        self._client = InferenceServerClient(self._url)
-        self._version = ""
+    def _begin(self) -> None:
+        secure = self._access.secure
+        url = self._server.url
+        self._channel = (
+            grpc.secure_channel(url, self._access.credentials(), OPTIONS)
+            if secure
+            else grpc.insecure_channel(url, OPTIONS)
+        )
+        self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
+        self._threads = ThreadPoolExecutor(MAX_CONCURRENCY, thread_name_prefix="slime-client")
+        self._running: set[_Cancellation] = set()
         try:
-            self._description = self._describe("", _Deadline(self._timeout))
-        except SegmenterError as error:
-            hint = f"; {self._others()}" if error.code == NOT_FOUND else ""
+            self._run(self._connecting())
+        except BaseException:
             self.close()
-            raise SegmenterError(f"{error}{hint}", error.code) from error
-
-    @property
-    def name(self) -> str:
-        """The segmenter's name."""
-        return self._name
-
-    @property
-    def parts(self) -> tuple[str, ...]:
-        """The part names, background first."""
-        return self._description.parts
-
-    @property
-    def colours(self) -> tuple[Colour, ...]:
-        """One (r, g, b), each 0..255, for each part."""
-        return self._description.colours
+            raise
 
     def segment(self, image: ImageLike, *, scores: bool = False, timeout: float | None = None) -> Mask:
         """Ask for one image's mask.
@@ -88,144 +59,128 @@ class Segmenter(AbstractContextManager["Segmenter", None]):
         Raises:
             SegmenterError: INVALID_ARGUMENT for a bad image, UNAVAILABLE, DEADLINE_EXCEEDED, NOT_FOUND, …
         """
-        deadline = _Deadline(self._timeout if timeout is None else _checked_timeout(timeout))
-        encoded = encode(image)
-        result = self._infer(encoded, scores, deadline)
-        try:
-            self._follow(result, deadline)
-        except SegmenterError as error:
-            if error.code != NOT_FOUND:
-                raise
-            # The version that answered was replaced in between; its successor is asked instead.
-            result = self._infer(encoded, scores, deadline)
-            self._follow(result, deadline)
-        return _mask(result, self._description, encoded, scores)
+        return self._run(self._segmenting(image, scores=scores, timeout=timeout))
 
-    def live(self, *, timeout: float = 5.0) -> bool:
+    def submit(self, image: ImageLike, *, scores: bool = False, timeout: float | None = None) -> "Future[Mask]":
+        """`segment` in a thread of its own. Cancelling the future ends the call, on the server too."""
+        future: Future[Mask] = Future()
+        cancellation = _Cancellation()
+        future.add_done_callback(lambda done: cancellation.cancel() if done.cancelled() else None)
+        steps = self._segmenting(image, scores=scores, timeout=timeout)
+        self._threads.submit(self._fulfil, future, steps, cancellation)
+        return future
+
+    def segment_many(
+        self,
+        images: Iterable[ImageLike],
+        *,
+        concurrency: int = 8,
+        ordered: bool = True,
+        scores: bool = False,
+        timeout: float | None = None,
+    ) -> Iterator[Answer]:
+        """Masks of many images, several in flight.
+
+        Args:
+            images: read as they are needed: never more than `concurrency` ahead of what was taken.
+            concurrency: how many are in flight at most.
+            ordered: in the images' order; otherwise as they come.
+            scores: ask for the parts' score maps too.
+            timeout: seconds for each image.
+
+        Yields:
+            One answer for each image. Stopping early cancels what is in flight.
+        """
+        ask = functools.partial(self.submit, scores=scores, timeout=timeout)
+        return windowed(ask, images, checked_concurrency(concurrency), ordered)
+
+    def live(self, *, timeout: float = LIVE_TIMEOUT_S) -> bool:
         """Whether the server answers at all; never raises for a server that does not."""
-        try:
-            return bool(self._client.is_server_live(client_timeout=_checked_timeout(timeout)))
-        except (InferenceServerException, ValueError):
-            return False
+        return not self._closed and self._run(self._asking_live(timeout))
 
     def close(self) -> None:
-        """Close the connection; a second time does nothing."""
-        if not self._closed:
-            self._closed = True
-            self._client.close()
+        """Cancel what is in flight and close the connection; a second time does nothing."""
+        if self._closed:
+            return
+        self._closed = True
+        for cancellation in list(self._running):
+            cancellation.cancel()
+        self._threads.shutdown(wait=True)
+        self._run(self._closing())
+        self._channel.close()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
 
-    def __repr__(self) -> str:
-        return f"Segmenter({self._url!r}, {self._name!r}, parts={self.parts!r})"
-
-    def _infer(self, image: EncodedImage, scores: bool, deadline: "_Deadline") -> InferResult:
-        tensor = InferInput(names.IMAGE, [1], "BYTES")
-        tensor.set_data_from_numpy(np.array([image.data], dtype=np.object_))
-        wanted = [names.MASK, names.SCORES] if scores else [names.MASK]
-        outputs = [InferRequestedOutput(name) for name in wanted]
-        return self._ask(
-            lambda left: self._client.infer(self._name, [tensor], outputs=outputs, client_timeout=left),
-            deadline,
-            subject=image.label,
-        )
-
-    def _follow(self, result: InferResult, deadline: "_Deadline") -> None:
-        # Somebody may publish the segmenter anew, with other parts, while this object lives.
-        version = result.get_response().model_version
-        if version != self._version:
-            self._description = self._describe(version, deadline)
-            self._version = version
-
-    def _describe(self, version: str, deadline: "_Deadline") -> Description:
-        answer = self._ask(
-            lambda left: self._client.get_model_config(self._name, version, client_timeout=left),
-            deadline,
-            subject="its configuration",
-        )
-        return describe(_parameters(answer), url=self._url, segmenter=self._name)
-
-    def _ask(self, call: Callable[[float], Answer], deadline: "_Deadline", *, subject: str) -> Answer:
-        if self._closed:
-            raise SegmenterError(f"segmenter {self._name!r}: closed; make a new Segmenter", FAILED_PRECONDITION)
+    def _fulfil(self, future: "Future[Mask]", steps: Steps[Mask], cancellation: "_Cancellation") -> None:
+        mask, failure = None, None
         try:
-            return call(deadline.left())
-        except InferenceServerException as error:
-            raise from_triton(
-                error, url=self._url, segmenter=self._name, subject=subject, timeout=deadline.seconds
-            ) from error
+            mask = self._run(steps, cancellation)
+        except BaseException as error:  # All of them are whoever's who waits for the future.
+            failure = error
+        if not future.set_running_or_notify_cancel():
+            return
+        if mask is None:
+            future.set_exception(failure)
+        else:
+            future.set_result(mask)
 
-    def _others(self) -> str:
-        deadline = _Deadline(_LOOK_AROUND_S)
+    def _run(self, steps: Steps[Result], cancellation: "_Cancellation | None" = None) -> Result:
+        cancellation = cancellation or _Cancellation()
+        self._running.add(cancellation)
         try:
-            index = self._client.get_model_repository_index(client_timeout=deadline.left())
-            ready = [model.name for model in index.models if model.state == "READY"][:_LOOK_AROUND_MODELS]
-            found = sorted({name for name in ready if self._is_segmenter(name, deadline)})
-        except InferenceServerException:
-            # The index may be closed to clients; the message does without.
-            return "check the name"
-        return f"it serves: {', '.join(found)}" if found else "it serves no segmenter"
+            step = next(steps)
+            while True:
+                try:
+                    answer = self._perform(step, cancellation)
+                except Exception as error:
+                    step = steps.throw(error)
+                else:
+                    step = steps.send(answer)
+        except StopIteration as end:
+            result: Result = end.value
+            return result
+        finally:
+            steps.close()
+            self._running.discard(cancellation)
 
-    def _is_segmenter(self, name: str, deadline: "_Deadline") -> bool:
-        return names.PARTS in _parameters(self._client.get_model_config(name, client_timeout=deadline.left()))
-
-
-class _Deadline:
-    """A point in time, so that several calls share one allowance."""
-
-    def __init__(self, seconds: float) -> None:
-        self.seconds = seconds
-        self._end = time.monotonic() + seconds
-
-    def left(self) -> float:
-        """Seconds until then; a moment at least, so that gRPC itself says that time is up."""
-        return max(self._end - time.monotonic(), 1e-3)
-
-
-def _parameters(answer: Any) -> dict[str, str]:
-    return {key: value.string_value for key, value in answer.config.parameters.items()}
+    def _perform(self, step: Call | Pause | Work, cancellation: "_Cancellation") -> Any:
+        if isinstance(step, Call):
+            method = getattr(self._stub, step.method)
+            return cancellation.wait(method.future(step.request, timeout=step.timeout, metadata=self._metadata))
+        if isinstance(step, Pause):
+            return cancellation.sleep(step.seconds)
+        return step.function()
 
 
-def _mask(result: InferResult, description: Description, source: EncodedImage, scores: bool) -> Mask:
-    array = _output(result, names.MASK, np.uint8, 2)
-    maps = _output(result, names.SCORES, np.float32, 3) if scores else None
-    parts, colours = description.parts, description.colours
-    try:
-        return Mask(array=array, parts=parts, colours=colours, scores=maps, source=source)
-    except SegmenterError as error:
-        raise SegmenterError(f"{source.label}: the server's {error}; publish the segmenter again", INTERNAL) from error
+class _Cancellation:
+    """Ends whatever a running call waits for, from another thread."""
 
+    def __init__(self) -> None:
+        self._wanted = threading.Event()
+        self._call: Any = None
 
-def _output(result: InferResult, name: str, dtype: type[np.generic], dimensions: int) -> npt.NDArray[Any]:
-    array: npt.NDArray[Any] | None = result.as_numpy(name)
-    if array is None or array.dtype != dtype or array.ndim != dimensions:
-        got = "nothing" if array is None else f"{array.dtype} {array.shape}"
-        expected = f"{dtype.__name__} with {dimensions} dimensions"
-        raise SegmenterError(
-            f"{name}: got {got} from the server, expected {expected}; is it a segmenter of this project?", INTERNAL
-        )
-    # A copy, because gRPC's own bytes cannot be written to.
-    return np.array(array)
+    def cancel(self) -> None:
+        self._wanted.set()
+        if self._call is not None:
+            self._call.cancel()
 
+    def wait(self, call: Any) -> Any:
+        # Set before it is looked whether to cancel, as `cancel` does it the other way round: one of the two sees it.
+        self._call = call
+        if self._wanted.is_set():
+            call.cancel()
+        try:
+            return call.result()
+        except grpc.FutureCancelledError as error:
+            raise SegmenterError("cancelled before the answer came", CANCELLED) from error
+        except BaseException:
+            # Ctrl-C: nobody waits for the answer any more.
+            call.cancel()
+            raise
 
-def _checked_url(url: str) -> str:
-    if not isinstance(url, str) or not url.strip() or "://" in url:
-        raise SegmenterError(
-            f"url: got {url!r}, expected host:port without a scheme, such as localhost:8001", INVALID_ARGUMENT
-        )
-    return url
-
-
-def _checked_name(name: str) -> str:
-    if not isinstance(name, str) or not name:
-        raise SegmenterError(f"segmenter: got {name!r}, expected the name it was published under", INVALID_ARGUMENT)
-    return name
-
-
-def _checked_timeout(seconds: float) -> float:
-    if not isinstance(seconds, (int, float)) or not 0 < seconds < math.inf:
-        raise SegmenterError(f"timeout: got {seconds!r}, expected a positive number of seconds", INVALID_ARGUMENT)
-    return float(seconds)
+    def sleep(self, seconds: float) -> None:
+        if self._wanted.wait(seconds):
+            raise SegmenterError("cancelled before it was tried again", CANCELLED)

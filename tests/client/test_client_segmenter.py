@@ -33,13 +33,25 @@ def test_a_path_and_bytes_are_sent_as_they_are(server: FakeTriton, car: Segmente
     assert server.outputs == [["MASK"]] * 3
 
 
-def test_an_array_is_sent_exactly_and_once(server: FakeTriton, car: Segmenter) -> None:
+@pytest.mark.parametrize("compress", [False, True])
+def test_an_array_is_sent_exactly_and_once(server: FakeTriton, compress: bool) -> None:
     rng = np.random.default_rng(0)
     image = rng.integers(0, 256, (7, 9, 3), dtype=np.uint8)
-    assert car.segment(image[::-1]).array.shape == (7, 9)
-    sent = np.asarray(Image.open(io.BytesIO(server.received[0])))
-    np.testing.assert_array_equal(sent, image[::-1])
-    assert len(server.received) == 1
+    with Segmenter(server.url, "car", compress=compress) as car:
+        for given in (image[::-1], Image.fromarray(image[::-1])):
+            assert car.segment(given).array.shape == (7, 9)
+    for data in server.received:
+        picture = Image.open(io.BytesIO(data))
+        assert picture.format == ("PNG" if compress else "PPM")
+        np.testing.assert_array_equal(np.asarray(picture), image[::-1])
+    assert len(server.received) == 2
+
+
+def test_raw_pixels_are_what_the_server_decodes(server: FakeTriton, car: Segmenter) -> None:
+    slime_image = pytest.importorskip("slime_image")
+    image = np.random.default_rng(0).integers(0, 256, (7, 9, 3), dtype=np.uint8)
+    car.segment(image)
+    np.testing.assert_array_equal(slime_image.decode(server.received[0]), image)
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "I;16", "CMYK", "YCbCr", "HSV"])

@@ -152,6 +152,33 @@ def test_pixel_limit_is_inclusive() -> None:
         decode(data, max_pixels=99)
 
 
+def test_raw_pixels_are_taken_as_they_are() -> None:
+    image = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
+    decoded = decode(b"P6\n7 5\n255\n" + image.tobytes())
+    np.testing.assert_array_equal(decoded, image)
+    decoded[0, 0] = 0  # writable, as torch wants it
+
+
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [
+        (b"P6\n7 5\n255\n" + bytes(104), "got 104 bytes of raw pixels, expected 7 x 5 x 3"),
+        (b"P6\n7 5\n255\n" + bytes(106), "got 106 bytes of raw pixels, expected 7 x 5 x 3"),
+        (b"P6\n0 5\n255\n", "at least 1 x 1"),
+        (b"P6\n99999 99999\n255\n", "expected at most 50"),
+        (b"P6\n7 5\n65535\n" + bytes(210), "expected a readable JPEG, PNG or WebP"),
+        (b"P6\n# hm\n7 5\n255\n" + bytes(105), "expected a readable JPEG, PNG or WebP"),
+        (b"P3\n1 1\n255\n1 2 3\n", "expected a readable JPEG, PNG or WebP"),
+        (b"P6\n7 -5\n255\n" + bytes(105), "expected a readable JPEG, PNG or WebP"),
+        (b"P6\n" + b"9" * 5000 + b" 1\n255\n", "expected a readable JPEG, PNG or WebP"),
+    ],
+)
+def test_what_are_no_raw_pixels(data: bytes, says: str) -> None:
+    with pytest.raises(ImageError, match=says) as caught:
+        decode(data)
+    assert "\n" not in str(caught.value)
+
+
 def test_load_names_the_path(tmp_path: Path) -> None:
     (tmp_path / "good.png").write_bytes(encoded(Image.fromarray(COLOURS)))
     assert np.array_equal(load(tmp_path / "good.png"), COLOURS)

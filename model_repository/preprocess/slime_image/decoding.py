@@ -1,4 +1,4 @@
-"""Encoded bytes to upright RGB pixels, with the limits a server needs: three formats, pixels counted before decoding.
+"""Encoded bytes to upright RGB pixels, with the limits a server needs: few formats, pixels counted before decoding.
 
 It knows nothing of networks or sizes to fit. Every problem of the data is an ``ImageError`` of one line.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import warnings
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from PIL import Image
 
 FORMATS = ("JPEG", "PNG", "WEBP")
 MAX_PIXELS = 50_000_000
+# Raw pixels as a program sends them, and nothing else of the PNM family: no comments, no text, 8 bits.
+_RAW = re.compile(rb"P6\s(\d{1,9})\s(\d{1,9})\s255\s")
 _ORIENTATION_TAG = 0x0112
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -36,12 +39,16 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> npt.NDArray[np.uint8]:
     """Pixels of an encoded JPEG, PNG or WebP: uint8 (H, W, 3) RGB, turned upright by its EXIF orientation.
 
     Grayscale, 16-bit, palette and CMYK become RGB; transparency is laid over white; of several frames the first
-    counts. Raises ImageError: empty, unreadable or truncated data, another format, more than ``max_pixels``.
+    counts. Raw pixels are taken as they are: ``P6 W H 255``, white space, W * H * 3 bytes (binary PPM).
+    Raises ImageError: empty, unreadable or truncated data, another format, more than ``max_pixels``.
     """
     if not data:
         raise ImageError("image: got 0 bytes, expected an encoded JPEG, PNG or WebP; send the file's content")
+    raw = _RAW.match(data)
+    if raw:
+        return _raw(data, raw.end(), int(raw[1]), int(raw[2]), max_pixels)
     with _open(data) as image:
-        _check_size(image, max_pixels)
+        _check_size(*image.size, max_pixels)
         try:
             image.load()
         except Exception as error:  # Pillow's decoders raise most kinds on broken data.
@@ -83,8 +90,17 @@ def _open(data: bytes) -> Image.Image:
         ) from error
 
 
-def _check_size(image: Image.Image, max_pixels: int) -> None:
-    width, height = image.size
+def _raw(data: bytes, start: int, width: int, height: int, max_pixels: int) -> npt.NDArray[np.uint8]:
+    _check_size(width, height, max_pixels)
+    size = len(data) - start
+    if size != width * height * 3:
+        raise ImageError(
+            f"image: got {size} bytes of raw pixels, expected {width} x {height} x 3; send the whole picture"
+        )
+    return np.frombuffer(data, np.uint8, offset=start).reshape(height, width, 3).copy()
+
+
+def _check_size(width: int, height: int, max_pixels: int) -> None:
     if width < 1 or height < 1:
         raise ImageError(f"image: got {width} x {height} pixels, expected at least 1 x 1; save the file again")
     if width * height > max_pixels:

@@ -1,0 +1,171 @@
+"""A served segmenter without a way to reach it: what is asked, in which order, and what the answers mean.
+
+`slime_client.Segmenter` and `slime_client.aio.Segmenter` derive from it and take its steps, each in its own way.
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+import numpy as np
+import numpy.typing as npt
+
+from slime_client import lookup, names, protocol
+from slime_client.access import Access, is_this_machine
+from slime_client.description import Description
+from slime_client.errors import FAILED_PRECONDITION, INTERNAL, INVALID_ARGUMENT, NOT_FOUND, SegmenterError
+from slime_client.images import EncodedImage, ImageLike, encode
+from slime_client.inference import Answered, infer
+from slime_client.mask import Colour, Mask
+from slime_client.memory import Regions
+from slime_client.retry import Deadline, Retry
+from slime_client.server import Server
+from slime_client.steps import Steps, Work
+
+DEFAULT_TIMEOUT_S = 30.0
+LIVE_TIMEOUT_S = 5.0
+_CLOSING_S = 2.0
+
+
+class SegmenterCore:
+    """One segmenter on one Triton server, over gRPC.
+
+    Args:
+        url: host:port of the server's gRPC endpoint, such as "localhost:8001".
+        name: the segmenter's name; either form is found.
+        timeout: seconds that connecting, and each `segment`, may take unless told otherwise, tries and pauses included.
+        access: TLS, certificates and the server's key; plain text without.
+        retry: how often an unavailable server is asked again.
+        shared_memory: large images go through /dev/shm where the server is on this machine and allows it.
+        compress: arrays and PIL images are sent as PNG rather than as raw pixels: for slow networks.
+
+    Raises:
+        SegmenterError: for anything that goes wrong; `.code` tells what.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        name: str,
+        *,
+        timeout: float = DEFAULT_TIMEOUT_S,
+        access: Access | None = None,
+        retry: Retry | None = None,
+        shared_memory: bool = True,
+        compress: bool = False,
+    ) -> None:
+        self._server = Server(url=_checked_url(url), retry=retry or Retry())
+        self._name = _checked_name(name)
+        self._timeout = Deadline(timeout).seconds
+        self._access = access or Access()
+        self._metadata = self._access.metadata(url)
+        self._encode: Callable[[ImageLike], EncodedImage] = partial(encode, compress=compress)
+        self._regions = Regions(self._server, allowed=shared_memory and is_this_machine(url))
+        self._closed = False
+        self._description: Description | None = None
+        self._by_version: dict[str, Description] = {}
+        self._begin()
+
+    def _begin(self) -> None:
+        """What a transport does at once."""
+
+    @property
+    def name(self) -> str:
+        """The segmenter's name."""
+        return self._name
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The part names, background first."""
+        return self.description.parts
+
+    @property
+    def colours(self) -> tuple[Colour, ...]:
+        """One (r, g, b), each 0..255, for each part."""
+        return self.description.colours
+
+    @property
+    def description(self) -> Description:
+        """What the server says of the segmenter, its form among it; of the newest version that answered."""
+        if self._description is None:
+            raise self._unusable("not connected yet; enter it with `async with`")
+        return self._description
+
+    def __repr__(self) -> str:
+        parts = self._description and self._description.parts
+        return f"Segmenter({self._server.url!r}, {self._name!r}, parts={parts!r})"
+
+    def _connecting(self, deadline: Deadline | None = None) -> Steps[None]:
+        description = yield from lookup.find(self._server, self._name, deadline or Deadline(self._timeout))
+        self._description = description
+        if description.form == names.SHARED:
+            self._by_version[description.version] = description
+
+    def _segmenting(self, image: ImageLike, *, scores: bool, timeout: float | None) -> Steps[Mask]:
+        if self._closed:
+            raise self._unusable("closed; make a new Segmenter")
+        deadline = Deadline(self._timeout if timeout is None else timeout)
+        encoded: EncodedImage = yield Work(partial(self._encode, image))
+        try:
+            return (yield from self._answered(encoded, scores, deadline))
+        except SegmenterError as error:
+            if error.code != NOT_FOUND:
+                raise
+        # The version that answered was replaced in between, or the segmenter's form: its successor is asked instead.
+        yield from self._connecting(deadline)
+        return (yield from self._answered(encoded, scores, deadline))
+
+    def _answered(self, image: EncodedImage, scores: bool, deadline: Deadline) -> Steps[Mask]:
+        answered = yield from infer(self._server, self._regions, self.description, image, scores, deadline)
+        description = yield from self._described(answered.version, deadline)
+        return _mask(answered, description, image)
+
+    def _described(self, version: str, deadline: Deadline) -> Steps[Description]:
+        # Somebody may publish the segmenter anew, with other parts, while this object lives.
+        if version not in self._by_version:
+            if self.description.form == names.SHARED:
+                found = yield from lookup.shared(self._server, self._name, deadline)
+                self._by_version[found.version] = found
+            else:
+                found = yield from lookup.baked(self._server, self._name, version, deadline)
+                self._by_version[version] = found
+            self._description = found
+        if version not in self._by_version:
+            raise SegmenterError(f"segmenter {self._name!r}: version {version} is gone already", NOT_FOUND)
+        return self._by_version[version]
+
+    def _asking_live(self, timeout: float) -> Steps[bool]:
+        alone = Server(url=self._server.url, retry=Retry(attempts=1))
+        try:
+            answer = yield from alone.ask("ServerLive", protocol.live(), Deadline(timeout), segmenter="*", subject="it")
+        except SegmenterError:
+            return False
+        return bool(answer.live)
+
+    def _closing(self) -> Steps[None]:
+        yield from self._regions.close(Deadline(_CLOSING_S))
+
+    def _unusable(self, why: str) -> SegmenterError:
+        return SegmenterError(f"segmenter {self._name!r}: {why}", FAILED_PRECONDITION)
+
+
+def _mask(answered: Answered, description: Description, source: EncodedImage) -> Mask:
+    array: npt.NDArray[np.uint8] = answered.mask_HW
+    parts, colours = description.parts, description.colours
+    try:
+        return Mask(array=array, parts=parts, colours=colours, scores=answered.scores_Khw, source=source)
+    except SegmenterError as error:
+        raise SegmenterError(f"{source.label}: the server's {error}; publish the segmenter again", INTERNAL) from error
+
+
+def _checked_url(url: str) -> str:
+    if not isinstance(url, str) or not url.strip() or "://" in url:
+        raise SegmenterError(
+            f"url: got {url!r}, expected host:port without a scheme, such as localhost:8001", INVALID_ARGUMENT
+        )
+    return url
+
+
+def _checked_name(name: str) -> str:
+    if not isinstance(name, str) or not name:
+        raise SegmenterError(f"segmenter: got {name!r}, expected the name it was published under", INVALID_ARGUMENT)
+    return name

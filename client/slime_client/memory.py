@@ -1,0 +1,136 @@
+"""Shared memory with a server on the same machine: large images and masks are not sent, only pointed at.
+
+Linux only. A region is made in /dev/shm, registered, and its name removed at once: both sides keep their mapping, and
+nothing stays behind however this process ends. Where a region is refused (another machine, endpoint restricted or
+switched off, no room) everything goes in-band from then on.
+"""
+
+import mmap
+import os
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tritonclient.grpc import service_pb2
+
+from slime_client.errors import SegmenterError
+from slime_client.retry import Deadline
+from slime_client.server import Server
+from slime_client.steps import Steps
+
+# Under this, copying costs less than pointing.
+WORTHWHILE_BYTES = 1 << 20
+_SMALLEST_BYTES = 1 << 22
+# Of all regions of a segmenter; what does not fit goes in-band.
+_MOST_BYTES = 1 << 29
+_FOLDER = Path("/dev/shm")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Region:
+    """Memory that the server sees too.
+
+    Attributes:
+        name: what the server calls it.
+        memory: its bytes.
+    """
+
+    name: str
+    memory: mmap.mmap
+
+    def point(self, tensor: Any, offset: int, size: int) -> None:
+        """Say in a request that a tensor lies, or shall lie, here."""
+        tensor.parameters["shared_memory_region"].string_param = self.name
+        tensor.parameters["shared_memory_offset"].int64_param = offset
+        tensor.parameters["shared_memory_byte_size"].int64_param = size
+
+
+class Regions:
+    """The regions of one segmenter, each lent to one call at a time and used again."""
+
+    def __init__(self, server: Server, *, allowed: bool) -> None:
+        self._server = server
+        self._allowed = allowed and _FOLDER.is_dir()
+        self._free: list[Region] = []
+        # Of calls that were given up: the server may still read or write there, so no other call may.
+        self._retired: list[Region] = []
+        self._bytes = 0
+
+    def lend(self, size: int, deadline: Deadline) -> Steps[Region | None]:
+        """A region of at least `size` bytes, or None where the call is to go in-band."""
+        if not self._allowed or size < WORTHWHILE_BYTES:
+            return None
+        while self._free:
+            region = self._free.pop()
+            if len(region.memory) >= size:
+                return region
+            self._retired.append(region)
+        yield from self._unregister_retired(deadline)
+        return (yield from self._make(max(_SMALLEST_BYTES, 1 << (size - 1).bit_length()), deadline))
+
+    def give_back(self, region: Region) -> None:
+        """The call with it has ended: another may have it."""
+        self._free.append(region)
+
+    def retire(self, region: Region) -> None:
+        """The call with it was given up."""
+        self._retired.append(region)
+
+    def forbid(self) -> None:
+        """Nothing more through shared memory."""
+        self._allowed = False
+
+    def close(self, deadline: Deadline) -> Steps[None]:
+        """Take every region back from the server."""
+        self._allowed = False
+        self._retired += self._free
+        self._free = []
+        yield from self._unregister_retired(deadline)
+
+    def _make(self, size: int, deadline: Deadline) -> Steps[Region | None]:
+        if self._bytes + size > _MOST_BYTES:
+            return None
+        name = f"slime-client-{os.getpid()}-{uuid.uuid4().hex}"
+        try:
+            with _block(name, size) as memory:
+                yield from self._register(name, size, deadline)
+        except (OSError, SegmenterError):
+            self._allowed = False
+            return None
+        self._bytes += size
+        return Region(name=name, memory=memory)
+
+    def _register(self, name: str, size: int, deadline: Deadline) -> Steps[None]:
+        request = service_pb2.SystemSharedMemoryRegisterRequest(name=name, key=f"/{name}", byte_size=size)
+        yield from self._server.ask(
+            "SystemSharedMemoryRegister", request, deadline, segmenter="*", subject="shared memory"
+        )
+
+    def _unregister_retired(self, deadline: Deadline) -> Steps[None]:
+        while self._retired:
+            region = self._retired.pop()
+            self._bytes -= len(region.memory)
+            request = service_pb2.SystemSharedMemoryUnregisterRequest(name=region.name)
+            try:
+                yield from self._server.ask(
+                    "SystemSharedMemoryUnregister", request, deadline, segmenter="*", subject="shared memory"
+                )
+            except SegmenterError:
+                # A server that is gone, or was started again, has forgotten it anyway.
+                continue
+
+
+@contextmanager
+def _block(name: str, size: int) -> Iterator[mmap.mmap]:
+    # Not multiprocessing.shared_memory: it does not reserve the room, and writing beyond it kills the process.
+    path = _FOLDER / name
+    handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
+    try:
+        os.posix_fallocate(handle, 0, size)
+        yield mmap.mmap(handle, size)
+    finally:
+        path.unlink(missing_ok=True)
+        os.close(handle)
