@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from slime_export.errors import ExportError, ParityError, ServerError
+from slime_export.errors import EngineError, ExportError, ParityError, ServerError
 from slime_export.pipeline import Request, export
 from slime_optimize.errors import InputError
 
@@ -22,7 +22,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         published, _ = export(Request(**vars(arguments)), say=lambda line: print(line, flush=True))
     except (InputError, ExportError) as error:
         return _failed(error, 2)
-    except (ParityError, ServerError, OSError) as error:
+    except (EngineError, ParityError, ServerError, OSError) as error:
         return _failed(error, 1)
     print(f"published {published.name} version {published.version} in {arguments.repository}")
     return 0

@@ -3,6 +3,7 @@
     ExportError (ValueError)      input that cannot be exported or published: names, versions, repository
     ParityError (RuntimeError)    the exported models do not answer as PyTorch does
     ServerError (RuntimeError)    the running server refused, or answered wrongly
+    EngineError (RuntimeError)    TensorRT refused the graph, or found no GPU
 
 Entry scripts print the line and leave with exit code 2 for the first, 1 for the others.
 """
@@ -18,3 +19,7 @@ class ParityError(RuntimeError):
 
 class ServerError(RuntimeError):
     """The running server could not be asked, or did not take the new version; the old one still serves."""
+
+
+class EngineError(RuntimeError):
+    """TensorRT is there but built no engine, or could not run it; nothing was published."""
