@@ -1,6 +1,7 @@
 """Serve a model repository on this machine with a real Triton server: python serve/launch.py --repository FOLDER
 
-Prints one line when every segmenter has answered an image, and serves until Ctrl-C or SIGTERM.
+Prints one line when every segmenter has answered an image, and serves until Ctrl-C or SIGTERM: what dies is started
+again, and said on stderr.
 """
 
 from __future__ import annotations
@@ -9,10 +10,11 @@ import argparse
 import signal
 import sys
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 from types import FrameType
 
-from slime_serve import ServeError, Server, ServerError, ServerSettings, Stopped
+from slime_serve import Security, ServeError, Server, ServerError, ServerSettings, Stopped
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -20,7 +22,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     stop = _StopRequest()
     try:
-        with Server(ServerSettings(**vars(arguments)), stop.is_wanted) as server:
+        with Server(_settings(arguments), stop.is_wanted, _say) as server:
             names = ",".join(server.segmenters)
             print(
                 f"ready grpc={server.grpc} http={server.http} metrics={server.metrics} segmenters={names}", flush=True
@@ -34,6 +36,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
     return 0
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _settings(arguments: argparse.Namespace) -> ServerSettings:
+    values = vars(arguments)
+    security = Security(**{each.name: values.pop(each.name) for each in fields(Security)})
+    return ServerSettings(**values, security=security)
 
 
 class _StopRequest:
@@ -65,7 +77,21 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--threads", type=int, default=default.threads, help="per network (default: all cores)")
     parser.add_argument("--timeout", type=float, default=default.timeout, help="seconds to wait until ready")
     parser.add_argument("--log", type=Path, help="file for the server's output (default: temporary)")
+    parser.add_argument("--probe", type=float, default=default.probe, metavar="S", help="seconds between two probes")
+    parser.add_argument("--drain", type=float, default=default.drain, metavar="S", help="seconds to finish in, stopped")
+    _add_security(parser.add_argument_group("who may ask what"), default.security)
     return parser
+
+
+def _add_security(group: argparse._ArgumentGroup, default: Security) -> None:
+    group.add_argument(
+        "--listen", default=default.listen, metavar="ADDRESS", help=f"of gRPC, with TLS (default {default.listen})"
+    )
+    group.add_argument("--tls-certificate", type=Path, metavar="PEM", help="the server's own")
+    group.add_argument("--tls-key", type=Path, metavar="PEM", help="its private key")
+    group.add_argument("--tls-ca", type=Path, metavar="PEM", help="answer only clients this authority vouches for")
+    group.add_argument("--insecure", action="store_true", help="no TLS, although other machines can listen")
+    group.add_argument("--admin-key-file", type=Path, metavar="FILE", help="key that loading models then takes")
 
 
 if __name__ == "__main__":

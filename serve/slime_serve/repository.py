@@ -15,11 +15,11 @@ _UNSAFE = re.compile(r"[^A-Za-z0-9_./+,:@=-]")
 
 @dataclass(frozen=True, kw_only=True)
 class Repository:
-    """``segmenters``: names of the ensembles; ``models``: those and every model they are made of, once each."""
+    """``segmenters``: names of the ensembles; ``parts``: of every model they are made of, once each."""
 
     path: Path
     segmenters: tuple[str, ...]
-    models: tuple[str, ...]
+    parts: tuple[str, ...]
 
 
 def read(path: Path) -> Repository:
@@ -34,8 +34,8 @@ def read(path: Path) -> Repository:
     ensembles = {name: steps for name, steps in _steps(resolved).items() if steps}
     if not ensembles:
         raise UsageError(f"repository {path}: no segmenters in it; publish one with export/build.py")
-    models = dict.fromkeys([step for steps in ensembles.values() for step in steps] + list(ensembles))
-    return Repository(path=resolved, segmenters=tuple(ensembles), models=tuple(models))
+    parts = dict.fromkeys(step for steps in ensembles.values() for step in steps)
+    return Repository(path=resolved, segmenters=tuple(ensembles), parts=tuple(parts))
 
 
 def _steps(path: Path) -> dict[str, list[str]]:

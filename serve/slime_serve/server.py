@@ -1,54 +1,36 @@
-"""One Triton process: started, waited for, stopped, and everything it leaves behind removed."""
+"""A Triton server that is looked after: started, waited for, started again if need be, and stopped without a trace."""
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import re
-import secrets
 import shutil
-import signal
-import subprocess
 import tempfile
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
+from typing import TypeVar
 
-from slime_serve import ports, probe, repository, wheel
-from slime_serve.errors import ServerError, Stopped, UsageError
+from slime_serve import command, memory, ports, probe, repository, wheel
+from slime_serve.control import Control, UnansweredError
+from slime_serve.errors import ServeError, ServerError, Stopped, UsageError
+from slime_serve.process import Process
+from slime_serve.security import LOOPBACK
+from slime_serve.settings import ServerSettings
+from slime_serve.watch import Watch
 
-SHARED_MEMORY = Path("/dev/shm")
-_LOAD_FAILURE = re.compile(r"failed to load '([^']+)'(?: version \d+)?: (.*)")
-_TAIL_LINES = 20
 _POLL_SECONDS = 0.1
-_STOP_SECONDS = 20
-_KILL_SECONDS = 5
-_PR_SET_PDEATHSIG = 1
-
-
-@dataclass(frozen=True, kw_only=True)
-class ServerSettings:
-    """``*_port`` 0: any free one. ``threads``: of each network, 0 for all cores. ``timeout``: seconds until ready.
-
-    ``log``: file for the server's output; None for a temporary one that only a failure leaves behind.
-    """
-
-    repository: Path
-    grpc_port: int = 8001
-    http_port: int = 8000
-    metrics_port: int = 8002
-    threads: int = 0
-    timeout: float = 300.0
-    log: Path | None = None
-
-    def __post_init__(self) -> None:
-        if self.threads < 0:
-            raise UsageError(f"threads: got {self.threads}, expected 1 or more (0: all cores)")
-        if self.timeout <= 0:
-            raise UsageError(f"timeout: got {self.timeout:g}, expected seconds above 0")
+# After the requests under way have had their time.
+_STOP_SECONDS = 10.0
+_TAIL_LINES = 20
+_LOAD_FAILURE = re.compile(r"failed to load '([^']+)'(?: version \d+)?: (.*)")
+# Waits before the second start in a row and those after it; a server that lived longer than CALM starts at once.
+_BACK_OFF = (0.0, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
+_CALM_SECONDS = 60.0
+Result = TypeVar("Result")
 
 
 class Server:
@@ -56,27 +38,38 @@ class Server:
 
     Attributes: ``segmenters``, and the ``grpc``, ``http`` and ``metrics`` addresses as HOST:PORT. Entering raises
     UsageError before anything is started, ServerError, or Stopped soon after ``stop_wanted`` has become true.
+    ``say`` takes one line whenever something happens to a running server.
     """
 
-    def __init__(self, settings: ServerSettings, stop_wanted: Callable[[], bool] = lambda: False) -> None:
-        self._settings = settings
-        self._stop_wanted = stop_wanted
-        self._process: subprocess.Popen[bytes] | None = None
-        self._prefix = f"slime_{os.getpid()}_{secrets.token_hex(4)}_"
+    def __init__(
+        self,
+        settings: ServerSettings,
+        stop_wanted: Callable[[], bool] = lambda: False,
+        say: Callable[[str], None] = lambda line: None,
+    ) -> None:
+        self._settings, self._stop_wanted, self._say = settings, stop_wanted, say
+        self._process: Process | None = None
 
     def __enter__(self) -> Server:
-        settings = self._settings
-        wanted = {"grpc": settings.grpc_port, "http": settings.http_port, "metrics": settings.metrics_port}
+        settings, security = self._settings, self._settings.security
         self._repository = repository.read(settings.repository)
         self.segmenters = self._repository.segmenters
-        self._ports = ports.claim(wanted)
-        self.grpc, self.http, self.metrics = (f"{ports.ADDRESS}:{self._ports[name]}" for name in wanted)
-        found = wheel.find()
+        wanted = {"grpc": settings.grpc_port, "http": settings.http_port, "metrics": settings.metrics_port}
+        hosts = {"grpc": security.listen, "http": LOOPBACK, "metrics": LOOPBACK}
+        self._ports = ports.claim(wanted, hosts)
+        self.grpc, self.http, self.metrics = (f"{hosts[name]}:{port}" for name, port in self._ports.items())
+        self._wheel = wheel.find()
+        self._key = security.key()
+        self._control = Control(self.http, self._key)
         self._log = _log_path(settings.log)
+        memory.remove_stale()
+        self._regions = memory.Regions()
         self._folder = Path(tempfile.mkdtemp(prefix="slime-serve-"))
         try:
-            self._start(found)
-            probe.wait(self.grpc, self.segmenters, settings.timeout, self._check_alive)
+            wheel.assemble_backends(self._wheel, self._folder / "backends")
+            wheel.assemble_python(self._folder / "python")
+            self._start(self._repository)
+            self._await(self._repository)
         except BaseException as error:
             self._stop(keep_log=isinstance(error, ServerError))
             raise
@@ -88,73 +81,159 @@ class Server:
         self._stop(keep_log=isinstance(error, ServerError))
 
     def wait(self) -> None:
-        """Block until asked to stop (Stopped) or until the server ends by itself (ServerError)."""
+        """Block until asked to stop (Stopped), looking after the server: see `watch`. One that ended starts again."""
+        failures = 0
         while True:
-            self._check_alive()
-            time.sleep(_POLL_SECONDS)
+            begun = time.monotonic()
+            reason = self._watched()
+            failures = 0 if time.monotonic() - begun > _CALM_SECONDS else failures
+            self._say(f"server: {reason}; starting it again, its log: {self._log}")
+            failures = self._restarted(failures)
 
-    def _start(self, found: wheel.Wheel) -> None:
-        backends, python = self._folder / "backends", self._folder / "python"
-        wheel.assemble_backends(found, backends)
-        wheel.assemble_python(python)
-        threads = self._settings.threads or len(os.sched_getaffinity(0))
-        with self._log.open("wb") as log:
-            self._process = subprocess.Popen(
-                [os.fspath(found.server), *self._arguments(found, backends)],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env=wheel.environment(found, python, threads),
-                # A group of its own: Ctrl-C reaches only the launcher, and no process can be forgotten.
-                start_new_session=True,
-                preexec_fn=_end_with_parent,
-            )
-
-    def _arguments(self, found: wheel.Wheel, backends: Path) -> list[str]:
-        listening = [
-            argument
-            for name, port in self._ports.items()
-            for argument in (f"--{name}-address={ports.ADDRESS}", f"--{name}-port={port}")
-        ]
-        return [
-            f"--model-repository={self._repository.path}",
-            # Explicit, so that publishing decides when and in which order a new version is loaded.
-            "--model-control-mode=explicit",
-            *(f"--load-model={model}" for model in self._repository.models),
-            f"--backend-directory={backends}",
-            f"--cache-directory={found.caches}",
-            f"--backend-config=python,shm-region-prefix-name={self._prefix}",
-            # Loading a network of several gigabytes takes longer than the usual 30 s.
-            "--backend-config=python,stub-timeout-seconds=600",
-            "--allow-gpu-metrics=false",
-            "--exit-timeout-secs=10",
-            *listening,
-        ]
-
-    def _check_alive(self) -> None:
-        if self._stop_wanted():
-            raise Stopped
+    def _watched(self) -> str:
+        """Why the server has to be started again; returns only then."""
         assert self._process is not None
-        code = self._process.poll()
-        if code is None:
-            return
-        text = self._log.read_text(encoding="utf-8", errors="replace")
-        if failure := _LOAD_FAILURE.search(text):
+        watch = Watch(
+            self._process.pid,
+            self._control,
+            grpc=(_reachable(self._settings.security.listen), self._ports["grpc"]),
+            segmenters=lambda: repository.read(self._settings.repository).segmenters,
+            every=self._settings.probe,
+            say=self._say,
+        )
+        with contextlib.closing(watch):
+            while True:
+                self._check_stop()
+                if (code := self._process.code()) is not None:
+                    return f"ended with code {code}"
+                if reason := watch.look():
+                    return reason
+                time.sleep(_POLL_SECONDS)
+
+    def _restarted(self, failures: int) -> int:
+        """Start it again until it serves; how many starts in a row that makes."""
+        while True:
+            self._pause(_BACK_OFF[min(failures, len(_BACK_OFF) - 1)])
+            failures += 1
+            begun = time.monotonic()
+            try:
+                self._end(0)
+                found = repository.read(self._settings.repository)
+                self._start(found, tolerant=True)
+                self._await(found, self._say)
+            except ServeError as error:
+                self._say(f"{error}; trying again")
+                continue
+            self._say(f"server: serves again after {time.monotonic() - begun:.1f} s")
+            return failures
+
+    def _start(self, found: repository.Repository, *, tolerant: bool = False) -> None:
+        """``tolerant``: serve what can be served where a model cannot be loaded."""
+        folder = self._folder
+        arguments = [
+            *command.arguments(self._settings, self._wheel, folder / "backends", self._ports, self._regions.prefix),
+            *command.models(found, tolerant=tolerant),
+            *self._settings.security.arguments(self._key),
+        ]
+        self._process = Process(
+            [os.fspath(self._wheel.server), *arguments],
+            wheel.environment(self._wheel, folder / "python", command.threads(self._settings)),
+            self._log,
+            self._regions.lock,
+        )
+
+    def _await(self, found: repository.Repository, say: Callable[[str], None] | None = None) -> None:
+        """Hear every segmenter answer. ``say``: is told of those that do not, and the others are served; without it
+        one raises ServerError, as does a server without any that answers.
+        """
+        deadline = time.monotonic() + self._settings.timeout
+        while not self._control.is_live():
+            self._check_alive(deadline)
+            time.sleep(_POLL_SECONDS)
+        answered = 0
+        with _thread() as pool:
+            for segmenter in found.segmenters:
+                left = max(1.0, deadline - time.monotonic())
+                with self._tolerated(f"segmenter {segmenter}: the server cannot answer with it", say):
+                    self._finished(pool.submit(probe.ask, self._control, segmenter, left), deadline)
+                    answered += 1
+        if not answered:
+            raise ServerError(f"server: none of its segmenters answers; its log: {self._log}")
+        self._repository, self.segmenters = found, found.segmenters
+
+    @contextlib.contextmanager
+    def _tolerated(self, what: str, say: Callable[[str], None] | None) -> Iterator[None]:
+        try:
+            yield
+        except UnansweredError as error:
+            text = f"{what} ({error}); its log: {self._log}"
+            if say is None:
+                raise ServerError(text) from error
+            say(text)
+
+    def _finished(self, task: Future[Result], deadline: float) -> Result:
+        while not task.done():
+            self._check_alive(deadline)
+            time.sleep(_POLL_SECONDS / 2)
+        self._check_alive(deadline)
+        return task.result()
+
+    def _check_alive(self, deadline: float) -> None:
+        self._check_stop()
+        assert self._process is not None
+        code = self._process.code()
+        if code is not None:
+            raise self._ended(code)
+        if time.monotonic() > deadline:
+            raise ServerError(f"server: not ready after {self._settings.timeout:g} s; allow more with --timeout")
+
+    def _ended(self, code: int) -> ServerError:
+        assert self._process is not None
+        if failure := _LOAD_FAILURE.search(self._process.output()):
             model, reason = failure.groups()
             # Python's stack follows, with line ends written as \\n.
             first = reason.split("\\n")[0].strip(' "')
-            raise ServerError(f"model {model}: the server cannot load it ({first}); its log: {self._log}")
-        tail = "\n".join(text.splitlines()[-_TAIL_LINES:])
-        raise ServerError(f"server: ended with code {code}; its log: {self._log}", tail)
+            return ServerError(f"model {model}: the server cannot load it ({first}); its log: {self._log}")
+        tail = "\n".join(self._process.output().splitlines()[-_TAIL_LINES:])
+        return ServerError(f"server: ended with code {code}; its log: {self._log}", tail)
+
+    def _check_stop(self) -> None:
+        if self._stop_wanted():
+            raise Stopped
+
+    def _pause(self, seconds: float) -> None:
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            self._check_stop()
+            time.sleep(_POLL_SECONDS)
+
+    def _end(self, seconds: float) -> None:
+        if self._process is not None:
+            self._process.end(seconds)
+            self._process = None
+        self._regions.clear()
 
     def _stop(self, *, keep_log: bool) -> None:
-        if self._process is not None:
-            _end(self._process)
-        for region in SHARED_MEMORY.glob(f"{self._prefix}*"):
-            region.unlink(missing_ok=True)
+        self._end(self._settings.drain + _STOP_SECONDS)
+        self._regions.close()
         shutil.rmtree(self._folder, ignore_errors=True)
         if self._settings.log is None and not keep_log:
             self._log.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _thread() -> Iterator[ThreadPoolExecutor]:
+    """Not waited for at the end: its task can hang as long as the server does, which is stopped after this."""
+    pool = ThreadPoolExecutor(1, thread_name_prefix="probe")
+    try:
+        yield pool
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _reachable(address: str) -> str:
+    """Where to reach, from this machine, what listens on ``address``."""
+    return LOOPBACK if address == "0.0.0.0" else address
 
 
 def _log_path(wanted: Path | None) -> Path:
@@ -163,26 +242,7 @@ def _log_path(wanted: Path | None) -> Path:
         os.close(handle)
         return Path(name)
     try:
-        wanted.open("ab").close()
+        wanted.open("wb").close()
     except OSError as error:
         raise UsageError(f"log {wanted}: cannot be written ({error.strerror}); choose another with --log") from error
     return wanted
-
-
-def _end_with_parent() -> None:
-    """In the child: be told to stop should the launcher itself be killed."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """Politely first, so that requests under way are answered; then the whole group, Python processes included."""
-    if process.poll() is None:
-        process.send_signal(signal.SIGTERM)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(_STOP_SECONDS)
-    deadline = time.monotonic() + _KILL_SECONDS
-    with contextlib.suppress(ProcessLookupError):
-        while time.monotonic() < deadline:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.poll()
-            time.sleep(0.02)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import signal
 import socket
@@ -13,10 +12,9 @@ from typing import Any
 import pytest
 from test_serving import picture
 
+from processes import descendants, regions, running
 from serving import FREE_PORTS, Served, launch, png, served, stop
 from slime_serve import Server, ServerError, ServerSettings, UsageError, wheel
-
-SHARED_MEMORY = Path("/dev/shm")
 
 
 @pytest.fixture(autouse=True)
@@ -34,35 +32,6 @@ def outcome(repository: Path, *arguments: str, ports: tuple[str, ...] = FREE_POR
     out, error = launcher.communicate(timeout=120)
     assert out == ""
     return launcher.returncode, error
-
-
-def descendants(pid: int) -> list[int]:
-    """Processes below ``pid``, all generations."""
-    children = [int(word) for path in Path(f"/proc/{pid}/task").glob("*/children") for word in path.read_text().split()]
-    return children + [each for child in children for each in descendants(child)]
-
-
-def name(pid: int) -> str:
-    return Path(f"/proc/{pid}/comm").read_text().strip()
-
-
-def running(pids: list[int]) -> list[int]:
-    """Those that have not ended within a few seconds; a zombie has ended."""
-    deadline = time.monotonic() + 30
-    while (left := [pid for pid in pids if _state(pid) not in "ZX"]) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    return left
-
-
-def _state(pid: int) -> str:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except (FileNotFoundError, ProcessLookupError):
-        return "X"
-
-
-def regions(pid: int) -> list[Path]:
-    return list(SHARED_MEMORY.glob(f"slime_{pid}_*"))
 
 
 def refusal(repository: Path, **settings: Any) -> str:
@@ -94,7 +63,7 @@ def test_path_that_triton_cannot_handle(toy_repository: Path, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
-    "settings", [{"threads": -1}, {"timeout": 0}, {"log": Path("/nowhere/log")}, {"http_port": 70000}]
+    "settings", [{"threads": -1}, {"timeout": 0}, {"probe": 0}, {"log": Path("/nowhere/log")}, {"http_port": 70000}]
 )
 def test_wrong_settings(toy_repository: Path, settings: dict[str, Any]) -> None:
     assert next(iter(settings)).split("_")[0] in refusal(toy_repository, **settings)
@@ -169,15 +138,4 @@ def test_killed_launcher_takes_the_server_along(toy_repository: Path) -> None:
         started = descendants(server.launcher.pid)
         server.launcher.kill()
         assert not running(started)
-    assert not regions(server.launcher.pid)
-
-
-@pytest.mark.triton
-def test_server_that_dies_is_reported(toy_repository: Path) -> None:
-    with served(toy_repository) as server:
-        server_pid = next(pid for pid in descendants(server.launcher.pid) if name(pid) == "tritonserver")
-        os.kill(server_pid, signal.SIGKILL)
-        error = server.launcher.communicate(timeout=60)[1]
-    assert server.launcher.returncode == 1
-    assert "error: server: ended with code -9" in error
     assert not regions(server.launcher.pid)

@@ -1,0 +1,90 @@
+"""What the launcher itself says to the server: load this, answer that. Over HTTP, which stays on the loopback
+address whatever gRPC listens on, so that neither certificates nor names matter here."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import numpy as np
+from tritonclient import http
+from tritonclient.utils import InferenceServerException
+
+from slime_serve.errors import ServeError
+from slime_serve.security import HEADER
+from slime_was import contract
+
+# A network of several gigabytes takes its time.
+LOAD_SECONDS = 600.0
+_SHORT_SECONDS = 2.0
+Answer = TypeVar("Answer")
+
+
+class UnansweredError(ServeError):
+    """The server refused, failed, or was not there; the message is its reason, in one line."""
+
+
+class Control:
+    """Requests to the server at ``address`` (HOST:PORT of its HTTP endpoint). Usable from any thread.
+
+    Every method raises UnansweredError.
+    """
+
+    def __init__(self, address: str, key: str | None) -> None:
+        self._address = address
+        self._headers = {} if key is None else {HEADER: key}
+
+    def is_live(self) -> bool:
+        try:
+            return self._asked(_SHORT_SECONDS, lambda client: bool(client.is_server_live()))
+        except UnansweredError:
+            return False
+
+    def load(self, model: str, config: str | None = None) -> None:
+        """``config``: what to use, as JSON, instead of what the repository says."""
+        self._asked(LOAD_SECONDS, lambda client: client.load_model(model, self._headers, config=config))
+
+    def reload(self, model: str) -> None:
+        """Start its processes anew. Triton does nothing where nothing changed, so something has to."""
+        config = self._asked(_SHORT_SECONDS, lambda client: client.get_model_config(model))
+        config.setdefault("parameters", {})["reloaded"] = {"string_value": str(time.time())}
+        self.load(model, json.dumps(config))
+
+    def ask(self, segmenter: str, image: bytes, timeout: float) -> tuple[int, ...]:
+        """Shape of the mask of an encoded image."""
+        tensor = http.InferInput(contract.IMAGE, [1], "BYTES")
+        tensor.set_data_from_numpy(np.array([image], dtype=object))
+        wanted = [http.InferRequestedOutput(contract.MASK)]
+        answer = self._asked(timeout, lambda client: client.infer(segmenter, [tensor], outputs=wanted))
+        return tuple(answer.as_numpy(contract.MASK).shape)
+
+    def answered(self) -> int:
+        """Inferences that any model has finished since the server started."""
+        statistics = self._asked(_SHORT_SECONDS, lambda client: client.get_inference_statistics())
+        return sum(int(each["inference_stats"]["success"].get("count", 0)) for each in statistics["model_stats"])
+
+    def _asked(self, timeout: float, ask: Callable[[Any], Answer]) -> Answer:
+        try:
+            with _connection(self._address, timeout) as client:
+                return ask(client)
+        except InferenceServerException as error:
+            raise UnansweredError(_one_line(error.message())) from error
+        except Exception as error:  # Whatever sockets and gevent raise.
+            raise UnansweredError(f"no answer: {_one_line(error) or type(error).__name__}") from error
+
+
+@contextmanager
+def _connection(address: str, timeout: float) -> Iterator[Any]:
+    client = http.InferenceServerClient(address, connection_timeout=min(timeout, 5.0), network_timeout=timeout)
+    try:
+        yield client
+    finally:
+        client.close()
+
+
+def _one_line(error: object) -> str:
+    # Python's stack follows the first line, with line ends written as \\n.
+    return " ".join(str(error).split("\\n")[0].split())

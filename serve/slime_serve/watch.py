@@ -1,0 +1,160 @@
+"""What goes wrong with a running server, found by looking; what a model's reload puts right is put right.
+
+A killed Python process: its model is loaded anew. A server that answers nothing any more: the caller is told.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+
+from slime_serve import memory, probe
+from slime_serve.control import Control, UnansweredError
+from slime_serve.errors import UsageError
+from slime_serve.stubs import Stubs
+
+# A probe that waits longer counts as failed. Requests are rejected well before (contract.QUEUE_SECONDS).
+PROBE_SECONDS = 10.0
+FAILED_PROBES = 3
+FAILED_RELOADS = 3
+_CONNECT_SECONDS = 2.0
+
+
+class Watch:
+    """Of the server process ``pid``; ``look`` at it several times a second.
+
+    grpc: where its gRPC port must accept connections. segmenters: names of those to probe, asked for again every
+    round. every: seconds between two probes. say: takes one line for the person in charge.
+    """
+
+    def __init__(
+        self,
+        pid: int,
+        control: Control,
+        *,
+        grpc: tuple[str, int],
+        segmenters: Callable[[], tuple[str, ...]],
+        every: float,
+        say: Callable[[str], None],
+    ) -> None:
+        self._pool = ThreadPoolExecutor(4, thread_name_prefix="watch")
+        self._stubs = Stubs(pid)
+        self._reloads = _Reloads(control, self._pool, say)
+        self._probes = _Probes(control, self._pool, grpc, segmenters, every)
+        self._say = say
+
+    def look(self) -> str | None:
+        """Why the server must be started again, None where it need not. Returns at once."""
+        for stub in self._stubs.dead():
+            self._say(f"model {stub.model}: its process {stub.pid} died; loading it again")
+            self._reloads.want(stub.model, stub.region)
+        return self._reloads.look() or self._probes.look()
+
+    def close(self) -> None:
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+
+class _Reloads:
+    """Models whose processes died, each loaded again by one task at a time."""
+
+    def __init__(self, control: Control, pool: Executor, say: Callable[[str], None]) -> None:
+        self._control, self._pool, self._say = control, pool, say
+        self._wanted: dict[str, set[str]] = defaultdict(set)
+        self._running: dict[str, Future[float]] = {}
+        self._failures: Counter[str] = Counter()
+
+    def want(self, model: str, region: str) -> None:
+        self._wanted[model].add(region)
+
+    def look(self) -> str | None:
+        for model in [model for model, task in self._running.items() if task.done()]:
+            try:
+                seconds = self._running.pop(model).result()
+                self._say(f"model {model}: serves again after {seconds:.1f} s")
+                del self._failures[model]
+            except UnansweredError as error:
+                self._failures[model] += 1
+                if self._failures[model] == FAILED_RELOADS:
+                    return f"model {model} cannot be loaded again ({error})"
+                self._wanted[model].update()  # Once more, with no region left to remove.
+        for model in [model for model in self._wanted if model not in self._running]:
+            self._running[model] = self._pool.submit(self._reload, model, self._wanted.pop(model))
+        return None
+
+    def _reload(self, model: str, regions: set[str]) -> float:
+        begun = time.monotonic()
+        for region in regions:  # Of processes that are gone; the server keeps what it has mapped.
+            memory.remove(region)
+        try:
+            self._control.reload(model)
+        except UnansweredError as error:
+            if "unknown model" not in str(error):  # Taken out of the repository in the meantime.
+                raise
+        return time.monotonic() - begun
+
+
+class _Probes:
+    """One segmenter after the other."""
+
+    def __init__(
+        self,
+        control: Control,
+        pool: Executor,
+        grpc: tuple[str, int],
+        segmenters: Callable[[], tuple[str, ...]],
+        every: float,
+    ) -> None:
+        self._control, self._pool, self._grpc, self._every = control, pool, grpc, every
+        self._turn = _in_turn(segmenters)
+        self._task: Future[None] | None = None
+        self._next = time.monotonic() + every
+        self._failed = 0
+        self._answered = 0
+
+    def look(self) -> str | None:
+        if self._task is not None and self._task.done():
+            task, self._task = self._task, None
+            self._next = time.monotonic() + self._every
+            try:
+                task.result()
+                self._failed = 0
+            except UnansweredError as error:
+                self._failed += 1
+                if self._failed == FAILED_PROBES:
+                    return f"{FAILED_PROBES} probes in a row failed ({error})"
+        if self._task is None and time.monotonic() >= self._next:
+            self._task = self._pool.submit(self._ask)
+        return None
+
+    def _ask(self) -> None:
+        segmenter = next(self._turn)
+        if segmenter is None:
+            return
+        try:
+            _connect(self._grpc)
+            probe.ask(self._control, segmenter, PROBE_SECONDS)
+        except UnansweredError:
+            # An overloaded server rejects probes as it rejects others; it is well as long as it answers somebody.
+            before, self._answered = self._answered, self._control.answered()
+            if self._answered <= before:
+                raise
+
+
+def _in_turn(segmenters: Callable[[], tuple[str, ...]]) -> Iterator[str | None]:
+    """None where there is nothing to probe, because the repository is empty or being written."""
+    while True:
+        names: tuple[str | None, ...] = ()
+        with contextlib.suppress(UsageError):
+            names = segmenters()
+        yield from names or (None,)
+
+
+def _connect(address: tuple[str, int]) -> None:
+    try:
+        socket.create_connection(address, _CONNECT_SECONDS).close()
+    except OSError as error:
+        raise UnansweredError(f"gRPC port: {error.strerror or error}") from error

@@ -1,0 +1,95 @@
+"""kill -9 under load: back soon, every request answered rightly or failed with a status, nothing left in /dev/shm."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from load import DEADLINE_S, GRACE_S, Outcome, ask, load, wait_until_ok
+
+from processes import regions, server_of, stubs_of
+from serving import Served, png, served, stop
+
+pytestmark = [pytest.mark.triton, pytest.mark.slow]
+
+# Ten seconds are promised of two idle cores; a test machine may be busy.
+RECOVERED_S = 30.0
+PICTURE = png(np.random.default_rng(0).integers(0, 256, (60, 80, 3), np.uint8))
+# What a client may see while something is being put right.
+FAILURES = {"INTERNAL", "UNAVAILABLE", "DEADLINE_EXCEEDED", "CANCELLED"}
+
+
+@pytest.fixture(scope="module")
+def server(toy_repository: Path) -> Iterator[Served]:
+    with served(toy_repository, "--probe", "1") as server:
+        yield server
+
+
+def check(outcomes: list[Outcome]) -> None:
+    """Nothing hung, nothing wrong, nothing but clear failures."""
+    masks = [outcome.mask for outcome in outcomes if outcome.mask is not None]
+    assert masks
+    assert all(np.array_equal(mask, masks[0]) for mask in masks)
+    assert {outcome.status for outcome in outcomes} <= FAILURES | {"OK"}
+    assert max(outcome.seconds for outcome in outcomes) < DEADLINE_S + GRACE_S
+    assert not [outcome.message for outcome in outcomes if "/tmp" in outcome.message or ".py" in outcome.message]
+
+
+@pytest.mark.parametrize("model", ["preprocess", "vae_encoder", "toy_unet", "was"])
+def test_killed_python_process(server: Served, model: str) -> None:
+    pid = server.launcher.pid
+    before = len(regions(pid))
+    serving = server_of(pid)
+    with load(server.grpc, "toy", PICTURE) as outcomes:
+        time.sleep(0.5)
+        os.kill(stubs_of(pid)[model], signal.SIGKILL)
+        wait_until_ok(outcomes, time.monotonic() + 0.2, RECOVERED_S)
+    check(outcomes)
+    assert server_of(pid) == serving, "the others were disturbed"
+    assert len(stubs_of(pid)) == 4
+    wait_for_regions(pid, before)
+
+
+def test_killed_server(server: Served) -> None:
+    pid = server.launcher.pid
+    before = len(regions(pid))
+    with load(server.grpc, "toy", PICTURE) as outcomes:
+        time.sleep(0.5)
+        os.kill(server_of(pid), signal.SIGKILL)
+        wait_until_ok(outcomes, time.monotonic() + 0.2, RECOVERED_S)
+    check(outcomes)
+    wait_for_regions(pid, before)
+
+
+def test_hung_server(server: Served) -> None:
+    """It lives and its ports accept, but nothing comes back."""
+    frozen = server_of(server.launcher.pid)
+    os.kill(frozen, signal.SIGSTOP)
+    deadline = time.monotonic() + 90
+    while ask(server.grpc, "toy", PICTURE, 1.0).status != "OK":
+        assert time.monotonic() < deadline
+    assert server_of(server.launcher.pid) != frozen
+
+
+def test_stopping_answers_what_is_under_way(toy_repository: Path) -> None:
+    with served(toy_repository) as server, load(server.grpc, "toy", PICTURE) as outcomes:
+        time.sleep(1)
+        asked = time.monotonic()
+        assert stop(server.launcher) == 0
+    check(outcomes)
+    under_way = [outcome for outcome in outcomes if outcome.begun < asked < outcome.ended]
+    assert {outcome.status for outcome in under_way} == {"OK"}
+    assert {outcome.status for outcome in outcomes if outcome.begun > asked + 5} <= {"UNAVAILABLE"}
+
+
+def wait_for_regions(pid: int, count: int) -> None:
+    """Triton removes those of a replaced process once its last request is through."""
+    deadline = time.monotonic() + 10
+    while len(regions(pid)) != count and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert len(regions(pid)) == count
