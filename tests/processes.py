@@ -38,8 +38,8 @@ def running(pids: list[int]) -> list[int]:
 
 
 def regions(pid: int) -> list[Path]:
-    """Shared memory of the launcher ``pid``."""
-    return list(SHARED_MEMORY.glob(f"slime_{pid}_*"))
+    """Shared memory of the launcher ``pid``, without the empty file that it locks."""
+    return [path for path in SHARED_MEMORY.glob(f"slime_{pid}_*") if not path.name.endswith("_lock")]
 
 
 def _state(pid: int) -> str:

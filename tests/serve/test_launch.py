@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from test_serving import picture
 
-from processes import descendants, regions, running
+from processes import SHARED_MEMORY, descendants, regions, running
 from serving import FREE_PORTS, Served, launch, png, served, stop
 from slime_serve import Server, ServerError, ServerSettings, UsageError, wheel
 
@@ -116,7 +116,7 @@ def test_stopping_leaves_nothing(toy_repository: Path, toy_server: Served, tempo
         assert regions(pid)
         assert stop(server.launcher, number) == 0
     assert not running(started)
-    assert not regions(pid)
+    assert not list(SHARED_MEMORY.glob(f"slime_{pid}_*"))
     assert not list(temporary.iterdir())
     assert toy_server.segment("toy", png(picture(10, 12))).shape == (10, 12)
 
