@@ -177,7 +177,7 @@ def _written(shape: str) -> Iterator[str]:
     (ROOT / "build").mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(dir=ROOT / "build", prefix=f"random-{shape}-") as folder:
         print(f"writing random weights of {shape}", flush=True)
-        _python("benchmarks.random_backbone", shape, folder)
+        _python("benchmarks.make_random_backbone", "--like", shape, "--out", folder)
         os.sync()
         yield folder
 

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from benchmarks import laboratory as laboratory_module
 from benchmarks.laboratory import Job, Laboratory, Trial
 from benchmarks.page import NOT_RUN, Results, markdown
 from benchmarks.paper import FIGURES, MEAN
@@ -19,6 +18,7 @@ from benchmarks.study import GAPS, Measurement, Optimisation, differences, secti
 from safetensors.torch import load_file, save_file
 
 import backbones
+from benchmarks import laboratory as laboratory_module
 from painting import ROOT
 from slime_backbone.scene import KINDS, parts_of
 from slime_optimize import Segmenter

@@ -7,20 +7,18 @@ import argparse
 import io
 import json
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from benchmarks import optimize, optimize_page, optimize_side
 from benchmarks.published_step import PublishedStep
-from benchmarks.random_backbone import SHAPES, Shape, bare, write
 from benchmarks.watch import Watch
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import AutoencoderKL
 from torch import Tensor
 
 import backbones
+from benchmarks import optimize, optimize_page, optimize_side
 from painting import ROOT
 from slime_optimize import Backbone, load_backbone
 from slime_optimize.losses import Losses, losses
@@ -163,30 +161,6 @@ def test_forecast_grows_with_pixels_and_parts(folders: dict[str, Path]) -> None:
     larger = optimize_side.forecast(str(folders["sd15"]), 128, 40)
     # 35 more parts are at least as many N x N maps of 32 x 32 latents, in single precision.
     assert larger["bytes"] - own["bytes"] > 35 * 32**4 * 4
-
-
-def test_random_backbone_loads_and_has_peaks(tmp_path: Path) -> None:
-    tiny = Shape(
-        unet={"sample_size": 16, "block_out_channels": (32,) * 4, "attention_head_dim": 2, "cross_attention_dim": 32},
-        vae={**SHAPES["sd21"].vae, "block_out_channels": (32,) * 4, "layers_per_block": 1},
-        text={"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2},
-    )
-    backbone = load_backbone(write(tiny, tmp_path / "tiny"))
-    assert backbone.image_size == 128
-    latents = backbone.encode(torch.rand(1, 3, 128, 128))
-    with torch.no_grad():
-        stepper = Stepper(backbone=backbone, settings=PAPER, parts=PARTS, seed=0)
-        answer = stepper.answer(latents, torch.tensor([50]), backbone.encode_text("part"))
-    assert bool(torch.isfinite(answer.predicted_B4hw).all())
-    assert float(answer.cross_BPhw.max()) > 3 / 77  # all alike would be 1 / 77
-
-
-def test_shapes_are_stable_diffusions() -> None:
-    counts = {
-        name: sum(each.numel() for each in bare(partial(UNet2DConditionModel, **shape.unet)).parameters())
-        for name, shape in SHAPES.items()
-    }
-    assert counts == {"sd21": 865_910_724, "sd15": 859_520_964}  # as published
 
 
 def _options(**changes: Any) -> argparse.Namespace:
