@@ -19,7 +19,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from slime_optimize.backbone import Backbone, choose_device, load_backbone
+from slime_optimize.backbone import choose_device, load_backbone
 from slime_optimize.errors import InputError, exit_code
 from slime_optimize.evaluation import Data, confusions, picture, read_data
 from slime_optimize.files import whole, write_text
@@ -42,6 +42,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--markdown", type=Path, help="also write the table to this file")
     made.add_argument("--picture", type=Path, help="also write best, median and worst images of the first segmenter")
     made.add_argument("--backbone", help="where the segmenters' backbone is now, if it has moved")
+    made.add_argument("--tiny-encoder", metavar="FOLDER_OR_ID", help="where their tiny encoder is now, likewise")
     made.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
     made.add_argument("--quiet", action="store_true", help="no progress bar")
     return made
@@ -96,8 +97,8 @@ def _check_parts(arguments: argparse.Namespace, data: Data, segmenters: Sequence
 def _on_backbones(segmenters: Sequence[Segmenter], arguments: argparse.Namespace) -> list[Predictor]:
     """Each backbone is loaded once."""
     device = choose_device(arguments.device)
-    names = [arguments.backbone or each.backbone_id for each in segmenters]
-    loaded: dict[str, Backbone] = {name: load_backbone(name, device) for name in dict.fromkeys(names)}
+    names = [(arguments.backbone or each.backbone_id, arguments.tiny_encoder or each.tiny_id) for each in segmenters]
+    loaded = {(name, tiny): load_backbone(name, device, tiny=tiny) for name, tiny in dict.fromkeys(names)}
     return [Predictor(each, loaded[name]) for each, name in zip(segmenters, names, strict=True)]
 
 

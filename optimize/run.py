@@ -27,10 +27,12 @@ from slime_optimize.picture import colour_mask, overlay, sheet
 from slime_optimize.presets import PRESETS, preset
 from slime_optimize.report import REPORT_FILE, report_html
 from slime_optimize.segmenter import JSON_FILE
+from slime_optimize.settings import Settings
 from slime_optimize.train import Learned, Run, learn
 from slime_optimize.validation import Validation, hold_back
 
 PREVIEW_FILE = "preview.png"
+TINY_HELP = "an AutoencoderTiny for --encoder tiny, in place of the backbone's own tiny_vae"
 _CELL = 256
 
 
@@ -41,6 +43,7 @@ def parser() -> argparse.ArgumentParser:
     _add_validation(made.add_argument_group("which embeddings to keep: the last, or the best on validation images"))
     made.add_argument("--out", type=Path, required=True, help="folder to write the segmenter into")
     made.add_argument("--backbone", default=EMBEDDED, help="embedded, a folder in diffusers layout, or a hub id")
+    made.add_argument("--tiny-encoder", metavar="FOLDER_OR_ID", help=TINY_HELP)
     made.add_argument("--preset", default="paper", choices=sorted(PRESETS), help="settings to start from")
     made.add_argument("--seed", type=int, default=0, help="of everything random")
     made.add_argument("--device", default="auto", help="auto, cpu or cuda")
@@ -92,12 +95,14 @@ def run(arguments: argparse.Namespace, checkpoint: Checkpoint, command: Sequence
     examples, validation = _split(arguments, training)
     chosen(arguments, PRESETS[arguments.preset])
     _check_out(arguments.out)
-    backbone = load_backbone(arguments.backbone, choose_device(arguments.device))
+    backbone = load_backbone(arguments.backbone, choose_device(arguments.device), tiny=arguments.tiny_encoder)
+    settings = chosen(arguments, preset(arguments.preset, backbone.recommended))
+    _check_tiny(arguments, settings)
     this = Run(
         backbone=backbone,
         examples=tuple(examples),
         parts=training.parts,
-        settings=chosen(arguments, preset(arguments.preset, backbone.recommended)),
+        settings=settings,
         seed=arguments.seed,
         preset=arguments.preset,
         validation=validation,
@@ -146,6 +151,11 @@ def _split(arguments: argparse.Namespace, training: Annotated) -> tuple[Sequence
 def _check_out(folder: Path) -> None:
     if folder.exists() and not folder.is_dir():
         raise InputError(f"--out {folder}: is a file, expected a folder to write into")
+
+
+def _check_tiny(arguments: argparse.Namespace, settings: Settings) -> None:
+    if arguments.tiny_encoder and settings.encoder != "tiny":
+        raise InputError("tiny encoder: got --tiny-encoder with encoder kl, expected --encoder tiny beside it")
 
 
 def _begin(this: Run, checkpoint: Checkpoint, *, restart: bool) -> State | None:

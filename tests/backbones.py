@@ -2,6 +2,7 @@
 
     build(folder, "sd15")   heads the same at every level, conv projections, epsilon prediction
     build(folder, "sd21")   heads per level, linear projections, velocity prediction
+    build_tiny(folder)      a tiny encoder of their latents, which `build` leaves out
 
 Both have Stable Diffusion's 4 levels and 16 cross-attention layers, 64-pixel images and 16x16 latents,
 and are written in well under a second.
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from diffusers import AutoencoderKL, AutoencoderTiny, DDIMScheduler, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel
 
 KINDS: dict[str, dict[str, Any]] = {
@@ -39,6 +40,20 @@ def build(folder: Path, kind: str = "sd15", seed: int = 0) -> Path:
         beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", prediction_type=PREDICTION[kind]
     )
     scheduler.save_pretrained(folder / "scheduler")
+    return folder
+
+
+def build_tiny(folder: Path, seed: int = 0) -> Path:
+    """Writes an AutoencoderTiny into `folder`: BACKBONE/tiny_vae, or one of its own."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        AutoencoderTiny(
+            encoder_block_out_channels=(8,) * 3,
+            num_encoder_blocks=(0, 1, 1),
+            decoder_block_out_channels=(4,),
+            num_decoder_blocks=(0,),
+            scaling_factor=0.8,
+        ).save_pretrained(folder)
     return folder
 
 

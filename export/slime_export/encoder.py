@@ -1,4 +1,4 @@
-"""The VAE's encoder as a module from pixels to latents: what is traced to ONNX, once for each backbone.
+"""The encoder as a module from pixels to latents: what is traced to ONNX, once for each backbone and encoder.
 
 Shape suffixes: B batch, S image side, h, w latent sides.
 """
@@ -11,16 +11,19 @@ from slime_optimize.backbone import Backbone
 
 
 class Encoder(nn.Module):
-    """PIXELS (B,3,S,S) float32 in [-1, 1] -> LATENTS (B,4,h,w): the posterior's mean x the scaling factor.
+    """PIXELS (B,3,S,S) float32 in [-1, 1] -> LATENTS (B,4,h,w): the posterior's mean, or the tiny encoder's answer,
+    x the scaling factor.
 
-    The same as `Backbone.encode`, which is what training and evaluation use.
+    The same as `Backbone.encode` with `encoder`, which is what training and evaluation use.
     """
 
-    def __init__(self, backbone: Backbone) -> None:
+    def __init__(self, backbone: Backbone, encoder: str = "kl") -> None:
         super().__init__()
-        self.vae = backbone.vae
-        self.scaling_factor = float(backbone.vae.config.scaling_factor)
+        self.model = backbone.encoder_model(encoder)
+        self.is_tiny = encoder == "tiny"
+        self.scaling_factor = float(self.model.config.scaling_factor)
 
     def forward(self, pixels_B3SS: Tensor) -> Tensor:
-        latents: Tensor = self.vae.encode(pixels_B3SS).latent_dist.mean * self.scaling_factor
-        return latents
+        encoded = self.model.encode(pixels_B3SS)
+        latents: Tensor = encoded.latents if self.is_tiny else encoded.latent_dist.mean
+        return latents * self.scaling_factor

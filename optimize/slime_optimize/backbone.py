@@ -4,16 +4,15 @@ All three are the same thing, a folder in diffusers layout (unet, vae, text_enco
 scheduler), read by the same code; only safetensors weights, never remote code. The shape is
 checked from the config files, before any weight is read.
 
-A folder may hold `slime.json`: settings that suit this backbone, in place of the preset's.
+A folder may hold `slime.json`: settings that suit this backbone, in place of the preset's. And it may hold a second
+encoder, `tiny_vae`.
 
 Shape suffixes: B batch, S image side, h, w latent sides, T text tokens, D text width.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,21 +21,19 @@ import torch
 from torch import Tensor
 
 from slime_optimize.errors import BackboneError, first_line
+from slime_optimize.folders import DIFFUSERS, TRANSFORMERS, digest, load_options, locate, read_json, used_files
+from slime_optimize.tiny import FOLDER, TinyEncoder, TinyName, load_tiny
 
 EMBEDDED = "embedded"
 TOKENS = 77
 _PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
 _HASHED = ("unet", "vae", "text_encoder", "scheduler")
-_WEIGHTS = {
-    "unet": "diffusion_pytorch_model",
-    "vae": "diffusion_pytorch_model",
-    "text_encoder": "model",
-}
+_WEIGHTS = {"unet": DIFFUSERS, "vae": DIFFUSERS, "text_encoder": TRANSFORMERS}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Backbone:
-    """A loaded, frozen Stable Diffusion. `id` is what to load it by again, `hash` its content."""
+    """A loaded, frozen Stable Diffusion. `id` is what to load it by again, `hash` its content, `tiny` not counted."""
 
     id: str
     hash: str
@@ -48,6 +45,7 @@ class Backbone:
     image_size: int
     latent_size: int
     recommended: Mapping[str, Any]
+    tiny: TinyEncoder | None = None
 
     @property
     def device(self) -> torch.device:
@@ -66,13 +64,38 @@ class Backbone:
     def predicts_velocity(self) -> bool:
         return bool(self.scheduler.config.prediction_type == "v_prediction")
 
-    def encode(self, pixels_B3SS: Tensor, chance: torch.Generator | None = None) -> Tensor:
-        """Pixels in [-1, 1] -> latents (B,4,h,w): the posterior's mean, or a sample, x the scaling factor.
+    def encode(self, pixels_B3SS: Tensor, chance: torch.Generator | None = None, *, encoder: str = "kl") -> Tensor:
+        """Pixels in [-1, 1] -> scaled latents (B,4,h,w) of the VAE, or of the tiny encoder.
 
-        `chance` is a generator on the CPU to sample with.
+        The VAE's are its posterior's mean, or a sample drawn with `chance`, a generator on the CPU; the tiny encoder
+        has no posterior. Raises BackboneError where there is no tiny encoder.
         """
+        pixels_B3SS = pixels_B3SS.to(self.device, self.dtype)
         with torch.no_grad():
-            posterior = self.vae.encode(pixels_B3SS.to(self.device, self.dtype)).latent_dist
+            return self._kl(pixels_B3SS, chance) if encoder == "kl" else self._tiny.encode(pixels_B3SS)
+
+    def tiny_name(self, encoder: str) -> TinyName | None:
+        """What a segmenter made with `encoder` is checked against, besides `hash`; None for the VAE.
+
+        Raises BackboneError where a tiny encoder is wanted and not there.
+        """
+        return self._tiny.name if encoder == "tiny" else None
+
+    def encoder_model(self, encoder: str) -> Any:
+        """The AutoencoderKL or AutoencoderTiny that encodes. Raises as `tiny_name`."""
+        return self._tiny.model if encoder == "tiny" else self.vae
+
+    @property
+    def _tiny(self) -> TinyEncoder:
+        if self.tiny is None:
+            raise BackboneError(
+                f"backbone {self.id}: has no {FOLDER}; give --encoder kl, or name an AutoencoderTiny by "
+                "--tiny-encoder, such as madebyollin/taesd for Stable Diffusion 1.x and 2.x"
+            )
+        return self.tiny
+
+    def _kl(self, pixels_B3SS: Tensor, chance: torch.Generator | None) -> Tensor:
+        posterior = self.vae.encode(pixels_B3SS).latent_dist
         latents = posterior.mean
         if chance is not None:
             drawn = torch.randn(latents.shape, generator=chance).to(latents)
@@ -123,10 +146,17 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-def load_backbone(name: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> Backbone:
+def load_backbone(
+    name: str | Path,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+    *,
+    tiny: str | None = None,
+) -> Backbone:
     """Loads `embedded`, a folder in diffusers layout, or a hub id, frozen and in evaluation mode.
 
-    Raises BackboneError, in one line, when it is not there, unreadable, or not of SD 1.x/2.x's shape.
+    `tiny` is the folder or hub id of a tiny encoder, in place of the backbone's own. Raises BackboneError, in one line,
+    when it is not there, unreadable, or not of SD 1.x/2.x's shape.
     """
     folder, identity = _locate(str(name))
     configs = {part: _read_config(folder, part) for part in ("unet", "vae", "text_encoder", "scheduler")}
@@ -144,35 +174,20 @@ def load_backbone(name: str | Path, device: str | torch.device = "cpu", dtype: t
         image_size=latent_size * scale,
         latent_size=latent_size,
         recommended=_read_recommended(folder),
+        tiny=load_tiny(folder, tiny, scale, device, dtype),
         **models,
     )
 
 
 def content_hash(folder: Path) -> str:
     """sha256 over the configs and weights that decide what a segmenter of this backbone answers."""
-    digest = hashlib.sha256()
+    return digest(_hashed_files(folder))
+
+
+def _hashed_files(folder: Path) -> Iterator[tuple[str, Path]]:
     for part in _HASHED:
-        for path in _used_files(folder, part):
-            digest.update(f"{part}/{path.name}\0".encode())
-            with path.open("rb") as stream:
-                while block := stream.read(1 << 22):
-                    digest.update(block)
-    return digest.hexdigest()
-
-
-def _used_files(folder: Path, part: str) -> list[Path]:
-    """The config and the weights that are loaded, so that other variants beside them change nothing."""
-    if part == "scheduler":
-        return [folder / part / "scheduler_config.json"]
-    stem = _WEIGHTS[part]
-    weights = _plain_weights(folder, part) or list((folder / part).glob(f"{stem}.fp16*.safetensors"))
-    return [folder / part / "config.json", *sorted(weights)]
-
-
-def _plain_weights(folder: Path, part: str) -> list[Path]:
-    """One file, or numbered ones."""
-    stem = _WEIGHTS[part]
-    return [*(folder / part).glob(f"{stem}.safetensors"), *(folder / part).glob(f"{stem}-0*.safetensors")]
+        files = [_config(folder, part)] if part == "scheduler" else used_files(folder / part, _WEIGHTS[part])
+        yield from ((f"{part}/{path.name}", path) for path in files)
 
 
 def _locate(name: str) -> tuple[Path, str]:
@@ -185,34 +200,18 @@ def _locate(name: str) -> tuple[Path, str]:
                 "train them with backbone/train.py, or give --backbone a folder or hub id"
             )
         return folder, EMBEDDED
-    folder = Path(name).expanduser()
-    if folder.is_dir():
-        return folder, str(folder.resolve())
-    if folder.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
-        raise BackboneError(
-            f"backbone {name}: no such folder; expected 'embedded', a folder in diffusers layout, or a hub id"
-        )
-    return _download(name), name
+    wanted = [f"{part}/*.json" for part in (*_PARTS, FOLDER)] + ["model_index.json", "slime.json", "tokenizer/*"]
+    wanted += [f"{part}/{stem}.safetensors" for part, stem in {**_WEIGHTS, FOLDER: DIFFUSERS}.items()]
+    return locate(name, wanted, "backbone", also="'embedded', ")
 
 
-def _download(hub_id: str) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-
-    wanted = [f"{part}/*.json" for part in _PARTS] + ["model_index.json", "slime.json", "tokenizer/*"]
-    wanted += [f"{part}/{stem}.safetensors" for part, stem in _WEIGHTS.items()]
-    try:
-        return Path(snapshot_download(hub_id, allow_patterns=wanted))
-    except (OSError, ValueError, HfHubHTTPError, HFValidationError) as error:
-        raise BackboneError(
-            f"backbone {hub_id}: neither a folder nor a hub id that can be fetched ({first_line(error)}); "
-            "expected 'embedded', a folder in diffusers layout, or a hub id with the network there"
-        ) from error
+def _config(folder: Path, part: str) -> Path:
+    return folder / part / ("scheduler_config.json" if part == "scheduler" else "config.json")
 
 
 def _read_config(folder: Path, part: str) -> dict[str, Any]:
-    path = folder / part / ("scheduler_config.json" if part == "scheduler" else "config.json")
-    config = _read_json(path)
+    path = _config(folder, part)
+    config = read_json(path)
     if config is None:
         raise BackboneError(
             f"backbone {folder}: has no {part}/{path.name}; expected a folder in diffusers layout ({', '.join(_PARTS)})"
@@ -221,19 +220,7 @@ def _read_config(folder: Path, part: str) -> dict[str, Any]:
 
 
 def _read_recommended(folder: Path) -> dict[str, Any]:
-    return _read_json(folder / "slime.json") or {}
-
-
-def _read_json(path: Path) -> dict[str, Any] | None:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError) as error:
-        raise BackboneError(f"backbone file {path}: not readable JSON ({first_line(error)})") from error
-    if not isinstance(value, dict):
-        raise BackboneError(f"backbone file {path}: got {type(value).__name__}, expected a JSON object")
-    return value
+    return read_json(folder / "slime.json") or {}
 
 
 def _check_shape(folder: Path, configs: Mapping[str, Mapping[str, Any]]) -> None:
@@ -279,8 +266,10 @@ def _load_models(folder: Path, dtype: torch.dtype) -> dict[str, Any]:
     logging.disable_progress_bar()  # loading takes a moment; a bar for each model says nothing
     try:
         return {
-            "unet": UNet2DConditionModel.from_pretrained(folder, torch_dtype=dtype, **_options(folder, "unet")),
-            "vae": AutoencoderKL.from_pretrained(folder, torch_dtype=dtype, **_options(folder, "vae")),
+            "unet": UNet2DConditionModel.from_pretrained(
+                folder / "unet", torch_dtype=dtype, **load_options(folder / "unet")
+            ),
+            "vae": AutoencoderKL.from_pretrained(folder / "vae", torch_dtype=dtype, **load_options(folder / "vae")),
             "text_encoder": _text_encoder(folder, dtype),
             "tokenizer": CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True),
             # Whatever sampler the folder names, only its noise levels are used, and DDIM knows them.
@@ -293,7 +282,8 @@ def _load_models(folder: Path, dtype: torch.dtype) -> dict[str, Any]:
 def _text_encoder(folder: Path, dtype: torch.dtype) -> Any:
     from transformers import CLIPTextModel
 
-    return CLIPTextModel.from_pretrained(folder, dtype=dtype, **_options(folder, "text_encoder"))
+    model = folder / "text_encoder"
+    return CLIPTextModel.from_pretrained(model, dtype=dtype, **load_options(model, TRANSFORMERS))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -308,18 +298,3 @@ class _TextEncoder:
     def __call__(self, ids_BT: Tensor) -> tuple[Tensor]:
         encoder = _text_encoder(self.folder, self.dtype).to(self.device).eval()
         return (encoder(ids_BT)[0],)
-
-
-def _options(folder: Path, part: str) -> dict[str, Any]:
-    """Plain weights where they are there, else the half-precision ones published beside them."""
-    stem = _WEIGHTS[part]
-    plain = bool(_plain_weights(folder, part))
-    half = any((folder / part).glob(f"{stem}.fp16*.safetensors"))
-    if not plain and not half:
-        raise BackboneError(f"backbone {folder}: has no {part}/{stem}.safetensors (pickled weights are never read)")
-    return {
-        "subfolder": part,
-        "use_safetensors": True,
-        "local_files_only": True,
-        "variant": None if plain else "fp16",
-    }

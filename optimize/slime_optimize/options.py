@@ -31,6 +31,7 @@ HELP: dict[str, str] = {
     "class_counts": "pixels that a part's weight is a share of",
     "guidance": "of the noise in the diffusion loss; 0 is none, and half as long a step",
     "channel_order": "in which the backbone gets an image's channels",
+    "encoder": "of images: the backbone's VAE (kl), or its tiny encoder, while optimising and when served",
     "posterior": "of the VAE while optimising",
     "turns": "of the parts that a view must show: over the run, or anew in each epoch",
     "flip": "chance of a mirrored view",

@@ -40,6 +40,7 @@ class Predictor:
                 f"backbone {backbone.id}: its content is {backbone.hash[:12]}, the segmenter was made with "
                 f"{segmenter.backbone_hash[:12]} ({segmenter.backbone_id}); load that one, or optimise again"
             )
+        _check_encoder(segmenter, backbone)
         self.segmenter = segmenter
         self.backbone = backbone
         self._text_1TD = segmenter.text_embedding.to(backbone.device, backbone.dtype)
@@ -67,7 +68,8 @@ class Predictor:
         return np.concatenate([cropped(pixels, weighting.crops, weighting.crop_side) for pixels in pixels_B3SS])
 
     def _encoded(self, pixels_B3SS: npt.NDArray[np.float32]) -> Tensor:
-        return self.backbone.encode(torch.from_numpy(self.crops(pixels_B3SS)))
+        pixels = torch.from_numpy(self.crops(pixels_B3SS))
+        return self.backbone.encode(pixels, encoder=self.segmenter.settings.encoder)
 
     def maps(self, latents_B4hw: Tensor) -> tuple[Tensor, Tensor]:
         """Clean latents -> cross maps and WAS maps, each (B,P,h,w) float32, before parts are dropped or rescaled."""
@@ -139,7 +141,19 @@ class Predictor:
         return mask_HW
 
 
-def load_predictor(folder: Path, device: str | torch.device = "cpu", backbone: str | None = None) -> Predictor:
-    """The segmenter in `folder`, on the backbone it names, or on `backbone` (of the same content)."""
+def load_predictor(
+    folder: Path, device: str | torch.device = "cpu", backbone: str | None = None, tiny: str | None = None
+) -> Predictor:
+    """The segmenter in `folder`, on the backbone and tiny encoder it names, or on these, of the same content."""
     segmenter = Segmenter.load(folder)
-    return Predictor(segmenter, load_backbone(backbone or segmenter.backbone_id, device))
+    tiny = tiny or segmenter.tiny_id
+    return Predictor(segmenter, load_backbone(backbone or segmenter.backbone_id, device, tiny=tiny))
+
+
+def _check_encoder(segmenter: Segmenter, backbone: Backbone) -> None:
+    made, got = segmenter.tiny, backbone.tiny_name(segmenter.settings.encoder)
+    if made and got and made.hash != got.hash:
+        raise BackboneError(
+            f"tiny encoder {got.id or backbone.id}: its content is {got.hash[:12]}, the segmenter was made with "
+            f"{made.hash[:12]} ({made.id or segmenter.backbone_id}); load that one, or optimise again"
+        )

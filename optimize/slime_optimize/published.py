@@ -52,6 +52,7 @@ def import_published(
         colours=palette(len(names)),
         backbone_id=backbone.id,
         backbone_hash=backbone.hash,
+        tiny=backbone.tiny_name(settings.encoder),
         image_size=backbone.image_size,
         latent_size=backbone.latent_size,
         settings=settings,

@@ -12,7 +12,7 @@ import datetime
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from torch import Tensor
 from slime_optimize.errors import InputError, first_line
 from slime_optimize.files import whole, write_text
 from slime_optimize.settings import Settings
+from slime_optimize.tiny import TinyName
 
 FORMAT = 1
 WEIGHTS_FILE = "segmenter.safetensors"
@@ -49,6 +50,7 @@ class Segmenter:
     settings: Settings
     preset: str
     seed: int
+    tiny: TinyName | None = None  # with settings.encoder "tiny": the encoder that it was made with
     training_images: tuple[str, ...] = ()
     metrics: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
@@ -60,11 +62,18 @@ class Segmenter:
         _check(len(shape) == 3 and shape[:2] == (1, 77), "text_embedding", shape, "(1, 77, D)")
         noise, expected = tuple(self.noise.shape), (self.settings.draws, 4, self.latent_size, self.latent_size)
         _check(noise == expected, "noise", noise, str(expected))
+        encoder = self.settings.encoder
+        _check((encoder == "tiny") == bool(self.tiny), "tiny_encoder", self.tiny, f"one for encoder {encoder}")
 
     @property
     def embeddings(self) -> Tensor:
         """The learned rows, (K-1,D) float32."""
         return self.text_embedding[0, 1 : len(self.parts)]
+
+    @property
+    def tiny_id(self) -> str | None:
+        """Where its tiny encoder is, unless in the backbone's folder."""
+        return self.tiny.id if self.tiny else None
 
     def with_embeddings(self, learned_KD: Tensor) -> Segmenter:
         """A copy with (K-1,D) embeddings in the rows of parts 1..K-1."""
@@ -75,6 +84,8 @@ class Segmenter:
     def hash(self) -> str:
         """sha256 of everything that decides the masks, for parameters of the served model."""
         digest = hashlib.sha256(self.backbone_hash.encode())
+        if self.tiny:
+            digest.update(self.tiny.hash.encode())
         for tensor in (self.text_embedding, self.noise):
             digest.update(tensor.detach().cpu().float().contiguous().numpy().tobytes())
         decisive = {"parts": self.parts, "settings": self.settings.as_json()}
@@ -102,6 +113,7 @@ class Segmenter:
                 colours=tuple((int(r), int(g), int(b)) for r, g, b in facts["colours"]),
                 backbone_id=facts["backbone"]["id"],
                 backbone_hash=facts["backbone"]["hash"],
+                tiny=TinyName(**facts["tiny_encoder"]) if facts.get("tiny_encoder") else None,
                 settings=Settings().changed(facts["settings"], source=str(folder / JSON_FILE)),
                 training_images=tuple(facts["training_images"]),
                 **{name: facts[name] for name in _PLAIN},
@@ -117,6 +129,7 @@ class Segmenter:
             "parts": list(self.parts),
             "colours": [list(colour) for colour in self.colours],
             "backbone": {"id": self.backbone_id, "hash": self.backbone_hash},
+            "tiny_encoder": asdict(self.tiny) if self.tiny else None,
             "settings": self.settings.as_json(),
             "training_images": list(self.training_images),
             **{name: getattr(self, name) for name in _PLAIN},

@@ -24,6 +24,7 @@ CHOICES = {
     "class_counts": ("all", "foreground"),
     "readout": ("tokens", "parts"),
     "channel_order": CHANNEL_ORDERS,
+    "encoder": ("kl", "tiny"),
     "posterior": ("mean", "sample"),
     "turns": ("run", "epoch"),
     "schedule": ("constant", "cosine"),
@@ -67,6 +68,7 @@ class Settings:
 
     # The views that are learned from.
     channel_order: str = "rgb"  # "bgr" for embeddings learned on BGR images, as the published code's are
+    encoder: str = "kl"  # the VAE's; "tiny": an AutoencoderTiny's, far cheaper, which then has to serve as well
     posterior: str = "mean"  # of the VAE while training; "sample" draws (published); at test time always the mean
     turns: str = "run"  # the part that a view must show: one after the other over the "run", or anew each "epoch"
     flip: float = 0.5  # chance of a mirrored view
@@ -106,6 +108,12 @@ class Settings:
         _check(self.beta >= 0, "beta", self.beta, "0 or more")
         for name, words in CHOICES.items():
             _check(getattr(self, name) in words, name, getattr(self, name), " or ".join(words))
+        _check(
+            self.encoder == "kl" or self.posterior == "mean",
+            "posterior",
+            f"{self.posterior} with encoder {self.encoder}, which has no posterior",
+            "mean",
+        )
         _check(0 <= self.class_weight <= 1, "class_weight", self.class_weight, "an exponent from 0 to 1")
         _check(self.guidance >= 0, "guidance", self.guidance, "0 or more")
         _check(all(0 <= t < 1000 for t in self.more_t), "more_t", self.more_t, "timesteps from 0 to 999")

@@ -41,7 +41,8 @@ _SNAPSHOTS = (0, 0.05, 0.1, 0.25, 0.5, 1)
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """What a run is of. Raises InputError for parts that cannot be, or nothing to learn from."""
+    """What a run is of. Raises InputError for parts that cannot be, or nothing to learn from, BackboneError for a tiny
+    encoder that is not there."""
 
     backbone: Backbone
     examples: tuple[Example, ...]
@@ -53,6 +54,7 @@ class Run:
 
     def __post_init__(self) -> None:
         check_parts(self.parts)
+        self.backbone.tiny_name(self.settings.encoder)
         if not self.examples:
             raise InputError("training data: got no image, expected one or more with their masks")
 
@@ -69,6 +71,7 @@ class Run:
             "steps": self.steps,
             "parts": list(self.parts),
             "backbone": self.backbone.hash,
+            "tiny encoder": tiny.hash if (tiny := self.backbone.tiny_name(self.settings.encoder)) else None,
             "training images": [digest(example) for example in self.examples],
             "validation images": [digest(example) for example in validation.examples] if validation else [],
             "validated every": validation.every if validation else None,
@@ -299,6 +302,7 @@ def _segmenter(run: Run, text_1TD: Tensor) -> Segmenter:
         colours=palette(len(run.parts)),
         backbone_id=backbone.id,
         backbone_hash=backbone.hash,
+        tiny=backbone.tiny_name(run.settings.encoder),
         image_size=backbone.image_size,
         latent_size=backbone.latent_size,
         settings=run.settings,

@@ -61,7 +61,7 @@ def _fresh_views(
         pairs = [_view(canvases, settings, seed, turn) for turn in turns]
         drawn = settings.posterior == "sample"
         chance = generator(seed, "posterior", begin) if drawn else None
-        latents = backbone.encode(torch.stack([pixels for pixels, _ in pairs]), chance)
+        latents = backbone.encode(torch.stack([pixels for pixels, _ in pairs]), chance, encoder=settings.encoder)
         masks = _shrunk(torch.stack([mask for _, mask in pairs]), backbone.latent_size).to(backbone.device)
         together = zip(torch.split(latents, size), torch.split(masks, size), strict=True)
         yield from islice(together, max(0, first - begin), None)

@@ -1,0 +1,49 @@
+"""From a distillation to WEIGHTS/tiny_vae: config, half-precision safetensors, and a record of how it came to be."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from slime_backbone.distillation import Lesson, Recipe, lesson_of, relative_error, vae_digest
+from slime_backbone.models import build_tiny_vae
+from slime_backbone.scene import COUNTS, KINDS, scene
+from slime_backbone.shards import thin
+from slime_backbone.training import Run
+
+FOLDER = "tiny_vae"
+RECORD = "training.json"
+_ENTRIES = 200  # of the history
+
+
+def save_tiny(weights: Path, run: Run, recipe: Recipe) -> Path:
+    """Renamed into place when it is whole."""
+    tiny = build_tiny_vae()
+    tiny.encoder.load_state_dict(run.modules["encoder"].state_dict())
+    tiny.to("cpu", torch.float16, memory_format=torch.contiguous_format)
+    with tempfile.TemporaryDirectory(dir=weights, prefix="new-") as staged:
+        stage = Path(staged) / FOLDER
+        tiny.save_pretrained(stage, safe_serialization=True)
+        record = {
+            "vae": vae_digest(weights),
+            "seed": recipe.seed,
+            "step": run.step,
+            "relative_error": round(relative_error(tiny.float().eval(), validation(weights)), 4),
+            "sessions": run.sessions,
+            "history": [{k: round(v, 5) for k, v in entry.items()} for entry in thin(run.history, _ENTRIES)],
+        }
+        (stage / RECORD).write_text(json.dumps(record) + "\n")
+        if (weights / FOLDER).exists():
+            (weights / FOLDER).replace(Path(staged) / "old")
+        stage.replace(weights / FOLDER)
+    return weights / FOLDER
+
+
+def validation(weights: Path) -> Lesson:
+    """PartScenes' validation scenes of all classes, which no training saw, and the VAE's latents of them."""
+    images = np.stack([scene(kind, "validation", i).image for kind in KINDS for i in range(COUNTS["validation"])])
+    return lesson_of(weights, images)
