@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
@@ -57,9 +58,9 @@ def test_views_used_again_are_encoded_once(
     encoded: list[int] = []
     encode = type(backbone).encode
 
-    def counted(self: Backbone, pixels: torch.Tensor, chance: torch.Generator | None = None) -> torch.Tensor:
+    def counted(self: Backbone, pixels: torch.Tensor, *given: Any, **named: Any) -> torch.Tensor:
         encoded.append(len(pixels))
-        return encode(self, pixels, chance)
+        return encode(self, pixels, *given, **named)
 
     monkeypatch.setattr(type(backbone), "encode", counted)
     settings = SHORT.changed({"view_uses": 3, "batch_size": 2})
