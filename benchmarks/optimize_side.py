@@ -25,7 +25,7 @@ from typing import Any, TextIO
 
 import numpy as np
 import torch
-from benchmarks.published_step import PublishedStep
+from benchmarks.published_step import PublishedStep, sampled
 from benchmarks.watch import Watch
 from diffusers import DDIMScheduler, UNet2DConditionModel
 from torch import Tensor
@@ -85,11 +85,11 @@ class Published(Lesson):
         text_1TD = initial_text(backbone, REFERENCE, parts).to(backbone.dtype)
         learned = [text_1TD[:, [part]].clone().requires_grad_(True) for part in range(1, parts)]
         super().__init__(backbone, learned, REFERENCE)
-        del backbone.vae.decoder  # as there
+        self._vae = backbone.vae
+        del self._vae.decoder  # as there
         self._ends = text_1TD[:, :1], text_1TD[:, parts:]
         self._step = PublishedStep(
             unet=backbone.unet,
-            vae=backbone.vae,
             scheduler=backbone.scheduler,
             empty_1TD=backbone.encode_text(""),
             parts=parts,
@@ -101,7 +101,7 @@ class Published(Lesson):
         self._mask_1hw = mask_SS[None, ::shrink, ::shrink].contiguous().to(self.device)
 
     def encoded(self) -> tuple[Tensor, Tensor]:
-        return self._step.encode(self._pixels_13SS), self._mask_1hw
+        return sampled(self._vae, self._pixels_13SS), self._mask_1hw
 
     def losses(self, latents_14hw: Tensor, mask_1hw: Tensor) -> Losses:
         low, high = REFERENCE.t_opt
@@ -179,7 +179,7 @@ def _activations(unet: Any, side: int, parts: int) -> int:
     scheduler = DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
     width = int(unet.config.cross_attention_dim)
     step = PublishedStep(
-        unet=unet, vae=None, scheduler=scheduler, empty_1TD=torch.empty(1, TOKENS, width), parts=parts, layers=Layers()
+        unet=unet, scheduler=scheduler, empty_1TD=torch.empty(1, TOKENS, width), parts=parts, layers=Layers()
     )
     text_1TD = torch.empty(1, TOKENS, width, requires_grad=True)
     latents_14hw, timestep_1 = torch.empty(1, 4, side, side), torch.zeros(1, dtype=torch.long)

@@ -63,17 +63,10 @@ class PublishedStep:
     """The networks, and what stays the same over the steps; empty_1TD is the empty prompt's embedding."""
 
     unet: Any
-    vae: Any
     scheduler: Any
     empty_1TD: Tensor
     parts: int
     layers: Layers = field(default_factory=Layers)
-
-    def encode(self, pixels_13SS: Tensor) -> Tensor:
-        """Pixels in [-1, 1] -> a sample of the VAE's posterior, scaled (1,4,h,w)."""
-        with _written_out(self.vae):
-            sample: Tensor = self.vae.encode(pixels_13SS).latent_dist.sample()
-        return sample * float(self.vae.config.scaling_factor)
 
     def losses(
         self, latents_14hw: Tensor, noise_14hw: Tensor, timestep_1: Tensor, mask_hw: Tensor, text_1TD: Tensor
@@ -82,21 +75,13 @@ class PublishedStep:
         noised_14hw = self.scheduler.add_noise(latents_14hw, noise_14hw, timestep_1)
         text_BTD = torch.cat([self.empty_1TD, text_1TD])
         kept: dict[str, Tensor] = {}
-        with _keeping(self.unet, self.layers, kept):
+        with keeping(self.unet, self.layers, kept):
             answer_B4hw = self.unet(torch.cat([noised_14hw] * 2), timestep_1, encoder_hidden_states=text_BTD).sample
         size = (int(mask_hw.shape[0]), int(mask_hw.shape[1]))
-        logits_Khw = torch.stack([self._cross(kept[name], size) for name in self.layers.cross]).mean(0)[1]
-        self_Nhw = torch.stack([_attended(kept[name], size) for name in self.layers.self_]).mean(0)
+        logits_Khw = torch.stack([over_heads(kept[name], self.parts, size) for name in self.layers.cross]).mean(0)[1]
+        self_Nhw = torch.stack([attended(kept[name], size) for name in self.layers.self_]).mean(0)
         kept.clear()
         return self._sum(logits_Khw, self_Nhw, mask_hw, _guided(answer_B4hw), noise_14hw)
-
-    def _cross(self, scores_XMT: Tensor, size: tuple[int, int]) -> Tensor:
-        """A cross layer's scores of both halves' heads -> means over heads (B,K,h,w); only the second is used."""
-        halves = torch.stack(scores_XMT.chunk(2))  # (B,H,M,T)
-        side = math.isqrt(halves.shape[2])
-        chosen = halves[..., torch.arange(self.parts, device=halves.device)]
-        maps_BHKmm = chosen.reshape(2, -1, side, side, self.parts).permute(0, 1, 4, 2, 3)
-        return torch.stack([F.interpolate(half, size, mode="bilinear").mean(0) for half in maps_BHKmm])
 
     def _sum(
         self, logits_Khw: Tensor, self_Nhw: Tensor, mask_hw: Tensor, guided_14hw: Tensor, noise_14hw: Tensor
@@ -111,7 +96,23 @@ class PublishedStep:
         return Losses(cross_entropy=entropy, was=was, diffusion=diffusion, total=total)
 
 
-def _attended(scores_XNN: Tensor, size: tuple[int, int]) -> Tensor:
+def sampled(vae: Any, pixels_13SS: Tensor) -> Tensor:
+    """Pixels in [-1, 1] -> a sample of the VAE's posterior, scaled (1,4,h,w)."""
+    with _written_out(vae):
+        sample: Tensor = vae.encode(pixels_13SS).latent_dist.sample()
+    return sample * float(vae.config.scaling_factor)
+
+
+def over_heads(maps_XMT: Tensor, parts: int, size: tuple[int, int]) -> Tensor:
+    """A cross layer's maps of both halves' heads -> means over heads (B,K,h,w); only the second is used."""
+    halves = torch.stack(maps_XMT.chunk(2))  # (B,H,M,T)
+    side = math.isqrt(halves.shape[2])
+    chosen = halves[..., torch.arange(parts, device=halves.device)]
+    maps_BHKmm = chosen.reshape(2, -1, side, side, parts).permute(0, 1, 4, 2, 3)
+    return torch.stack([F.interpolate(half, size, mode="bilinear").mean(0) for half in maps_BHKmm])
+
+
+def attended(scores_XNN: Tensor, size: tuple[int, int]) -> Tensor:
     """A self layer's scores [query, key] -> the conditional half's chances, a map of queries for each key (N,h,w)."""
     of_text = scores_XNN[scores_XNN.shape[0] // 2 :].softmax(-1)
     side = math.isqrt(of_text.shape[1])
@@ -134,7 +135,7 @@ def _weights(truth_Khw: Tensor) -> Tensor:
 
 
 @contextmanager
-def _keeping(unet: Any, layers: Layers, kept: dict[str, Tensor]) -> Iterator[None]:
+def keeping(unet: Any, layers: Layers, kept: dict[str, Tensor]) -> Iterator[None]:
     """The plain processors on every attention, for the length of a with-block; the chosen ones' scores go to `kept`."""
     chosen = {*layers.cross, *layers.self_}
     before = dict(unet.attn_processors)

@@ -54,7 +54,6 @@ class Case:
         backbone = self.backbone
         step = PublishedStep(
             unet=backbone.unet,
-            vae=backbone.vae,
             scheduler=backbone.scheduler,
             empty_1TD=backbone.encode_text(""),
             parts=PARTS,
