@@ -10,8 +10,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from slime_export.errors import EngineError, ExportError, ParityError, ServerError
+from slime_export.errors import BusyError, EngineError, ExportError, ParityError, ServerError
 from slime_export.pipeline import Request, export
+from slime_image import ImageError
 from slime_optimize.errors import InputError
 
 
@@ -20,9 +21,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     try:
         published, _ = export(Request(**vars(arguments)), say=lambda line: print(line, flush=True))
-    except (InputError, ExportError) as error:
+    except (InputError, ExportError, ImageError) as error:
         return _failed(error, 2)
-    except (EngineError, ParityError, ServerError, OSError) as error:
+    except (BusyError, EngineError, ParityError, ServerError, OSError) as error:
         return _failed(error, 1)
     print(f"published {published.name} version {published.version} in {arguments.repository}")
     return 0
@@ -40,6 +41,20 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--name", default=Request.name, help="name to serve it under (default: the folder's)")
     parser.add_argument("--url", metavar="HOST:PORT", help="gRPC endpoint of a running server that is to switch to it")
     parser.add_argument("--backbone", help="where the segmenter's backbone is now (default: where it was)")
+    parser.add_argument(
+        "--keep",
+        type=int,
+        default=Request.keep,
+        metavar="N",
+        help=f"versions that stay for a rollback ({Request.keep})",
+    )
+    parser.add_argument(
+        "--wait",
+        type=float,
+        default=Request.wait,
+        metavar="SECONDS",
+        help=f"for another process that is changing the repository ({Request.wait:g})",
+    )
     return parser
 
 

@@ -17,6 +17,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from slime_optimize import training_image
 from slime_optimize.annotations import Annotated, Example, check_painted, check_parts, load_training, read
 from slime_optimize.backbone import EMBEDDED, choose_device, load_backbone
 from slime_optimize.checkpoint import Checkpoint, State
@@ -172,6 +173,7 @@ def _begin(this: Run, checkpoint: Checkpoint, *, restart: bool) -> State | None:
 
 def _write(learned: Learned, this: Run, arguments: argparse.Namespace, command: Sequence[str]) -> None:
     learned.segmenter.save(arguments.out)
+    training_image.save(arguments.out, this.examples[0].image_HW3, this.backbone.image_size)
     _save_preview(learned, this, arguments.out / PREVIEW_FILE)
     if not arguments.no_report:
         page = report_html(learned, this, ["python", "optimize/run.py", *map(shlex.quote, command)])

@@ -4,6 +4,7 @@
     ParityError (RuntimeError)    the exported models do not answer as PyTorch does
     ServerError (RuntimeError)    the running server refused, or answered wrongly
     EngineError (RuntimeError)    TensorRT refused the graph, or found no GPU
+    BusyError (RuntimeError)      another process went on changing the repository
 
 Entry scripts print the line and leave with exit code 2 for the first, 1 for the others.
 """
@@ -23,3 +24,7 @@ class ServerError(RuntimeError):
 
 class EngineError(RuntimeError):
     """TensorRT is there but built no engine, or could not run it; nothing was published."""
+
+
+class BusyError(RuntimeError):
+    """The repository's lock was not free in time; nothing was changed."""

@@ -1,6 +1,7 @@
 """Reads a model repository: which versions lie there, which an ensemble is pinned to, whose backbone it holds.
 
     REPO/preprocess/  was/  vae_encoder/  NAME_unet/  NAME/      each config.pbtxt and numbered versions
+    REPO/NAME/3/                                                 what version 3 was made of (record.py)
 
 Only the config files this project generates are understood; others are no segmenters. Changes nothing.
 """
@@ -8,13 +9,16 @@ Only the config files this project generates are understood; others are no segme
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from slime_export.errors import ExportError
 from slime_was.contract import VAE_ENCODER, unet_name
 from slime_was.form import UNET_SUFFIXES
 
 CONFIG = "config.pbtxt"
+RECORDED_CONFIG = "ensemble.pbtxt"
 CACHE = "__pycache__"
 _STEP = re.compile(r'model_name:\s*"([^"]+)"\s*model_version:\s*(\d+)')
 _BACKBONE = re.compile(r'key:\s*"backbone"\s*value\s*\{\s*string_value:\s*"([^"]*)"')
@@ -38,7 +42,17 @@ def versions(model: Path) -> list[int]:
 
 def pinned(ensemble: Path) -> dict[str, int]:
     """Model -> the version the ensemble in this folder names; empty for anything but an ensemble."""
-    return {name: int(version) for name, version in _STEP.findall(config_text(ensemble))}
+    return pins(config_text(ensemble))
+
+
+def pins(config: str) -> dict[str, int]:
+    """As `pinned`, of a config.pbtxt's text."""
+    return {name: int(version) for name, version in _STEP.findall(config)}
+
+
+def pinned_to(config: str, versions: Mapping[str, int]) -> str:
+    """The ensemble's configuration with these versions in place of its own."""
+    return _STEP.sub(lambda step: step[0].removesuffix(step[2]) + str(versions[step[1]]), config)
 
 
 def segmenters(repository: Path) -> list[str]:
@@ -48,16 +62,71 @@ def segmenters(repository: Path) -> list[str]:
     return sorted(each.name for each in repository.iterdir() if unet_of(each))
 
 
+def require_repository(repository: Path) -> None:
+    """Raises ExportError where there is no such folder."""
+    if not repository.is_dir():
+        raise ExportError(f"repository {repository}: no such folder; export/build.py makes one")
+
+
+def require_segmenter(repository: Path, name: str) -> None:
+    """Raises ExportError where the repository does not have it, or is not there."""
+    require_repository(repository)
+    if name not in segmenters(repository):
+        there = ", ".join(segmenters(repository)) or "none"
+        raise ExportError(f"segmenter {name}: not in repository {repository}; segmenters there: {there}")
+
+
+def models(repository: Path) -> list[str]:
+    """Names of all models in `repository`, in order."""
+    return sorted(config.parent.name for config in repository.glob(f"*/{CONFIG}"))
+
+
 def unet_of(ensemble: Path) -> str | None:
     """The model that gives this ensemble's maps, or None for anything but an ensemble."""
-    pins = pinned(ensemble)
-    return next((model for model in (ensemble.name + suffix for suffix in UNET_SUFFIXES) if model in pins), None)
+    found = pinned(ensemble)
+    return next((model for model in (ensemble.name + suffix for suffix in UNET_SUFFIXES) if model in found), None)
+
+
+def unets(repository: Path, name: str) -> list[str]:
+    """The segmenter's own networks that lie there, used or not."""
+    names = {name + suffix for suffix in UNET_SUFFIXES}
+    return sorted(each.name for each in repository.iterdir() if each.name in names and each.is_dir())
+
+
+def recorded(ensemble: Path, version: int) -> str:
+    """The config.pbtxt that made this version live, or nothing where it was published before they were kept."""
+    path = ensemble / str(version) / RECORDED_CONFIG
+    return path.read_text(encoding="utf-8") if path.exists() else ""
+
+
+def live_version(ensemble: Path) -> int | None:
+    """The version whose configuration is the one that serves; None for a folder without versions."""
+    there = versions(ensemble)
+    served = config_text(ensemble)
+    return max((each for each in there if recorded(ensemble, each) == served), default=max(there, default=None))
+
+
+def models_of(repository: Path, name: str) -> set[str]:
+    """Every model that a version of this segmenter is, or was, made of."""
+    ensemble = repository / name
+    texts = [config_text(ensemble), *(recorded(ensemble, version) for version in versions(ensemble))]
+    return {model for text in texts for model in pins(text)} | set(unets(repository, name))
+
+
+def used(repository: Path) -> set[tuple[str, int]]:
+    """(model, version) of everything that a segmenter serves with or could be rolled back to."""
+    found: set[tuple[str, int]] = set()
+    for name in segmenters(repository):
+        ensemble = repository / name
+        texts = [config_text(ensemble), *(recorded(ensemble, version) for version in versions(ensemble))]
+        found |= {pin for text in texts for pin in pins(text).items()}
+    return found
 
 
 def users(repository: Path, model: str, *, besides: str) -> dict[str, int]:
     """Segmenter -> the version of `model` it is pinned to, for all segmenters but `besides`."""
-    pins = {name: pinned(repository / name) for name in segmenters(repository) if name != besides}
-    return {name: pin[model] for name, pin in pins.items() if model in pin}
+    found = {name: pinned(repository / name) for name in segmenters(repository) if name != besides}
+    return {name: versions[model] for name, versions in found.items() if model in versions}
 
 
 def config_text(model: Path) -> str:
@@ -66,6 +135,15 @@ def config_text(model: Path) -> str:
         return (model / CONFIG).read_text(encoding="utf-8")
     except (FileNotFoundError, NotADirectoryError):
         return ""
+
+
+def parsed(config: str) -> Any:
+    """The text of a config.pbtxt as Triton's ModelConfig message."""
+    # Imported here, because it comes with tritonclient, which publishing without a server does not need.
+    from google.protobuf import text_format  # type: ignore[import-untyped]
+    from tritonclient.grpc import model_config_pb2
+
+    return text_format.Parse(config, model_config_pb2.ModelConfig())
 
 
 def encoder_of(repository: Path, backbone_hash: str) -> Path | None:

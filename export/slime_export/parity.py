@@ -115,12 +115,23 @@ class OnnxModel:
 
 
 def compare(
-    predictor: Predictor, encoder: OnnxModel, unet: OnnxModel, *, seed: int = 0, tolerance: Tolerance | None = None
+    predictor: Predictor,
+    encoder: OnnxModel,
+    unet: OnnxModel,
+    *,
+    image: Image | None = None,
+    seed: int = 0,
+    tolerance: Tolerance | None = None,
 ) -> Report:
-    """Both ONNX models against `predictor` at batch 1, 2 and 3, on images drawn from `seed`."""
+    """Both ONNX models against `predictor` at batch 1, 2 and 3, on images drawn from `seed`.
+
+    `image`, the one the segmenter was learned from, takes the place of the first.
+    """
     generator = np.random.default_rng(seed)
-    size = predictor.backbone.image_size
-    comparisons = [_compared(predictor, encoder, unet, random_images(generator, batch, size)) for batch in BATCHES]
+    images = [random_images(generator, batch, predictor.backbone.image_size) for batch in BATCHES]
+    if image is not None:
+        images[0][0] = image
+    comparisons = [_compared(predictor, encoder, unet, each) for each in images]
     return Report(comparisons=tuple(comparisons), tolerance=tolerance or Tolerance())
 
 

@@ -11,14 +11,20 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
+
 from slime_export import layout, onnx, parity
-from slime_export.changes import staging
 from slime_export.encoder import Encoder
+from slime_export.errors import ExportError
+from slime_export.lock import WAIT_S, staging
 from slime_export.onnx import Signature
-from slime_export.parity import OnnxModel, Report, Tolerance
+from slime_export.parity import Image, OnnxModel, Report, Tolerance
+from slime_export.record import Check, png
+from slime_export.release import KEEP
 from slime_export.repository import LATENT_CHANNELS, Candidate, Published, publish
 from slime_export.server import Server
 from slime_export.unet import MapsUNet
+from slime_optimize import training_image
 from slime_optimize.predict import Predictor, load_predictor
 from slime_was.contract import CROSS, LATENTS, PIXELS, SELF, WEIGHTING
 from slime_was.options import LENGTH
@@ -29,15 +35,22 @@ Say = Callable[[str], None]
 @dataclass(frozen=True, kw_only=True)
 class Request:
     """What to export, and where to. `url` is a running server's gRPC endpoint; `backbone` replaces the segmenter's
-    own name for the same weights, where they have moved; `external_over` is in bytes."""
+    own name for the same weights, where they have moved; `external_over` is in bytes. `keep`: how many versions of the
+    segmenter stay in the repository; `wait`: seconds for another process that is changing it."""
 
     folder: Path
     repository: Path
     name: str = ""  # the folder's name, where it is empty
     url: str | None = None
     backbone: str | None = None
+    keep: int = KEEP
+    wait: float = WAIT_S
     tolerance: Tolerance = field(default_factory=Tolerance)
     external_over: int = onnx.EXTERNAL_OVER
+
+    def __post_init__(self) -> None:
+        if self.keep < KEEP:
+            raise ExportError(f"--keep: got {self.keep}, expected {KEEP} or more: the new version and the one before")
 
     @property
     def served_name(self) -> str:
@@ -54,30 +67,44 @@ def export(request: Request, say: Say = print) -> tuple[Published, Report]:
         predictor = load_predictor(request.folder, backbone=request.backbone)
     layout.encoder_of(request.repository, predictor.backbone.hash)
     server = Server(request.url) if request.url else None
-    with staging(request.repository) as staged:
+    training = training_image.find(request.folder)
+    if training is None:
+        say(f"{request.folder}: has no {training_image.FILE}; a generated image is tried in its place")
+    with staging(request.repository, request.wait, say) as staged:
         encoder = layout.encoder_of(request.repository, predictor.backbone.hash)
         new_encoder = None if encoder else _traced_encoder(request, predictor, staged / ".export" / "encoder", say)
         unet = _traced_unet(request, predictor, staged / ".export" / "unet", say)
         unet_model = OnnxModel(unet / onnx.FILE)
         with _stage(say, "comparing with PyTorch"):
             encoder_model = OnnxModel((encoder or new_encoder or unet) / onnx.FILE)
-            report = parity.compare(predictor, encoder_model, unet_model, tolerance=request.tolerance)
+            report = parity.compare(predictor, encoder_model, unet_model, image=training, tolerance=request.tolerance)
         say(report.table())
         report.require()
         report.write(unet)
-        latents = onnx.example_inputs(unet_signature(predictor), batch=1, seed=0)
-        inputs = {each: value.numpy() for each, value in latents.items()}
         candidate = Candidate(
             name=name,
             segmenter=predictor.segmenter,
             unet=unet,
             encoder=new_encoder,
-            inputs=inputs,
-            expected=unet_model(inputs),
+            check=_check(predictor, training, request.tolerance),
         )
         with _stage(say, f"publishing {name} into {request.repository}"):
-            published = publish(request.repository, staged, candidate, server)
+            published = publish(
+                request.repository, staged, candidate, server, keep=request.keep, wait_s=request.wait, say=say
+            )
     return published, report
+
+
+def _check(predictor: Predictor, training: Image | None, tolerance: Tolerance) -> Check:
+    """What the served segmenter has to answer: PyTorch's mask of its training image, or of a generated one."""
+    size = predictor.backbone.image_size
+    image = training if training is not None else parity.random_images(np.random.default_rng(0), 1, size)[0]
+    return Check(
+        image=png(image),
+        mask_HW=predictor.mask(image),
+        agreement=tolerance.mask_agreement,
+        training_image=training is not None,
+    )
 
 
 def encoder_signature(predictor: Predictor) -> Signature:

@@ -5,21 +5,23 @@ The server must be in explicit mode (`--model-control-mode=explicit`), which `se
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, TypeVar
 
 import numpy as np
-import numpy.typing as npt
 
+from slime_export import layout
 from slime_export.errors import ServerError
+from slime_export.record import Check, Mask
+from slime_was import contract
 
-Array = npt.NDArray[np.float32]
 Answer = TypeVar("Answer")
 
 # A UNet of several GB is read from disk and, on a GPU, tuned while it loads.
 DEADLINE_S = 600.0
-# GPUs multiply with fewer bits than the CPU that made the expected values.
-TOLERANCE = 1e-2
+READY, UNLOADING, UNAVAILABLE = "READY", "UNLOADING", "UNAVAILABLE"
 
 
 class Server:
@@ -41,7 +43,21 @@ class Server:
         self._asked(f"load of {model}", lambda: self._client.load_model(model, client_timeout=DEADLINE_S))
 
     def unload(self, model: str) -> None:
+        """Returns when every request that reached the model is answered."""
         self._asked(f"unload of {model}", lambda: self._client.unload_model(model, client_timeout=DEADLINE_S))
+        deadline = time.monotonic() + DEADLINE_S
+        while any(state in (READY, UNLOADING) for state in self.states().get(model, {}).values()):
+            if time.monotonic() > deadline:
+                raise ServerError(f"server {self.url}: {model} still has requests after {DEADLINE_S:g} s; try again")
+            time.sleep(0.01)
+
+    def states(self) -> dict[str, dict[int, str]]:
+        """Model -> version -> READY, LOADING, UNLOADING or UNAVAILABLE, of all that the server has or had loaded."""
+        index = self._asked("list of models", lambda: self._client.get_model_repository_index(client_timeout=10.0))
+        found: dict[str, dict[int, str]] = {}
+        for each in index.models:
+            found.setdefault(each.name, {})[int(each.version or 0)] = each.state or UNAVAILABLE
+        return found
 
     def has(self, model: str, version: int) -> bool:
         """Whether this version is ready to answer."""
@@ -59,27 +75,36 @@ class Server:
                 "check that it serves the repository published into"
             )
 
-    def check(self, model: str, version: int, inputs: Mapping[str, Array], expected: Mapping[str, Array]) -> None:
-        """Raises ServerError unless the version answers `inputs` with `expected`, within TOLERANCE of its largest."""
-        answer = self._asked(
-            f"check of {model} version {version}",
-            lambda: self._client.infer(
-                model, [self._input(*each) for each in inputs.items()], str(version), client_timeout=DEADLINE_S
-            ),
-        )
-        for name, value in expected.items():
-            got = answer.as_numpy(name)
-            gap = float(np.abs(got - value).max() / np.abs(value).max()) if np.shape(got) == value.shape else np.inf
-            if not gap <= TOLERANCE:
-                raise ServerError(
-                    f"server {self.url}: {model} version {version} answers {name} with a difference of {gap:.2g}, "
-                    f"expected at most {TOLERANCE:g}; the version before serves on"
-                )
+    def try_out(self, name: str, config: str, check: Check) -> None:
+        """Has the server load this ensemble configuration under a name of its own, and answer `check` with it.
 
-    def _input(self, name: str, value: Array) -> Any:
-        tensor = self._triton.InferInput(name, list(value.shape), "FP32")
-        tensor.set_data_from_numpy(value)
-        return tensor
+        No client sees that name, and the segmenter `name` is not touched. Raises ServerError where the server refuses
+        it, or answers wrongly.
+        """
+        # A dot, which no segmenter's name has. Triton wants a file in the version's folder to know of the version.
+        private, files = f"{name}.next", {"file:1/version": b"1"}
+        override = _as_json(config, private)
+        try:
+            self._asked(
+                f"load of {name}'s next version",
+                lambda: self._client.load_model(private, config=override, files=files, client_timeout=DEADLINE_S),
+            )
+            mask_HW = self._mask(private, check.image)
+            check.require(mask_HW, f"server {self.url}: {name}'s next version")
+        finally:
+            with suppress(ServerError):
+                self.unload(private)
+
+    def _mask(self, name: str, image: bytes) -> Mask | None:
+        given = self._triton.InferInput(contract.IMAGE, [1], "BYTES")
+        given.set_data_from_numpy(np.array([image], dtype=object))
+        wanted = [self._triton.InferRequestedOutput(contract.MASK)]
+        answer = self._asked(
+            f"inference of {name}",
+            lambda: self._client.infer(name, [given], outputs=wanted, client_timeout=DEADLINE_S),
+        )
+        mask_HW: Mask | None = answer.as_numpy(contract.MASK)
+        return mask_HW
 
     def _asked(self, what: str, ask: Callable[[], Answer]) -> Answer:
         try:
@@ -87,3 +112,12 @@ class Server:
         except Exception as error:  # tritonclient passes on grpc's own exceptions as well
             reason = " ".join(str(error).split()) or type(error).__name__
             raise ServerError(f"server {self.url}: {what} failed ({reason}); the version before serves on") from error
+
+
+def _as_json(config: str, name: str) -> str:
+    """The text of a config.pbtxt as Triton's load call wants it, of a model called `name`."""
+    from google.protobuf import json_format
+
+    parsed = layout.parsed(config)
+    parsed.name = name
+    return str(json_format.MessageToJson(parsed, preserving_proto_field_name=True))

@@ -6,7 +6,7 @@ The networks are a few bytes here; only the files and their names matter.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +16,19 @@ import torch
 from exporting import Snapshot
 from tritonclient.grpc import model_config_pb2
 
-from slime_export import changes, layout
-from slime_export.changes import staging
+from slime_export import changes, layout, manifest
 from slime_export.errors import ExportError, ServerError
-from slime_export.repository import Candidate, Published, publish, source_model
+from slime_export.lock import staging
+from slime_export.record import Check
+from slime_export.repository import Candidate, Published, publish
 from slime_export.server import Server
+from slime_export.sources import source_model
 from slime_optimize.segmenter import Segmenter
 from slime_optimize.settings import Settings
+from slime_serve.manifest import verify
 
 BACKBONE = "a1" * 32
+CHECK = Check(image=b"an image", mask_HW=np.zeros((8, 8), np.uint8), agreement=0.999, training_image=True)
 
 
 def segmenter(parts: int = 3, backbone: str = BACKBONE) -> Segmenter:
@@ -57,8 +61,7 @@ def run(repository: Path, name: str = "car", parts: int = 3, server: Any = None)
             segmenter=segmenter(parts),
             unet=folders["unet"],
             encoder=None if encoder else folders["encoder"],
-            inputs={"LATENTS": np.zeros((1, 4, 8, 8), np.float32)},
-            expected={},
+            check=CHECK,
         )
         return publish(repository, staged, candidate, server)
 
@@ -66,6 +69,8 @@ def run(repository: Path, name: str = "car", parts: int = 3, server: Any = None)
 def assert_servable(repository: Path) -> None:
     """Every model has its configuration, and every ensemble what it names, within the two latest versions."""
     for model in repository.iterdir():
+        if model.name == manifest.FILE:
+            continue
         assert not model.name.startswith(".")
         assert f'name: "{model.name}"' in layout.config_text(model)
     for name in layout.segmenters(repository):
@@ -73,6 +78,7 @@ def assert_servable(repository: Path) -> None:
             assert version in layout.versions(repository / model_name)[-2:], (name, model_name)
         assert_own_version(repository / name)
     assert not list(repository.rglob("__pycache__"))
+    assert verify(repository) or not list(repository.iterdir())
 
 
 def assert_own_version(ensemble: Path) -> None:
@@ -87,7 +93,8 @@ def test_a_new_repository_is_whole(tmp_path: Path) -> None:
     repository = tmp_path / "models" / "repository"
     published = run(repository)
     assert (published.name, published.version) == ("car", 1)
-    assert sorted(each.name for each in repository.iterdir()) == ["car", "car_unet", "preprocess", "vae_encoder", "was"]
+    models = ["car", "car_unet", "preprocess", "vae_encoder", "was"]
+    assert sorted(each.name for each in repository.iterdir()) == sorted([*models, "manifest.json"])
     assert layout.pinned(repository / "car") == {"preprocess": 1, "vae_encoder": 1, "car_unet": 1, "was": 1}
     assert '"32"' in layout.config_text(repository / "preprocess")
     assert f'"{BACKBONE}"' in layout.config_text(repository / "vae_encoder")
@@ -138,6 +145,7 @@ def test_changed_code_becomes_a_new_version_until_others_would_lose_theirs(tmp_p
     for version in (2, 3):
         code = repository / "was" / str(version - 1) / "slime_was" / "weighting.py"
         code.write_text(code.read_text() + "\n# older\n")
+        (repository / manifest.FILE).unlink()  # the next publication writes one of what it finds
         if version == 3:
             with pytest.raises(ExportError, match=r"horse still uses version 1 of was.*export horse again first"):
                 run(repository, "car")
@@ -217,13 +225,6 @@ def killed(step: int, action: Callable[[], object], monkeypatch: pytest.MonkeyPa
     os._exit(0)
 
 
-def test_one_publication_at_a_time(tmp_path: Path) -> None:
-    run(tmp_path / "repository")
-    with staging(tmp_path / "repository"), pytest.raises(ExportError, match="another process is publishing into it"):
-        run(tmp_path / "repository")
-    run(tmp_path / "repository")
-
-
 def test_a_repository_that_is_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "repository").write_text("")
     with pytest.raises(ExportError, match="cannot be a folder"):
@@ -256,9 +257,12 @@ class FakeServer(Server):
     def has(self, model: str, version: int) -> bool:
         return model in self.loaded and version in self.loaded[model][0]
 
-    def check(self, model: str, version: int, inputs: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
-        assert inputs["LATENTS"].shape == (1, 4, 8, 8)
-        self._note(f"check {model} {version}")
+    def try_out(self, name: str, config: str, check: Check) -> None:
+        assert layout.config_text(self.repository / name) != config
+        for model, version in layout.pins(config).items():
+            assert self.has(model, version)
+        assert check == CHECK
+        self._note(f"try {name} on unet {layout.pins(config)[name + '_unet']}")
 
     def _note(self, call: str) -> None:
         self.calls.append(call)
@@ -271,14 +275,14 @@ def test_a_running_server_checks_the_unet_before_it_switches(tmp_path: Path) -> 
     repository = tmp_path / "repository"
     server = FakeServer(repository)
     run(repository, server=server)
-    first = ["load preprocess", "load was", "load vae_encoder", "load car_unet", "check car_unet 1", "load car"]
+    first = ["load preprocess", "load was", "load vae_encoder", "load car_unet", "try car on unet 1", "load car"]
     assert server.calls == first
     server.calls.clear()
     run(repository, server=server)
-    assert server.calls == ["load car_unet", "check car_unet 2", "load car"]
+    assert server.calls == ["load car_unet", "try car on unet 2", "load car"]
 
 
-@pytest.mark.parametrize("fails_at", ["load car_unet", "check car_unet 3", "load car"])
+@pytest.mark.parametrize("fails_at", ["load car_unet", "try car on unet 3", "load car"])
 def test_what_the_server_refuses_is_taken_back(
     tmp_path: Path, snapshot: Callable[[Path], Snapshot], fails_at: str
 ) -> None:
