@@ -59,7 +59,7 @@ class SegmenterCore:
         self._access = access or Access()
         self._metadata = self._access.metadata(url)
         self._encode: Callable[[ImageLike], EncodedImage] = partial(encode, compress=compress)
-        self._regions = Regions(self._server, allowed=shared_memory and is_this_machine(url))
+        self._regions = Regions(url, allowed=shared_memory and is_this_machine(url))
         self._closed = False
         self._description: Description | None = None
         self._by_version: dict[str, Description] = {}

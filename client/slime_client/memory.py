@@ -16,8 +16,8 @@ from typing import Any
 
 from tritonclient.grpc import service_pb2
 
-from slime_client.errors import SegmenterError
-from slime_client.retry import Deadline
+from slime_client.errors import CANCELLED, DEADLINE_EXCEEDED, SegmenterError
+from slime_client.retry import Deadline, Retry
 from slime_client.server import Server
 from slime_client.steps import Steps
 
@@ -51,8 +51,9 @@ class Region:
 class Regions:
     """The regions of one segmenter, each lent to one call at a time and used again."""
 
-    def __init__(self, server: Server, *, allowed: bool) -> None:
-        self._server = server
+    def __init__(self, url: str, *, allowed: bool) -> None:
+        # Asked once: in-band is always there.
+        self._server = Server(url=url, retry=Retry(attempts=1))
         self._allowed = allowed and _FOLDER.is_dir()
         self._free: list[Region] = []
         # Of calls that were given up: the server may still read or write there, so no other call may.
@@ -96,12 +97,16 @@ class Regions:
         name = f"slime-client-{os.getpid()}-{uuid.uuid4().hex}"
         try:
             with _block(name, size) as memory:
+                region = Region(name=name, memory=memory)
+                # Until the server has said yes: it may have registered what nobody waited for any more.
+                self._retired.append(region)
+                self._bytes += size
                 yield from self._register(name, size, deadline)
-        except (OSError, SegmenterError):
-            self._allowed = False
+        except (OSError, SegmenterError) as error:
+            self._allowed = getattr(error, "code", None) in (CANCELLED, DEADLINE_EXCEEDED)
             return None
-        self._bytes += size
-        return Region(name=name, memory=memory)
+        self._retired.remove(region)
+        return region
 
     def _register(self, name: str, size: int, deadline: Deadline) -> Steps[None]:
         request = service_pb2.SystemSharedMemoryRegisterRequest(name=name, key=f"/{name}", byte_size=size)
