@@ -35,7 +35,7 @@ class Access:
         key: PEM file with the certificate's private key.
         access_key: file with the key of the server's restricted endpoints; sent with every call, and never in clear
             to another machine.
-        access_key_name: what the server calls that key.
+        access_key_name: what the server calls that key; serve/launch.py calls it as the default does.
 
     Raises:
         SegmenterError: INVALID_ARGUMENT for a certificate without its key, or the other way round.

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from slime_client import lookup, names, protocol
 from slime_client.access import Access, is_this_machine
-from slime_client.description import Description
+from slime_client.description import Description, from_registry
 from slime_client.errors import FAILED_PRECONDITION, INTERNAL, INVALID_ARGUMENT, NOT_FOUND, SegmenterError
 from slime_client.images import EncodedImage, ImageLike, encode
 from slime_client.inference import Answered, infer
@@ -95,10 +95,7 @@ class SegmenterCore:
         return f"Segmenter({self._server.url!r}, {self._name!r}, parts={parts!r})"
 
     def _connecting(self, deadline: Deadline | None = None) -> Steps[None]:
-        description = yield from lookup.find(self._server, self._name, deadline or Deadline(self._timeout))
-        self._description = description
-        if description.form == names.SHARED:
-            self._by_version[description.version] = description
+        self._description = yield from lookup.find(self._server, self._name, deadline or Deadline(self._timeout))
 
     def _segmenting(self, image: ImageLike, *, scores: bool, timeout: float | None) -> Steps[Mask]:
         if self._closed:
@@ -115,22 +112,24 @@ class SegmenterCore:
         return (yield from self._answered(encoded, scores, deadline))
 
     def _answered(self, image: EncodedImage, scores: bool, deadline: Deadline) -> Steps[Mask]:
-        answered = yield from infer(self._server, self._regions, self.description, image, scores, deadline)
-        description = yield from self._described(answered.version, deadline)
+        asked = self.description
+        answered = yield from infer(self._server, self._regions, asked, image, scores, deadline)
+        shared = asked.form == names.SHARED
+        description = self._said(answered, asked) if shared else (yield from self._version(answered.version, deadline))
         return _mask(answered, description, image)
 
-    def _described(self, version: str, deadline: Deadline) -> Steps[Description]:
+    def _said(self, answered: Answered, asked: Description) -> Description:
+        description = from_registry(answered.said, url=self._server.url, segmenter=self._name)
+        if description.model != asked.model:
+            raise SegmenterError(f"segmenter {self._name!r}: moved to another model", NOT_FOUND)
+        self._description = description
+        return description
+
+    def _version(self, version: str, deadline: Deadline) -> Steps[Description]:
         # Somebody may publish the segmenter anew, with other parts, while this object lives.
         if version not in self._by_version:
-            if self.description.form == names.SHARED:
-                found = yield from lookup.shared(self._server, self._name, deadline)
-                self._by_version[found.version] = found
-            else:
-                found = yield from lookup.baked(self._server, self._name, version, deadline)
-                self._by_version[version] = found
-            self._description = found
-        if version not in self._by_version:
-            raise SegmenterError(f"segmenter {self._name!r}: version {version} is gone already", NOT_FOUND)
+            found = yield from lookup.baked(self._server, self._name, version, deadline)
+            self._by_version[version] = self._description = found
         return self._by_version[version]
 
     def _asking_live(self, timeout: float) -> Steps[bool]:

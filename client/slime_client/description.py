@@ -38,11 +38,6 @@ class Description:
         if self.form not in (names.BAKED, names.SHARED) or not isinstance(self.model, str):
             raise ValueError(f"its form is {self.form!r}, its model {self.model!r}")
 
-    @property
-    def version(self) -> str:
-        """The version in shared form, "" where the server tells none: there the model's own counts."""
-        return str(self.about.get(names.VERSION, ""))
-
 
 def from_parameters(parameters: Mapping[str, str], *, url: str, segmenter: str) -> Description:
     """Read a model configuration's parameters.
@@ -69,25 +64,28 @@ def from_registry(said: str, *, url: str, segmenter: str) -> Description:
     """
     try:
         entry = json.loads(said)
-        return _described(entry, segmenter, model=entry[names.MODEL])
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        return _described({**entry, names.FORM: names.SHARED}, segmenter, model=entry[names.MODEL])
+    except (ValueError, TypeError, KeyError) as error:
         raise _nonsense(url, segmenter, error) from error
 
 
-def all_from_registry(said: str, *, url: str) -> list[Description]:
-    """Read what the model `segmenters` says of all: a JSON list of objects, each with its name.
+def names_from_registry(said: str, *, url: str) -> list[str]:
+    """Read what the model `segmenters` says of all: a JSON list of names.
 
     Raises:
         SegmenterError: INTERNAL when what it says makes no sense.
     """
     try:
-        return [_described(entry, entry[names.NAME], model=entry[names.MODEL]) for entry in json.loads(said)]
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        found = json.loads(said)
+        if not isinstance(found, list) or not all(isinstance(name, str) for name in found):
+            raise ValueError(f"its list is {said[:80]}")
+        return found
+    except ValueError as error:
         raise _nonsense(url, names.SEGMENTERS, error) from error
 
 
 def _described(said: Mapping[str, Any], segmenter: str, *, model: str) -> Description:
-    known = (names.PARTS, names.COLOURS, names.FORM, names.MODEL, names.NAME)
+    known = (names.PARTS, names.COLOURS, names.FORM, names.MODEL)
     return Description(
         name=segmenter,
         parts=tuple(said[names.PARTS]),

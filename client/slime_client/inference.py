@@ -26,12 +26,14 @@ class Answered:
     """What came back.
 
     Attributes:
-        version: which version of the segmenter answered.
+        version: of the model that answered.
+        said: the segmenter's description at that moment, in shared form; else "".
         mask_HW: uint8.
         scores_Khw: float32, where asked for.
     """
 
     version: str
+    said: str
     mask_HW: npt.NDArray[np.uint8]
     scores_Khw: npt.NDArray[np.float32] | None
 
@@ -73,7 +75,8 @@ def _through(
     start = _mask_offset(image)
     elsewhere = region.memory[start : start + image.pixels] if region else b""
     return Answered(
-        version=_version(answer, segmenter),
+        version=answer.model_version,
+        said=protocol.text(answer, names.DESCRIPTION) if segmenter.form == names.SHARED else "",
         mask_HW=protocol.output(answer, names.MASK, np.uint8, 2, elsewhere),
         scores_Khw=protocol.output(answer, names.SCORES, np.float32, 3) if scores else None,
     )
@@ -83,7 +86,7 @@ def _request(segmenter: Description, image: EncodedImage, scores: bool, region: 
     shared = segmenter.form == names.SHARED
     inputs = {names.IMAGE: None if region else image.data}
     inputs |= {names.SEGMENTER: segmenter.name.encode()} if shared else {}
-    outputs = [names.MASK] + [names.SCORES] * scores + [names.SHARED_VERSION] * bool(shared and segmenter.version)
+    outputs = [names.MASK] + [names.SCORES] * scores + [names.DESCRIPTION] * shared
     request = protocol.infer(segmenter.model, inputs, outputs)
     if region:
         _point(request, region, image)
@@ -98,13 +101,6 @@ def _point(request: Any, region: Region, image: EncodedImage) -> None:
     region.point(request.inputs[0], 0, size)
     if image.pixels:
         region.point(request.outputs[0], _mask_offset(image), image.pixels)
-
-
-def _version(answer: Any, segmenter: Description) -> str:
-    if segmenter.form != names.SHARED:
-        return str(answer.model_version)
-    known = bool(segmenter.version)
-    return str(protocol.output(answer, names.SHARED_VERSION, np.int32, 1).item()) if known else ""
 
 
 def _room(image: EncodedImage) -> int:

@@ -5,7 +5,7 @@ and tells which model to ask for it. Knows no images.
 """
 
 from slime_client import names, protocol
-from slime_client.description import Description, all_from_registry, from_parameters, from_registry
+from slime_client.description import Description, from_parameters, from_registry, names_from_registry
 from slime_client.errors import NOT_FOUND, SegmenterError
 from slime_client.retry import Deadline
 from slime_client.server import Server
@@ -56,20 +56,34 @@ def every(server: Server, deadline: Deadline) -> Steps[list[Description]]:
     Raises:
         SegmenterError: UNAUTHENTICATED when the server shows its models only to who has a key.
     """
+    found, registered = yield from _served(server, deadline)
+    for name in registered:
+        found += yield from _unless_gone(shared(server, name, deadline))
+    return sorted(found, key=lambda description: description.name)
+
+
+def _served(server: Server, deadline: Deadline) -> Steps[tuple[list[Description], list[str]]]:
+    """The baked-in segmenters, and the names of those in shared form."""
     request = protocol.index()
     index = yield from server.ask("RepositoryIndex", request, deadline, segmenter="*", subject="the list of models")
     ready = {model.name for model in index.models if model.state == "READY"}
-    found = []
+    found: list[Description] = []
     for name in sorted(ready):
-        try:
-            found.append((yield from baked(server, name, "", deadline)))
-        except SegmenterError as error:
-            # Most models are none; one that was just removed is none any more.
-            if error.code != NOT_FOUND:
-                raise
-    if names.SEGMENTERS in ready:
-        found += all_from_registry((yield from _registry(server, "", deadline)), url=server.url)
-    return sorted(found, key=lambda description: description.name)
+        # Most models are no segmenters.
+        found += yield from _unless_gone(baked(server, name, "", deadline))
+    if names.SEGMENTERS not in ready:
+        return found, []
+    said = yield from _registry(server, "", deadline)
+    return found, names_from_registry(said, url=server.url)
+
+
+def _unless_gone(steps: Steps[Description]) -> Steps[list[Description]]:
+    try:
+        return [(yield from steps)]
+    except SegmenterError as error:
+        if error.code != NOT_FOUND:
+            raise
+        return []
 
 
 def _registry(server: Server, name: str, deadline: Deadline) -> Steps[str]:
@@ -80,9 +94,9 @@ def _registry(server: Server, name: str, deadline: Deadline) -> Steps[str]:
 
 def _others(server: Server) -> Steps[str]:
     try:
-        found = yield from every(server, Deadline(_LOOK_AROUND_S))
+        found, registered = yield from _served(server, Deadline(_LOOK_AROUND_S))
     except SegmenterError:
         # The index may be closed to clients; the message does without.
         return "check the name"
-    shown = [description.name for description in found[:_LOOK_AROUND_NAMES]]
+    shown = sorted({description.name for description in found} | set(registered))[:_LOOK_AROUND_NAMES]
     return f"it serves: {', '.join(shown)}" if shown else "it serves no segmenter"

@@ -19,7 +19,7 @@ from tritonclient.grpc import service_pb2
 from slime_client.errors import CANCELLED, DEADLINE_EXCEEDED, SegmenterError
 from slime_client.retry import Deadline, Retry
 from slime_client.server import Server
-from slime_client.steps import Steps
+from slime_client.steps import Pause, Steps
 
 # Under this, copying costs less than pointing.
 WORTHWHILE_BYTES = 1 << 20
@@ -27,6 +27,11 @@ _SMALLEST_BYTES = 1 << 22
 # Of all regions of a segmenter; what does not fit goes in-band.
 _MOST_BYTES = 1 << 29
 _FOLDER = Path("/dev/shm")
+# Triton's answer while it works on a request, given up or not, that points there.
+_IN_USE = "in use"
+_MOMENT_S = 0.05
+# Of calls that were: they say nothing of the server.
+_GIVEN_UP = (CANCELLED, DEADLINE_EXCEEDED)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -85,11 +90,14 @@ class Regions:
         self._allowed = False
 
     def close(self, deadline: Deadline) -> Steps[None]:
-        """Take every region back from the server."""
+        """Take every region back from the server, waiting for calls that it has not given up yet."""
         self._allowed = False
         self._retired += self._free
         self._free = []
         yield from self._unregister_retired(deadline)
+        while self._retired and deadline.left() > _MOMENT_S:
+            yield Pause(_MOMENT_S)
+            yield from self._unregister_retired(deadline)
 
     def _make(self, size: int, deadline: Deadline) -> Steps[Region | None]:
         if self._bytes + size > _MOST_BYTES:
@@ -103,7 +111,7 @@ class Regions:
                 self._bytes += size
                 yield from self._register(name, size, deadline)
         except (OSError, SegmenterError) as error:
-            self._allowed = getattr(error, "code", None) in (CANCELLED, DEADLINE_EXCEEDED)
+            self._allowed = getattr(error, "code", None) in _GIVEN_UP
             return None
         self._retired.remove(region)
         return region
@@ -115,17 +123,21 @@ class Regions:
         )
 
     def _unregister_retired(self, deadline: Deadline) -> Steps[None]:
-        while self._retired:
-            region = self._retired.pop()
-            self._bytes -= len(region.memory)
-            request = service_pb2.SystemSharedMemoryUnregisterRequest(name=region.name)
-            try:
-                yield from self._server.ask(
-                    "SystemSharedMemoryUnregister", request, deadline, segmenter="*", subject="shared memory"
-                )
-            except SegmenterError:
-                # A server that is gone, or was started again, has forgotten it anyway.
-                continue
+        for region in self._retired[:]:
+            if not (yield from self._in_use(region, deadline)) and region in self._retired:
+                self._retired.remove(region)
+                self._bytes -= len(region.memory)
+
+    def _in_use(self, region: Region, deadline: Deadline) -> Steps[bool]:
+        request = service_pb2.SystemSharedMemoryUnregisterRequest(name=region.name)
+        try:
+            yield from self._server.ask(
+                "SystemSharedMemoryUnregister", request, deadline, segmenter="*", subject="shared memory"
+            )
+        except SegmenterError as error:
+            # A server that is gone, or was started again, has forgotten it.
+            return _IN_USE in str(error) or error.code in _GIVEN_UP
+        return False
 
 
 @contextmanager

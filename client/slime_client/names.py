@@ -18,9 +18,6 @@ SEGMENTERS = "segmenters"
 SEGMENTER = "SEGMENTER"
 DESCRIPTION = "DESCRIPTION"
 MODEL = "model"
-NAME = "name"
-VERSION = "version"
-SHARED_VERSION = "VERSION"
 
-# The header of a restricted endpoint's key is triton-grpc-protocol-<this>.
+# Of the key that serve/launch.py takes: its header is triton-grpc-protocol-<this>.
 ACCESS_KEY = "slime-key"
