@@ -77,6 +77,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--threads", type=int, default=default.threads, help="per network (default: all cores)")
     parser.add_argument("--timeout", type=float, default=default.timeout, help="seconds to wait until ready")
     parser.add_argument("--log", type=Path, help="file for the server's output (default: temporary)")
+    parser.add_argument(
+        "--no-verify", dest="verify", action="store_false", help="serve files that are not as the manifest says"
+    )
     parser.add_argument("--probe", type=float, default=default.probe, metavar="S", help="seconds between two probes")
     parser.add_argument("--drain", type=float, default=default.drain, metavar="S", help="seconds to finish in, stopped")
     _add_security(parser.add_argument_group("who may ask what"), default.security)

@@ -116,7 +116,7 @@ class Server:
 
 def _as_json(config: str, name: str) -> str:
     """The text of a config.pbtxt as Triton's load call wants it, of a model called `name`."""
-    from google.protobuf import json_format
+    from google.protobuf import json_format  # type: ignore[import-untyped]
 
     parsed = layout.parsed(config)
     parsed.name = name

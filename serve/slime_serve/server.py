@@ -14,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TypeVar
 
-from slime_serve import command, memory, ports, probe, repository, wheel
+from slime_serve import command, manifest, memory, ports, probe, repository, wheel
 from slime_serve.control import Control, UnansweredError
 from slime_serve.errors import ServeError, ServerError, Stopped, UsageError
 from slime_serve.process import Process
@@ -53,6 +53,8 @@ class Server:
     def __enter__(self) -> Server:
         settings, security = self._settings, self._settings.security
         self._repository = repository.read(settings.repository)
+        if settings.verify:
+            manifest.verify(settings.repository, self._say)
         self.segmenters = self._repository.segmenters
         wanted = {"grpc": settings.grpc_port, "http": settings.http_port, "metrics": settings.metrics_port}
         hosts = {"grpc": security.listen, "http": LOOPBACK, "metrics": LOOPBACK}

@@ -13,7 +13,8 @@ from slime_serve.security import Security
 class ServerSettings:
     """``*_port`` 0: any free one. ``threads``: of each network, 0 for all cores. ``timeout``: seconds until ready.
 
-    ``log``: file for the server's output; None for a temporary one that only a failure leaves behind.
+    ``log``: file for the server's output; None for a temporary one that only a failure leaves behind. ``verify``:
+    compare the repository's files with its manifest first.
     """
 
     repository: Path
@@ -23,6 +24,7 @@ class ServerSettings:
     threads: int = 0
     timeout: float = 300.0
     log: Path | None = None
+    verify: bool = True
     # Seconds between two probes of a running server, each of the next segmenter in turn.
     probe: float = 5.0
     # Seconds that requests under way have to finish once the server is asked to stop.
