@@ -60,8 +60,8 @@ class Lesson:
 
 def distil(weights: Path, state: Path, recipe: Recipe, device: torch.device, workers: int = 0) -> Run:
     """Trains, or goes on from `state`; the run's averaged weights are in its modules. Raises TrainingError."""
-    vae = _teacher(weights).to(device, memory_format=torch.channels_last)
     _claim(state, {"vae": vae_digest(weights), "seed": recipe.seed, "views": recipe.views, "scenes": recipe.scenes})
+    vae = _teacher(weights).to(device, memory_format=torch.channels_last)
     lessons = _lessons(vae, state, recipe, device, workers)
     torch.manual_seed(recipe.seed)
     tiny = build_tiny_vae().to(device, memory_format=torch.channels_last)
@@ -104,7 +104,7 @@ def changed_views(images: NDArray[np.uint8], count: int, seed: int) -> NDArray[n
     rng, chance = np.random.default_rng([seed, 103]), torch.Generator().manual_seed(seed)
     views = np.empty((count, *images.shape[1:]), np.uint8)
     for i in trange(count, desc="views", mininterval=5):
-        pixels_3SS = to_tensor(images[rng.integers(len(images))][None])[0]
+        pixels_3SS = to_tensor(np.array(images[rng.integers(len(images))])[None])[0]
         bands_SS = ((pixels_3SS.mean(0) + 1) * (_BANDS / 2)).long()
         coloured_3SS = recoloured(pixels_3SS, bands_SS, _VIEWS.recolour, chance)
         view_3SS, _ = apply_view(draw_view(_VIEWS, chance), coloured_3SS, bands_SS)

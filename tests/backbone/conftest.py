@@ -75,6 +75,11 @@ def train_script() -> ModuleType:
 
 
 @pytest.fixture(scope="session")
+def distil_script() -> ModuleType:
+    return script("distil")
+
+
+@pytest.fixture(scope="session")
 def scenes_script() -> ModuleType:
     return script("scenes")
 

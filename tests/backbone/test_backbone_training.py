@@ -188,7 +188,17 @@ def test_no_mask_reaches_the_training() -> None:
     """Only corpus.py draws scenes for it, it never touches `.mask`, and what it gives has no place for one."""
     assert {f.name for f in dataclasses.fields(Corpus)} == {"images", "captions"}
     package = ROOT / "backbone" / "slime_backbone"
-    trained_with = ["training", "autoencoder", "diffusion", "entropy", "models", "corpus", "saving", "shards"]
+    trained_with = [
+        "training",
+        "autoencoder",
+        "diffusion",
+        "entropy",
+        "models",
+        "corpus",
+        "saving",
+        "shards",
+        "distillation",
+    ]
     for path in [*(package / f"{name}.py" for name in trained_with), ROOT / "backbone" / "train.py"]:
         tree = ast.parse(path.read_text())
         reads = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}

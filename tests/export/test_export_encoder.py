@@ -1,0 +1,50 @@
+"""Either encoder as an ONNX file: the same latents as PyTorch's, and nothing of what decodes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnx
+import pytest
+import torch
+
+import backbones
+from slime_export.encoder import Encoder
+from slime_export.onnx import Signature, write
+from slime_export.parity import OnnxModel
+from slime_optimize.backbone import Backbone, load_backbone
+from slime_optimize.errors import BackboneError
+from slime_was.contract import LATENTS, PIXELS
+
+
+@pytest.fixture(scope="module")
+def backbone(tmp_path_factory: pytest.TempPathFactory) -> Backbone:
+    folder = backbones.build(tmp_path_factory.mktemp("encoders"))
+    backbones.build_tiny(folder / "tiny_vae")
+    return load_backbone(folder)
+
+
+def traced(backbone: Backbone, encoder: str, folder: Path) -> Path:
+    size, latent = backbone.image_size, backbone.latent_size
+    signature = Signature(inputs={PIXELS: (3, size, size)}, outputs={LATENTS: (4, latent, latent)})
+    return write(Encoder(backbone, encoder), signature, folder)
+
+
+@pytest.mark.parametrize("encoder", ["kl", "tiny"])
+def test_latents_are_pytorchs(backbone: Backbone, encoder: str, tmp_path: Path) -> None:
+    path = traced(backbone, encoder, tmp_path)
+    model = OnnxModel(path)
+    for batch in (1, 3):
+        pixels = torch.rand(batch, 3, 64, 64, generator=torch.Generator().manual_seed(batch)) * 2 - 1
+        got = torch.from_numpy(model({PIXELS: pixels.numpy()})[LATENTS])
+        expected = backbone.encode(pixels, encoder=encoder)
+        torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max()))
+    kept = sum(len(each.raw_data) for each in onnx.load(str(path)).graph.initializer)
+    encoding = sum(4 * each.numel() for each in backbone.encoder_model(encoder).encoder.parameters())
+    assert kept < 1.2 * encoding + 1000
+
+
+def test_a_backbone_without_one(backbone: Backbone, tmp_path: Path) -> None:
+    plain = load_backbone(backbones.build(tmp_path))
+    with pytest.raises(BackboneError, match="has no tiny_vae; give --encoder kl"):
+        Encoder(plain, "tiny")
