@@ -10,14 +10,15 @@ Shape suffixes: B batch, P parts, N = h*w latent pixels, T text tokens, D text w
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from slime_optimize.attention import attention_maps
+from slime_optimize.attention import attend, attention_maps, mean, weighted_maps
 from slime_optimize.backbone import Backbone
-from slime_optimize.passes import Pass, passes
+from slime_optimize.passes import Pass, accumulated, passes
 from slime_optimize.segmenter import Segmenter
 
 # Layers whose input is the text or the timestep and nothing else.
@@ -27,17 +28,18 @@ CONSTANT_LAYERS = (".time_emb_proj", ".attn2.to_k", ".attn2.to_v")
 class MapsUNet(nn.Module):
     """LATENTS (B,4,h,w) -> CROSS (B,P,h,w), SELF (B,N,N), WEIGHTING (B,LENGTH), all float32.
 
-    The segmenter's noise is added at its test timestep, then one conditional pass runs, or several whose maps are
-    averaged. `backbone` is left as it is and shares its weights.
+    Weighted, it gives WAS (B,P,h,w) in SELF's place, eq. 6 with no N x N map averaged or given out. The segmenter's
+    noise is added at its test timestep, then one conditional pass runs, or several whose maps are averaged.
+    `backbone` is left as it is and shares its weights.
     """
 
-    weighting: Tensor
+    vector: Tensor
 
-    def __init__(self, segmenter: Segmenter, backbone: Backbone) -> None:
+    def __init__(self, segmenter: Segmenter, backbone: Backbone, *, weighted: bool = False) -> None:
         super().__init__()
         settings, text = segmenter.settings, segmenter.text_embedding.to(backbone.device)
-        vector = settings.weighting(backbone.image_size).vector()
-        self.register_buffer("weighting", torch.from_numpy(vector).to(backbone.device)[None])
+        self.weighted, self.weighting = weighted, settings.weighting(backbone.image_size)
+        self.register_buffer("vector", torch.from_numpy(self.weighting.vector()).to(backbone.device)[None])
         like = torch.zeros_like(segmenter.noise[:1], device=backbone.device)
         each = passes(settings)
         steps = {turn.timestep: torch.tensor(turn.timestep, device=backbone.device) for turn in each}
@@ -46,13 +48,27 @@ class MapsUNet(nn.Module):
         self.passes = nn.ModuleList(_OnePass(turn, segmenter, backbone, unets[turn.timestep]) for turn in each)
 
     def forward(self, latents_B4hw: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        runs = [one(latents_B4hw) for one in self.passes]
-        cross_BPhw, self_BNN = (sum(maps[1:], maps[0]) / len(maps) for maps in zip(*runs, strict=True))
-        return cross_BPhw, self_BNN, self.weighting.expand(latents_B4hw.shape[0], -1)
+        maps_of = self._weighted if self.weighted else self._averaged
+        cross_BPhw, attended = maps_of(latents_B4hw)
+        return cross_BPhw, attended, self.vector.expand(latents_B4hw.shape[0], -1)
+
+    def _averaged(self, latents_B4hw: Tensor) -> tuple[Tensor, Tensor]:
+        width = int(latents_B4hw.shape[-1])  # while a graph is traced, sizes are tensors
+        runs = [(one.turn, one(attention_maps, latents_B4hw)) for one in self.passes]
+        cross_BPhw = mean([turn.turned(maps.cross_BPhw) for turn, maps in runs])
+        return cross_BPhw, mean([turn.turned_self(maps.self_BNN, width) for turn, maps in runs])
+
+    def _weighted(self, latents_B4hw: Tensor) -> tuple[Tensor, Tensor]:
+        # Values that are known only after the last pass, or at the end of one, cannot ride along in it.
+        if len(self.passes) == 1 and not self.weighting.suppress:
+            (one,) = self.passes
+            cross_BPhw, was_BPhw = one(weighted_maps, latents_B4hw)
+            return one.turn.turned(cross_BPhw), one.turn.turned(was_BPhw)
+        return accumulated([(one.turn, one(attend, latents_B4hw)) for one in self.passes], self.weighting)
 
 
 class _OnePass(nn.Module):
-    """LATENTS -> CROSS, SELF of one pass, turned back to the image's side."""
+    """Clean latents -> what `maps_of` reads in one pass, on the pass's own side."""
 
     signal: Tensor
     noise: Tensor
@@ -71,9 +87,9 @@ class _OnePass(nn.Module):
         self.register_buffer("timestep", timestep)
         self.register_buffer("text", segmenter.text_embedding.to(backbone.device))
 
-    def forward(self, latents_B4hw: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, maps_of: Callable[..., Any], latents_B4hw: Tensor) -> Any:
         noisy_B4hw = self.signal * self.turn.turned(latents_B4hw) + self.noise
-        maps = attention_maps(
+        return maps_of(
             self.unet,
             noisy_B4hw,
             self.timestep,
@@ -82,8 +98,6 @@ class _OnePass(nn.Module):
             self.layers,
             over_parts=self.over_parts,
         )
-        width = int(latents_B4hw.shape[-1])  # while a graph is traced, sizes are tensors
-        return self.turn.turned(maps.cross_BPhw), self.turn.turned_self(maps.self_BNN, width)
 
 
 class Constant(nn.Module):

@@ -8,7 +8,7 @@ import typing
 from dataclasses import fields
 from typing import Any
 
-from slime_optimize.attention import Layers
+from slime_optimize.layers import Layers
 from slime_optimize.presets import PRESETS
 from slime_optimize.settings import CHOICES, Settings
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
 
+from slime_optimize.attention import Attended, mean
 from slime_optimize.settings import Settings
+from slime_was import Weighting, prepared
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +31,16 @@ class Pass:
         pixels = int(self_BNN.shape[1])  # while a graph is traced, sizes are tensors; only the batch may vary
         as_maps = self_BNN.reshape(-1, pixels // width, width, pixels // width, width)
         return as_maps.flip(2, 4).reshape(-1, pixels, pixels)
+
+
+def accumulated(runs: Sequence[tuple[Pass, Attended]], weighting: Weighting) -> tuple[Tensor, Tensor]:
+    """Cross maps and WAS maps, (B,P,h,w) each, averaged over the passes, before parts are dropped or rescaled.
+
+    Every pass accumulates the mean cross maps, which are known once all of them have run.
+    """
+    cross_BPhw = mean([each.turned(run.cross_BPhw) for each, run in runs])
+    values_BPhw = prepared(cross_BPhw, weighting)
+    return cross_BPhw, mean([each.turned(run.accumulate(each.turned(values_BPhw))) for each, run in runs])
 
 
 def passes(settings: Settings) -> tuple[Pass, ...]:

@@ -17,12 +17,12 @@ import torch
 from torch import Tensor
 
 from slime_image import cropped, fit
-from slime_optimize.attention import attend, attention_maps
+from slime_optimize.attention import attend, attention_maps, mean
 from slime_optimize.backbone import Backbone, load_backbone
 from slime_optimize.errors import BackboneError
-from slime_optimize.passes import Pass, passes
+from slime_optimize.passes import Pass, accumulated, passes
 from slime_optimize.segmenter import Segmenter
-from slime_was import finished, prepared, segment, sharpened
+from slime_was import finished, segment, sharpened
 
 # Images per pass: eight of 128 x 128, as the server's largest batch, and one of SD's 512 x 512.
 Result = TypeVar("Result")
@@ -75,18 +75,16 @@ class Predictor:
         """Clean latents -> cross maps and WAS maps, each (B,P,h,w) float32, before parts are dropped or rescaled."""
         with torch.no_grad():
             runs = [(each, self._run(attend, latents_B4hw, each)) for each in passes(self.segmenter.settings)]
-            cross_BPhw = torch.stack([each.turned(run.cross_BPhw) for each, run in runs]).mean(0)
-            values_BPhw = prepared(cross_BPhw, self._weighting)
-            was_BPhw = torch.stack([each.turned(run.accumulate(each.turned(values_BPhw))) for each, run in runs])
-        return cross_BPhw.float(), was_BPhw.mean(0).float()
+            cross_BPhw, was_BPhw = accumulated(runs, self._weighting)
+        return cross_BPhw.float(), was_BPhw.float()
 
     def full_maps(self, latents_B4hw: Tensor) -> tuple[Tensor, Tensor]:
         """Clean latents -> averaged cross maps (B,P,h,w) and self-attention maps (B,N,N), what is exported."""
         width = self.backbone.latent_size
         with torch.no_grad():
             runs = [(each, self._run(attention_maps, latents_B4hw, each)) for each in passes(self.segmenter.settings)]
-        cross_BPhw = torch.stack([each.turned(run.cross_BPhw) for each, run in runs]).mean(0)
-        return cross_BPhw, torch.stack([each.turned_self(run.self_BNN, width) for each, run in runs]).mean(0)
+        cross_BPhw = mean([each.turned(run.cross_BPhw) for each, run in runs])
+        return cross_BPhw, mean([each.turned_self(run.self_BNN, width) for each, run in runs])
 
     def _run(self, maps_of: Callable[..., Result], latents_B4hw: Tensor, each: Pass) -> Result:
         """One pass through `attend` or `attention_maps`."""

@@ -11,8 +11,8 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from slime_image import CHANNEL_ORDERS
-from slime_optimize.attention import Layers
 from slime_optimize.errors import InputError
+from slime_optimize.layers import Layers
 from slime_was import Weighting
 
 # The settings that are one word of a few.

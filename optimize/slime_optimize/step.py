@@ -11,10 +11,11 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from slime_optimize.attention import attend, plain
+from slime_optimize.attention import attend
 from slime_optimize.backbone import Backbone
 from slime_optimize.chance import generator
 from slime_optimize.losses import Answer, Losses, losses
+from slime_optimize.processors import plain
 from slime_optimize.settings import Settings
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from slime_optimize import Backbone, BackboneError, InputError, Layers, attend, attention_maps
-from slime_optimize.attention import accumulate_pairs, install
+from slime_optimize.processors import AttentionStore, WholeMaps, accumulate_pairs, install
 from slime_was import accumulate
 
 PARTS = 5
@@ -38,13 +38,14 @@ def test_full_self_attention_does_not_change_the_output(backbone: Backbone, inpu
     before = dict(backbone.unet.attn_processors)
     with torch.no_grad():
         expected = backbone.unet(latents, T, encoder_hidden_states=text.expand(3, -1, -1)).sample
-        store = install(backbone.unet, Layers(), PARTS, full_self=True)
+        empty = AttentionStore(layers=Layers(), num_parts=PARTS, size=(16, 16))
+        store = install(backbone.unet, empty, WholeMaps)
         found = backbone.unet(latents, T, encoder_hidden_states=text).sample
     backbone.unet.set_attn_processor(before)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
-    assert set(store.cross) == set(Layers().cross) and set(store.self_) == set(Layers().self_)
+    assert set(store.cross) == set(Layers().cross) and store.self_mean.shape == (3, 256, 256)
     store.clear()
-    assert not store.cross and not store.self_
+    assert not store.cross and store.self_ is None
 
 
 def test_maps_sum_to_one(backbone: Backbone, inputs: tuple[Tensor, Tensor]) -> None:

@@ -36,8 +36,8 @@ def recording() -> Recording:
 
 
 def unscaled(patch: Patch) -> None:
-    true = attention._TextProcessor.attend
-    patch.setattr(attention._TextProcessor, "attend", lambda self, q, k, v, _scale: true(self, q, k, v, 1.0))
+    true = processors._Text.attend
+    patch.setattr(processors._Text, "attend", lambda self, q, k, v, _scale: true(self, q, k, v, 1.0))
 
 
 def softmax_over_the_parts(patch: Patch) -> None:
@@ -46,17 +46,17 @@ def softmax_over_the_parts(patch: Patch) -> None:
         self.store.logits[self.name] = of_parts.mean(1)
         self.store.cross[self.name] = of_parts.softmax(-1).mean(1)
 
-    patch.setattr(attention._CrossProcessor, "keep", keep)
+    patch.setattr(processors._Cross, "keep", keep)
 
 
 def one_mean_over_all_heads(patch: Patch) -> None:
-    true = attention._CrossProcessor.keep
+    true = processors._Cross.keep
     mean_heads = (3 * 4 + 2 * 2) / 5  # of the five layers
 
     def keep(self: Any, logits: torch.Tensor, chances: torch.Tensor) -> None:
         true(self, logits, chances * (chances.shape[1] / mean_heads))
 
-    patch.setattr(attention._CrossProcessor, "keep", keep)
+    patch.setattr(processors._Cross, "keep", keep)
 
 
 def enlarged_otherwise(**how: Any) -> Callable[[Patch], None]:
