@@ -8,25 +8,33 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 
 from slime_export.errors import BusyError, EngineError, ExportError, ParityError, ServerError
 from slime_export.pipeline import Request, export
 from slime_image import ImageError
 from slime_optimize.errors import InputError
+from slime_was.form import MAPS, Form
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit code: 0, 1 where something failed (parity, server, disk), 2 for input that cannot be used."""
     arguments = _parser().parse_args(argv)
     try:
-        published, _ = export(Request(**vars(arguments)), say=lambda line: print(line, flush=True))
+        published, _ = export(_request(arguments), say=lambda line: print(line, flush=True))
     except (InputError, ExportError, ImageError) as error:
         return _failed(error, 2)
     except (BusyError, EngineError, ParityError, ServerError, OSError) as error:
         return _failed(error, 1)
     print(f"published {published.name} version {published.version} in {arguments.repository}")
     return 0
+
+
+def _request(arguments: argparse.Namespace) -> Request:
+    given = dict(vars(arguments))
+    words = {each.name: given.pop(each.name) for each in fields(Form) if each.name in given}
+    return Request(form=Form(**words), **given)
 
 
 def _failed(error: Exception, code: int) -> int:
@@ -54,6 +62,12 @@ def _parser() -> argparse.ArgumentParser:
         default=Request.wait,
         metavar="SECONDS",
         help=f"for another process that is changing the repository ({Request.wait:g})",
+    )
+    parser.add_argument(
+        "--maps",
+        choices=MAPS,
+        default=Form.maps,
+        help="averaged: Python weights the maps; weighted: the UNet does, without an N x N map (default: averaged)",
     )
     return parser
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from slime_export.errors import ExportError
-from slime_was.contract import VAE_ENCODER, unet_name
+from slime_was.contract import VAE_ENCODER, is_encoder, unet_name
 from slime_was.form import UNET_SUFFIXES
 
 CONFIG = "config.pbtxt"
@@ -146,23 +146,25 @@ def parsed(config: str) -> Any:
     return text_format.Parse(config, model_config_pb2.ModelConfig())
 
 
-def encoder_of(repository: Path, backbone_hash: str) -> Path | None:
-    """The version folder of the VAE encoder that is there already, or None.
+def encoder_of(repository: Path, backbone_hash: str, model: str = VAE_ENCODER) -> Path | None:
+    """The version folder of the encoder `model` that is there already, or None.
 
     Raises ExportError where the repository holds another backbone.
     """
-    model = repository / VAE_ENCODER
-    found = versions(model)
-    if not found:
-        return None
-    match = _BACKBONE.search(config_text(model))
+    for each in filter(is_encoder, models(repository)):
+        _check_backbone(repository, each, backbone_hash)
+    found = versions(repository / model)
+    return repository / model / str(found[-1]) if found else None
+
+
+def _check_backbone(repository: Path, encoder: str, backbone_hash: str) -> None:
+    match = _BACKBONE.search(config_text(repository / encoder))
     got = match[1] if match else "an unknown one"
     if got != backbone_hash:
         raise ExportError(
             f"repository {repository}: holds segmenters of backbone {got[:12]}, this one is of "
             f"{backbone_hash[:12]}; a repository holds one backbone, give another --repository"
         )
-    return model / str(found[-1])
 
 
 def python_files(model: Path, version: int, package: str) -> dict[str, bytes]:

@@ -23,7 +23,7 @@ from slime_export.errors import ParityError
 from slime_image import fit
 from slime_optimize.files import write_text
 from slime_optimize.predict import Predictor
-from slime_was.contract import CROSS, LATENTS, PIXELS, SELF, WEIGHTING
+from slime_was.contract import ACCUMULATED, CROSS, LATENTS, PIXELS, SELF, WEIGHTING
 
 Array = npt.NDArray[np.float32]
 Image = npt.NDArray[np.uint8]
@@ -154,10 +154,10 @@ def difference(got: Array, expected: Array) -> Difference:
 def _compared(predictor: Predictor, encoder: OnnxModel, unet: OnnxModel, images: list[Image]) -> Comparison:
     fitted_B3SS = predictor.pixels(images)
     pixels_C3SS = predictor.crops(fitted_B3SS)
-    expected = _expected(predictor, images)
     got_latents = encoder({PIXELS: pixels_C3SS})[LATENTS]
-    got = unet({LATENTS: expected[LATENTS]}) | {LATENTS: got_latents}
     served = unet({LATENTS: got_latents})
+    expected = _expected(predictor, images, weighted=ACCUMULATED in served)
+    got = unet({LATENTS: expected[LATENTS]}) | {LATENTS: got_latents}
     masks = zip(_masks(served, fitted_B3SS), predictor.masks(images), strict=True)
     return Comparison(
         batch=len(images),
@@ -166,11 +166,11 @@ def _compared(predictor: Predictor, encoder: OnnxModel, unet: OnnxModel, images:
     )
 
 
-def _expected(predictor: Predictor, images: list[Image]) -> dict[str, Array]:
+def _expected(predictor: Predictor, images: list[Image], weighted: bool) -> dict[str, Array]:
     """PyTorch's latents and maps of `images`."""
     latents_B4hw = predictor.latents(images)
-    cross_BPhw, self_BNN = predictor.full_maps(latents_B4hw)
-    tensors = {LATENTS: latents_B4hw, CROSS: cross_BPhw, SELF: self_BNN}
+    cross_BPhw, attended = (predictor.maps if weighted else predictor.full_maps)(latents_B4hw)
+    tensors = {LATENTS: latents_B4hw, CROSS: cross_BPhw, ACCUMULATED if weighted else SELF: attended}
     weighting = predictor.segmenter.settings.weighting(predictor.backbone.image_size).vector()
     arrays = {name: tensor.float().cpu().numpy() for name, tensor in tensors.items()}
     return arrays | {WEIGHTING: np.repeat(weighting[np.newaxis], len(latents_B4hw), axis=0)}
@@ -180,10 +180,11 @@ def _masks(maps: Mapping[str, Array], fitted_B3SS: Array) -> list[Image]:
     """The maps of a batch to masks as the server makes them, one image at a time."""
     weighting = slime_was.Weighting.from_vector(maps[WEIGHTING][0])
     size, crops = fitted_B3SS.shape[-1], len(weighting.crops)
+    attended = maps[ACCUMULATED] if ACCUMULATED in maps else maps[SELF]
     masks = []
     for turn, fitted_3SS in enumerate(fitted_B3SS):
         own = slice(turn * crops, (turn + 1) * crops)
-        scores_Phw = slime_was.scores(maps[CROSS][own], maps[SELF][own], weighting)
+        scores_Phw = slime_was.scores(maps[CROSS][own], attended[own], weighting)
         guided_PGG = slime_was.sharpened(scores_Phw, weighting, fitted_3SS)
         masks.append(slime_was.segment(guided_PGG, size, size))
     return masks

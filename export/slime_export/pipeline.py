@@ -26,7 +26,7 @@ from slime_export.server import Server
 from slime_export.unet import MapsUNet
 from slime_optimize import training_image
 from slime_optimize.predict import Predictor, load_predictor
-from slime_was.contract import CROSS, LATENTS, PIXELS, SELF, WEIGHTING
+from slime_was.contract import ACCUMULATED, CROSS, LATENTS, PIXELS, SELF, WEIGHTING, Form, map_names
 from slime_was.options import LENGTH
 
 Say = Callable[[str], None]
@@ -43,6 +43,7 @@ class Request:
     name: str = ""  # the folder's name, where it is empty
     url: str | None = None
     backbone: str | None = None
+    form: Form = field(default_factory=Form)
     keep: int = KEEP
     wait: float = WAIT_S
     tolerance: Tolerance = field(default_factory=Tolerance)
@@ -65,19 +66,20 @@ def export(request: Request, say: Say = print) -> tuple[Published, Report]:
     name = request.served_name
     with _stage(say, "loading segmenter and backbone"):
         predictor = load_predictor(request.folder, backbone=request.backbone)
-    layout.encoder_of(request.repository, predictor.backbone.hash)
+    encoder_model = request.form.encoder_model
+    layout.encoder_of(request.repository, predictor.backbone.hash, encoder_model)
     server = Server(request.url) if request.url else None
     training = training_image.find(request.folder)
     if training is None:
         say(f"{request.folder}: has no {training_image.FILE}; a generated image is tried in its place")
     with staging(request.repository, request.wait, say) as staged:
-        encoder = layout.encoder_of(request.repository, predictor.backbone.hash)
+        encoder = layout.encoder_of(request.repository, predictor.backbone.hash, encoder_model)
         new_encoder = None if encoder else _traced_encoder(request, predictor, staged / ".export" / "encoder", say)
         unet = _traced_unet(request, predictor, staged / ".export" / "unet", say)
         unet_model = OnnxModel(unet / onnx.FILE)
         with _stage(say, "comparing with PyTorch"):
-            encoder_model = OnnxModel((encoder or new_encoder or unet) / onnx.FILE)
-            report = parity.compare(predictor, encoder_model, unet_model, image=training, tolerance=request.tolerance)
+            encode = OnnxModel((encoder or new_encoder or unet) / onnx.FILE)
+            report = parity.compare(predictor, encode, unet_model, image=training, tolerance=request.tolerance)
         say(report.table())
         report.require()
         report.write(unet)
@@ -87,6 +89,7 @@ def export(request: Request, say: Say = print) -> tuple[Published, Report]:
             unet=unet,
             encoder=new_encoder,
             check=_check(predictor, training, request.tolerance),
+            form=request.form,
         )
         with _stage(say, f"publishing {name} into {request.repository}"):
             published = publish(
@@ -113,16 +116,18 @@ def encoder_signature(predictor: Predictor) -> Signature:
     return Signature(inputs={PIXELS: (3, size, size)}, outputs={LATENTS: (LATENT_CHANNELS, latent, latent)})
 
 
-def unet_signature(predictor: Predictor) -> Signature:
-    """Names and sizes of the UNet's input and outputs.
+def unet_signature(predictor: Predictor, form: Form) -> Signature:
+    """Names and sizes of the input and outputs of a UNet of this form.
 
     The number of parts is left open: Triton describes all versions of a model in one file, and the next version may
     have more parts.
     """
     latent = predictor.backbone.latent_size
+    each_part = (-1, latent, latent)
+    dims = {CROSS: each_part, ACCUMULATED: each_part, SELF: (latent**2, latent**2), WEIGHTING: (LENGTH,)}
     return Signature(
         inputs={LATENTS: (LATENT_CHANNELS, latent, latent)},
-        outputs={CROSS: (-1, latent, latent), SELF: (latent**2, latent**2), WEIGHTING: (LENGTH,)},
+        outputs={name: dims[name] for name in map_names(form)},
     )
 
 
@@ -136,8 +141,8 @@ def _traced_encoder(request: Request, predictor: Predictor, folder: Path, say: S
 def _traced_unet(request: Request, predictor: Predictor, folder: Path, say: Say) -> Path:
     with _stage(say, "tracing the UNet"):
         folder.mkdir(parents=True)
-        module = MapsUNet(predictor.segmenter, predictor.backbone)
-        onnx.write(module, unet_signature(predictor), folder, request.external_over)
+        module = MapsUNet(predictor.segmenter, predictor.backbone, weighted=request.form.weighted)
+        onnx.write(module, unet_signature(predictor, request.form), folder, request.external_over)
     return folder
 
 

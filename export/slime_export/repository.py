@@ -8,7 +8,7 @@ A failure undoes every step; a kill leaves whole models and an ensemble that sti
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -23,7 +23,7 @@ from slime_export.sources import PACKAGES, published, wanted_files
 from slime_export.transaction import Transaction
 from slime_optimize.segmenter import Segmenter
 from slime_was import contract
-from slime_was.contract import PREPROCESS, VAE_ENCODER, WAS, Versions
+from slime_was.contract import PREPROCESS, WAS, Form, Versions
 
 LATENT_CHANNELS = 4
 
@@ -41,6 +41,7 @@ class Candidate:
     unet: Path
     encoder: Path | None
     check: Check
+    form: Form = field(default_factory=Form)
 
     def __post_init__(self) -> None:
         layout.check_name(self.name)
@@ -115,19 +116,21 @@ class _Publication:
 
     def _encoder(self) -> int:
         transaction, segmenter = self.transaction, self.candidate.segmenter
+        model = self.candidate.form.encoder_model
         # There already, or published by another while this one was traced.
-        if there := layout.encoder_of(transaction.repository, segmenter.backbone_hash):
-            transaction.keep(VAE_ENCODER, int(there.name))
+        if there := layout.encoder_of(transaction.repository, segmenter.backbone_hash, model):
+            transaction.keep(model, int(there.name))
             return int(there.name)
         if self.candidate.encoder is None:
-            raise ExportError(f"repository {transaction.repository}: its {VAE_ENCODER} is gone; export again")
+            raise ExportError(f"repository {transaction.repository}: its {model} is gone; export again")
         config = contract.vae_encoder_config(
             backbone=segmenter.backbone_hash,
             image_size=segmenter.image_size,
             latent_channels=LATENT_CHANNELS,
             latent_size=segmenter.latent_size,
+            form=self.candidate.form,
         )
-        transaction.add(as_version(self.candidate.encoder, transaction.staging / VAE_ENCODER, 1), 1, config)
+        transaction.add(as_version(self.candidate.encoder, transaction.staging / model, 1), 1, config)
         return 1
 
     def _unet(self) -> int:
@@ -137,8 +140,11 @@ class _Publication:
             parts=len(segmenter.parts),
             latent_channels=LATENT_CHANNELS,
             latent_size=segmenter.latent_size,
+            form=self.candidate.form,
         )
-        return self.release.unet(contract.unet_name(self.candidate.name), self.candidate.unet, config)
+        return self.release.unet(
+            contract.unet_name(self.candidate.name, self.candidate.form), self.candidate.unet, config
+        )
 
     def _ensemble_config(self, versions: Versions) -> str:
         return contract.ensemble_config(
@@ -146,6 +152,7 @@ class _Publication:
             versions=versions,
             parameters=ensemble_parameters(self.candidate.segmenter),
             reading=self.reading,
+            form=self.candidate.form,
         )
 
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from slime_optimize import Backbone, BackboneError, InputError, Layers, attend, attention_maps
+from slime_optimize.attention import weighted_maps
 from slime_optimize.processors import AttentionStore, WholeMaps, accumulate_pairs, install
 from slime_was import accumulate
 
@@ -157,3 +158,20 @@ def test_layer_names_are_checked(cross: tuple[str, ...]) -> None:
 
 def _one(inputs: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
     return inputs[0][:1], T, inputs[1]
+
+
+LATE = "up_blocks.3.attentions.{}.transformer_blocks.0.attn2"
+
+
+@pytest.mark.parametrize("late", [(), (0,), (1,), (0, 2)], ids=str)
+@pytest.mark.parametrize("over_parts", [False, True])
+def test_cross_maps_ride_through_the_layers_that_come_after_them(
+    backbone: Backbone, inputs: tuple[Tensor, Tensor], late: tuple[int, ...], over_parts: bool
+) -> None:
+    layers = Layers(cross=(*Layers().cross, *(LATE.format(each) for each in late)))
+    given = (backbone.unet, inputs[0], T, inputs[1], PARTS, layers)
+    with torch.no_grad():
+        cross, was = weighted_maps(*given, over_parts=over_parts)
+        light = attend(*given, over_parts=over_parts)
+    torch.testing.assert_close(cross, light.cross_BPhw, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(was, light.accumulate(light.cross_BPhw), rtol=1e-4, atol=1e-6)

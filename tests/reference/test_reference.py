@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from check import Line, Recording
 
-from slime_optimize import attention, losses
+from slime_optimize import attention, losses, processors
 
 RECORDINGS = Path(__file__).parent / "recordings"
 Patch = pytest.MonkeyPatch
