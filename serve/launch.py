@@ -44,6 +44,7 @@ def _say(line: str) -> None:
 
 def _settings(arguments: argparse.Namespace) -> ServerSettings:
     values = vars(arguments)
+    values["triton"] = tuple(values["triton"])
     security = Security(**{each.name: values.pop(each.name) for each in fields(Security)})
     return ServerSettings(**values, security=security)
 
@@ -82,6 +83,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--probe", type=float, default=default.probe, metavar="S", help="seconds between two probes")
     parser.add_argument("--drain", type=float, default=default.drain, metavar="S", help="seconds to finish in, stopped")
+    parser.add_argument(
+        "--triton", action="append", default=[], metavar="ARGUMENT", help="further one of tritonserver; repeat at will"
+    )
     _add_security(parser.add_argument_group("who may ask what"), default.security)
     return parser
 

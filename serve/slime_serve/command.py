@@ -45,6 +45,7 @@ def arguments(
         "--allow-gpu-metrics=false",
         f"--exit-timeout-secs={max(1, round(settings.drain))}",
         *_listening(settings, ports),
+        *settings.triton,
     ]
 
 

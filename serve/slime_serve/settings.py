@@ -29,6 +29,8 @@ class ServerSettings:
     probe: float = 5.0
     # Seconds that requests under way have to finish once the server is asked to stop.
     drain: float = 10.0
+    # Further arguments of tritonserver, as they stand.
+    triton: tuple[str, ...] = ()
     security: Security = field(default_factory=Security)
 
     def __post_init__(self) -> None:

@@ -3,10 +3,14 @@
 Triton takes a folder ``<backends>/onnxruntime`` holding this file for the backend of that name; where the native
 library lies in such a folder, that one is used. Understands ``model.onnx`` with external data, batching along the
 first dimension, and nothing of instance groups or accelerators. Threads: environment SLIME_SERVE_THREADS.
+
+The first network, which gives out LATENTS, waits while another has a full batch to compute, because then more wait
+behind it: under overload requests queue before the first network, where they can be rejected, and not after it.
 """
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 from itertools import accumulate
@@ -17,6 +21,7 @@ import numpy as np
 import onnxruntime
 import triton_python_backend_utils as pb_utils
 
+LATENTS = "LATENTS"
 THREADS_VARIABLE = "SLIME_SERVE_THREADS"
 
 
@@ -24,14 +29,29 @@ class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
         config = json.loads(args["model_config"])
         self.name = config["name"]
-        self.batches = config["max_batch_size"] > 0
+        self.batches = config["max_batch_size"]
         self.inputs = [tensor["name"] for tensor in config["input"]]
+        self.is_first = LATENTS in [tensor["name"] for tensor in config["output"]]
+        # This file is one server's own copy; locked by those that compute a full batch.
+        self.computing = os.open(__file__, os.O_RDONLY)
         self.session = _open(Path(args["model_repository"], args["model_version"], "model.onnx"))
         _check_names("inputs", self.inputs, self.session.get_inputs())
         _check_names("outputs", [tensor["name"] for tensor in config["output"]], self.session.get_outputs())
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """One response for each request; those that Triton's dynamic batcher handed over together run together."""
+        if self.is_first:
+            fcntl.flock(self.computing, fcntl.LOCK_EX)
+            fcntl.flock(self.computing, fcntl.LOCK_UN)
+            return self._respond(requests)
+        if self.batches and sum(len(self._feeds(request)[self.inputs[0]]) for request in requests) >= self.batches:
+            fcntl.flock(self.computing, fcntl.LOCK_SH)
+        try:
+            return self._respond(requests)
+        finally:
+            fcntl.flock(self.computing, fcntl.LOCK_UN)
+
+    def _respond(self, requests: list[Any]) -> list[Any]:
         responses: list[Any] = [_cancelled() if request.is_cancelled() else None for request in requests]
         waiting = [index for index, response in enumerate(responses) if response is None]
         for group in [waiting] if self.batches and waiting else [[index] for index in waiting]:
