@@ -66,6 +66,29 @@ def test_networks_batch_dynamically_and_choose_their_device() -> None:
     ]
 
 
+def test_nothing_is_refused_after_the_encoder() -> None:
+    encoder = parsed(contract.vae_encoder_config(backbone="ab12", image_size=128, latent_channels=4, latent_size=32))
+    unet = parsed(contract.unet_config(segmenter="car", parts=6, latent_channels=4, latent_size=32))
+    policy = encoder.dynamic_batching.default_queue_policy
+    assert (policy.timeout_action, policy.max_queue_size) == (policy.REJECT, 2 * contract.MAX_BATCH)
+    assert policy.default_timeout_microseconds == 5_000_000
+    for later in (unet, parsed(contract.was_config())):
+        assert not later.dynamic_batching.HasField("default_queue_policy")
+    decoding = parsed(contract.preprocess_config()).dynamic_batching.default_queue_policy
+    assert decoding.max_queue_size > policy.max_queue_size
+    assert unet.dynamic_batching.max_queue_delay_microseconds == 1000
+
+
+def test_networks_are_run_before_they_count_as_loaded() -> None:
+    fixed: dict[str, Any] = {"segmenter": "car", "parts": 6, "latent_channels": 4, "latent_size": 32}
+    plain = parsed(contract.unet_config(**fixed))
+    assert [warm.batch_size for warm in plain.model_warmup] == [1]
+    assert list(plain.model_warmup[0].inputs["LATENTS"].dims) == [4, 32, 32]
+    for on_gpu in ({"form": Form(format="tensorrt")}, {"accelerator": Accelerator(name="cuda")}):
+        warm = parsed(contract.unet_config(**fixed, **on_gpu)).model_warmup
+        assert [each.batch_size for each in warm] == list(range(1, contract.MAX_BATCH + 1))
+
+
 def test_ensemble_is_linear_and_pinned() -> None:
     config = parsed(ensemble())
     steps = config.ensemble_scheduling.step

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field, replace
 
 from slime_was.form import UNET_SUFFIX, VAE_ENCODER, Form, encoder_name, is_encoder, is_unet
 from slime_was.options import LENGTH, Weighting
-from slime_was.pbtxt import Accelerator, Model, Step, Tensor, model_config
+from slime_was.pbtxt import Accelerator, Model, Queue, Step, Tensor, model_config
 
 # Also named by those who use the contract.
 __all__ = ["UNET_SUFFIX", "VAE_ENCODER", "Form", "Tensor", "encoder_name", "is_encoder", "is_unet", "model_config"]
@@ -36,6 +36,13 @@ SEGMENTERS, SHARED = "segmenters", "shared_"
 
 MAX_PARTS = 77
 MAX_BATCH = 8
+# Latency budget of a request under overload: two full batches wait before the encoder while a third is encoded, five
+# seconds at the most. Before the encoder, so that nothing is refused once that has been paid for.
+ENCODER_QUEUE = Queue(size=2 * MAX_BATCH, seconds=5.0)
+# Images wait encoded here: more of them, as decoding is quick. A flood of huge ones ends here.
+DECODING_QUEUE = Queue(size=8 * MAX_BATCH, seconds=5.0)
+# The answers of one batch of latents reach the UNet one after the other, within this time, and run as one batch again.
+UNET_DELAY_US = 1000
 # What the committed preprocess/config.pbtxt carries; a repository of another backbone has its own.
 DEFAULT_IMAGE_SIZE = 512
 
@@ -119,6 +126,7 @@ def preprocess_config(reading: Reading | None = None) -> str:
                 "crops": json.dumps(crops),
                 "crop_side": str(reading.weighting.crop_side if crops else reading.image_size),
             },
+            queue=DECODING_QUEUE,
         )
     )
 
@@ -146,6 +154,8 @@ def vae_encoder_config(
             outputs=(latents(latent_channels, latent_size),),
             parameters={"backbone": backbone},
             accelerator=accelerator,
+            queue=ENCODER_QUEUE,
+            warm_up=warm_up(form, accelerator),
         )
     )
 
@@ -184,6 +194,8 @@ def unet_config(
             outputs=tuple(Tensor(name=name, dtype="FP32", dims=dims[name]) for name in map_names(form)),
             parameters=parameters or {},
             accelerator=accelerator,
+            delay_us=UNET_DELAY_US,
+            warm_up=warm_up(form, accelerator),
         )
     )
 
@@ -242,6 +254,11 @@ def ensemble_config(
             parameters={**parameters, **form.parameters()},
         )
     )
+
+
+def warm_up(form: Form, accelerator: Accelerator | None = None) -> tuple[int, ...]:
+    """Batch sizes to run before a network counts as loaded: each, where a GPU prepares itself for each."""
+    return tuple(range(1, MAX_BATCH + 1)) if accelerator or form.backend == "tensorrt" else (1,)
 
 
 def latents(channels: int, size: int) -> Tensor:

@@ -46,6 +46,14 @@ class Accelerator:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Queue:
+    """Requests that may wait for a model, and for how long; those beyond are refused at once, as UNAVAILABLE."""
+
+    size: int
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class Model:
     """What ``config.pbtxt`` says of one model. An ensemble has steps and no backend."""
 
@@ -57,6 +65,9 @@ class Model:
     steps: tuple[Step, ...] = ()
     parameters: Mapping[str, str] = field(default_factory=dict)
     accelerator: Accelerator | None = None
+    queue: Queue | None = None
+    delay_us: int = 0  # microseconds that a request waits for others to run with
+    warm_up: tuple[int, ...] = ()  # batch sizes that are run before the model counts as loaded
 
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name):
@@ -80,18 +91,41 @@ def model_config(model: Model) -> str:
     lines.append("version_policy { latest { num_versions: 2 } }")
     lines += [_tensor("input", tensor) for tensor in model.inputs]
     lines += [_tensor("output", tensor) for tensor in model.outputs]
-    if model.max_batch_size:
-        lines.append("dynamic_batching {}")
+    # Also of models that do not batch: only here Triton takes a limit.
+    if model.max_batch_size or model.queue:
+        lines += _batching(model)
     if model.backend:
         # Triton starts two processes of a kind without a count.
         lines.append(f"instance_group [{{ count: 1{_kind(model)} }}]")
     if model.accelerator:
         lines += _optimization(model.accelerator)
+    lines += [_warm_up(model, size) for size in model.warm_up]
     if model.steps:
         lines += ["ensemble_scheduling {", *map(_step, model.steps), "}"]
     for key, value in model.parameters.items():
         lines.append(f"parameters {{ key: {_quoted(key)} value {{ string_value: {_quoted(value)} }} }}")
     return "\n".join(lines) + "\n"
+
+
+def _batching(model: Model) -> list[str]:
+    lines = [f"  max_queue_delay_microseconds: {model.delay_us}"] if model.delay_us else []
+    if model.queue:
+        lines += [
+            "  default_queue_policy {",
+            f"    timeout_action: REJECT default_timeout_microseconds: {round(model.queue.seconds * 1e6)}",
+            f"    allow_timeout_override: true max_queue_size: {model.queue.size}",
+            "  }",
+        ]
+    return ["dynamic_batching {", *lines, "}"] if lines else ["dynamic_batching {}"]
+
+
+def _warm_up(model: Model, size: int) -> str:
+    inputs = " ".join(
+        f"inputs {{ key: {_quoted(tensor.name)} value: {{ data_type: TYPE_{tensor.dtype} "
+        f"dims: [{', '.join(map(str, tensor.dims))}] random_data: true }} }}"
+        for tensor in model.inputs
+    )
+    return f'model_warmup [{{ name: "batch of {size}" batch_size: {size} {inputs} }}]'
 
 
 def _kind(model: Model) -> str:

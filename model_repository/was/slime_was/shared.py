@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 
 from slime_was.contract import (
     ANSWER,
+    DECODING_QUEUE,
     FITTED,
     FITTED_TENSOR,
     IMAGE_TENSOR,
@@ -30,11 +31,13 @@ from slime_was.contract import (
     SHARED,
     SIZE,
     SIZE_TENSOR,
+    UNET_DELAY_US,
     WAS,
     WEIGHTING,
     Versions,
     latents,
     map_names,
+    warm_up,
 )
 from slime_was.form import Form
 from slime_was.pbtxt import Model, Step, Tensor, model_config
@@ -98,6 +101,7 @@ def segmenters_config() -> str:
                 _DESCRIBED,
             ),
             parameters={"store": STORE},
+            queue=DECODING_QUEUE,
         )
     )
 
@@ -117,6 +121,8 @@ def shared_unet_config(group: Group) -> str:
                 Tensor(name=cross, dtype="FP32", dims=each_part),
                 Tensor(name=maps, dtype="FP32", dims=each_part if group.form.weighted else (pixels, pixels)),
             ),
+            delay_us=UNET_DELAY_US,
+            warm_up=warm_up(group.form),
         )
     )
 
