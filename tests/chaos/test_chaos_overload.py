@@ -1,4 +1,4 @@
-"""More requests than can be served: some are answered, the others refused at once, and none is left without a status."""
+"""More requests than can be served: some are answered, the others refused at once, none is left without a status."""
 
 from __future__ import annotations
 
