@@ -61,7 +61,7 @@ class Lesson:
 def distil(weights: Path, state: Path, recipe: Recipe, device: torch.device, workers: int = 0) -> Run:
     """Trains, or goes on from `state`; the run's averaged weights are in its modules. Raises TrainingError."""
     _claim(state, {"vae": vae_digest(weights), "seed": recipe.seed, "views": recipe.views, "scenes": recipe.scenes})
-    vae = _teacher(weights).to(device, memory_format=torch.channels_last)
+    vae = teacher(weights).to(device, memory_format=torch.channels_last)
     lessons = _lessons(vae, state, recipe, device, workers)
     torch.manual_seed(recipe.seed)
     tiny = build_tiny_vae().to(device, memory_format=torch.channels_last)
@@ -94,7 +94,7 @@ def relative_error(tiny: AutoencoderTiny, lesson: Lesson, batch: int = 16) -> fl
 @torch.no_grad()
 def lesson_of(weights: Path, images: NDArray[np.uint8], batch: int = 16) -> Lesson:
     """Pictures and what the VAE in `weights` makes of them, to measure by."""
-    vae = _teacher(weights)
+    vae = teacher(weights)
     parts = [vae.encode(to_tensor(images[i : i + batch])).latent_dist.mean for i in range(0, len(images), batch)]
     return Lesson(images=images, latents=(torch.cat(parts) * vae.config.scaling_factor).numpy().astype(np.float16))
 
@@ -112,7 +112,8 @@ def changed_views(images: NDArray[np.uint8], count: int, seed: int) -> NDArray[n
     return views
 
 
-def _teacher(weights: Path) -> AutoencoderKL:
+def teacher(weights: Path) -> AutoencoderKL:
+    """The VAE in `weights`, frozen."""
     vae: AutoencoderKL = AutoencoderKL.from_pretrained(weights / "vae", torch_dtype=torch.float32)
     return vae.eval().requires_grad_(False)
 

@@ -8,10 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from diffusers import AutoencoderKL, AutoencoderTiny
+from diffusers.models.attention_processor import AttnProcessor
+from torch.utils.flop_counter import FlopCounterMode
 
-from slime_backbone.distillation import Lesson, Recipe, lesson_of, relative_error, vae_digest
+from slime_backbone.distillation import Lesson, Recipe, lesson_of, relative_error, teacher, vae_digest
 from slime_backbone.models import build_tiny_vae
-from slime_backbone.scene import COUNTS, KINDS, scene
+from slime_backbone.scene import COUNTS, KINDS, SIZE, scene
 from slime_backbone.shards import thin
 from slime_backbone.training import Run
 
@@ -32,7 +35,8 @@ def save_tiny(weights: Path, run: Run, recipe: Recipe) -> Path:
             "vae": vae_digest(weights),
             "seed": recipe.seed,
             "step": run.step,
-            "relative_error": round(relative_error(tiny.float().eval(), validation(weights)), 4),
+            "multiplications": multiplications(tiny.float(), teacher(weights)),
+            "relative_error": round(relative_error(tiny.eval(), validation(weights)), 4),
             "sessions": run.sessions,
             "history": [{k: round(v, 5) for k, v in entry.items()} for entry in thin(run.history, _ENTRIES)],
         }
@@ -41,6 +45,17 @@ def save_tiny(weights: Path, run: Run, recipe: Recipe) -> Path:
             (weights / FOLDER).replace(Path(staged) / "old")
         stage.replace(weights / FOLDER)
     return weights / FOLDER
+
+
+def multiplications(tiny: AutoencoderTiny, vae: AutoencoderKL) -> dict[str, int]:
+    """Multiply-accumulates of one picture through either encoder."""
+    vae.set_attn_processor(AttnProcessor())  # PyTorch's own attention is not counted on CPUs
+    pixels, counts = torch.zeros(1, 3, SIZE, SIZE), {}
+    for name, model in (("tiny", tiny), ("kl", vae)):
+        with torch.no_grad(), FlopCounterMode(display=False) as counted:
+            model.encode(pixels)
+        counts[name] = counted.get_total_flops() // 2
+    return counts
 
 
 def validation(weights: Path) -> Lesson:

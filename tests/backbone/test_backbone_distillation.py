@@ -12,7 +12,7 @@ import pytest
 import torch
 from diffusers import AutoencoderKL
 
-from slime_backbone import distillation, training
+from slime_backbone import card, distillation, training
 from slime_backbone.distillation import Lesson, Recipe, changed_views, distil, lesson_of, relative_error, vae_digest
 from slime_backbone.models import build_tiny_vae, build_vae
 from slime_backbone.scene import scene
@@ -124,6 +124,10 @@ def test_what_is_saved_loads_as_a_backbones_tiny_encoder(weights: Path, whole: R
     assert not any(weight.any() for weight in tiny.model.decoder.parameters())
     record = json.loads((folder / "training.json").read_text())
     assert (record["vae"], record["step"]) == (vae_digest(weights), RECIPE.steps)
+    assert record["multiplications"] == {"tiny": 76_087_296, "kl": 525_664_256}
+    (section,) = card._tiny(tmp_path)
+    assert "76 million" in section and "in place of 526 (6.9 times fewer)" in section and "in 6 steps" in section
+    assert not card._tiny(weights)
 
 
 def test_the_script(
