@@ -49,6 +49,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--name", default=Request.name, help="name to serve it under (default: the folder's)")
     parser.add_argument("--url", metavar="HOST:PORT", help="gRPC endpoint of a running server that is to switch to it")
     parser.add_argument("--backbone", help="where the segmenter's backbone is now (default: where it was)")
+    parser.add_argument("--tiny-encoder", metavar="FOLDER_OR_ID", help="where its tiny encoder is now, likewise")
     parser.add_argument(
         "--keep",
         type=int,

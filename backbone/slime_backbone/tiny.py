@@ -27,7 +27,7 @@ def save_tiny(weights: Path, run: Run, recipe: Recipe) -> Path:
     """Renamed into place when it is whole."""
     tiny = build_tiny_vae()
     tiny.encoder.load_state_dict(run.modules["encoder"].state_dict())
-    tiny.to("cpu", torch.float16, memory_format=torch.contiguous_format)
+    tiny.half()
     with tempfile.TemporaryDirectory(dir=weights, prefix="new-") as staged:
         stage = Path(staged) / FOLDER
         tiny.save_pretrained(stage, safe_serialization=True)

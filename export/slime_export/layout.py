@@ -21,7 +21,8 @@ CONFIG = "config.pbtxt"
 RECORDED_CONFIG = "ensemble.pbtxt"
 CACHE = "__pycache__"
 _STEP = re.compile(r'model_name:\s*"([^"]+)"\s*model_version:\s*(\d+)')
-_BACKBONE = re.compile(r'key:\s*"backbone"\s*value\s*\{\s*string_value:\s*"([^"]*)"')
+_HASH = r'key:\s*"{}"\s*value\s*\{{\s*string_value:\s*"([^"]*)"'
+_BACKBONE, _TINY = (re.compile(_HASH.format(key)) for key in ("backbone", "tiny_encoder"))
 
 
 def check_name(name: str) -> str:
@@ -146,14 +147,18 @@ def parsed(config: str) -> Any:
     return text_format.Parse(config, model_config_pb2.ModelConfig())
 
 
-def encoder_of(repository: Path, backbone_hash: str, model: str = VAE_ENCODER) -> Path | None:
+def encoder_of(
+    repository: Path, backbone_hash: str, model: str = VAE_ENCODER, tiny_hash: str | None = None
+) -> Path | None:
     """The version folder of the encoder `model` that is there already, or None.
 
-    Raises ExportError where the repository holds another backbone.
+    Raises ExportError where the repository holds another backbone, or another tiny encoder of it.
     """
     for each in filter(is_encoder, models(repository)):
         _check_backbone(repository, each, backbone_hash)
     found = versions(repository / model)
+    if found and tiny_hash:
+        _check_tiny(repository, model, tiny_hash)
     return repository / model / str(found[-1]) if found else None
 
 
@@ -164,6 +169,16 @@ def _check_backbone(repository: Path, encoder: str, backbone_hash: str) -> None:
         raise ExportError(
             f"repository {repository}: holds segmenters of backbone {got[:12]}, this one is of "
             f"{backbone_hash[:12]}; a repository holds one backbone, give another --repository"
+        )
+
+
+def _check_tiny(repository: Path, encoder: str, tiny_hash: str) -> None:
+    match = _TINY.search(config_text(repository / encoder))
+    got = match[1] if match else "an unknown one"
+    if got != tiny_hash:
+        raise ExportError(
+            f"repository {repository}: holds segmenters of tiny encoder {got[:12]}, this one is of {tiny_hash[:12]}; "
+            "a repository holds one tiny encoder, give another --repository"
         )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -35,14 +35,16 @@ Say = Callable[[str], None]
 @dataclass(frozen=True, kw_only=True)
 class Request:
     """What to export, and where to. `url` is a running server's gRPC endpoint; `backbone` replaces the segmenter's
-    own name for the same weights, where they have moved; `external_over` is in bytes. `keep`: how many versions of the
-    segmenter stay in the repository; `wait`: seconds for another process that is changing it."""
+    own name for the same weights, where they have moved, and `tiny_encoder` the one for its tiny encoder;
+    `external_over` is in bytes. `keep`: how many versions of the segmenter stay in the repository; `wait`: seconds for
+    another process that is changing it. The form's encoder is the segmenter's, whatever it says here."""
 
     folder: Path
     repository: Path
     name: str = ""  # the folder's name, where it is empty
     url: str | None = None
     backbone: str | None = None
+    tiny_encoder: str | None = None
     form: Form = field(default_factory=Form)
     keep: int = KEEP
     wait: float = WAIT_S
@@ -65,15 +67,16 @@ def export(request: Request, say: Say = print) -> tuple[Published, Report]:
     """
     name = request.served_name
     with _stage(say, "loading segmenter and backbone"):
-        predictor = load_predictor(request.folder, backbone=request.backbone)
-    encoder_model = request.form.encoder_model
-    layout.encoder_of(request.repository, predictor.backbone.hash, encoder_model)
+        predictor = load_predictor(request.folder, backbone=request.backbone, tiny=request.tiny_encoder)
+    # A segmenter is served with the encoder that it was made with.
+    request = replace(request, form=replace(request.form, encoder=predictor.segmenter.settings.encoder))
+    _encoder_there(request, predictor)
     server = Server(request.url) if request.url else None
     training = training_image.find(request.folder)
     if training is None:
         say(f"{request.folder}: has no {training_image.FILE}; a generated image is tried in its place")
     with staging(request.repository, request.wait, say) as staged:
-        encoder = layout.encoder_of(request.repository, predictor.backbone.hash, encoder_model)
+        encoder = _encoder_there(request, predictor)
         new_encoder = None if encoder else _traced_encoder(request, predictor, staged / ".export" / "encoder", say)
         unet = _traced_unet(request, predictor, staged / ".export" / "unet", say)
         unet_model = OnnxModel(unet / onnx.FILE)
@@ -98,6 +101,13 @@ def export(request: Request, say: Say = print) -> tuple[Published, Report]:
     return published, report
 
 
+def _encoder_there(request: Request, predictor: Predictor) -> Path | None:
+    segmenter = predictor.segmenter
+    return layout.encoder_of(
+        request.repository, segmenter.backbone_hash, request.form.encoder_model, segmenter.tiny_hash
+    )
+
+
 def _check(predictor: Predictor, training: Image | None, tolerance: Tolerance) -> Check:
     """What the served segmenter has to answer: PyTorch's mask of its training image, or of a generated one."""
     size = predictor.backbone.image_size
@@ -111,7 +121,7 @@ def _check(predictor: Predictor, training: Image | None, tolerance: Tolerance) -
 
 
 def encoder_signature(predictor: Predictor) -> Signature:
-    """Names and sizes of the VAE encoder's input and output."""
+    """Names and sizes of the encoder's input and output."""
     size, latent = predictor.backbone.image_size, predictor.backbone.latent_size
     return Signature(inputs={PIXELS: (3, size, size)}, outputs={LATENTS: (LATENT_CHANNELS, latent, latent)})
 
@@ -132,9 +142,10 @@ def unet_signature(predictor: Predictor, form: Form) -> Signature:
 
 
 def _traced_encoder(request: Request, predictor: Predictor, folder: Path, say: Say) -> Path:
-    with _stage(say, "tracing the VAE encoder"):
+    encoder = request.form.encoder
+    with _stage(say, f"tracing the {'VAE' if encoder == 'kl' else 'tiny'} encoder"):
         folder.mkdir(parents=True)
-        onnx.write(Encoder(predictor.backbone), encoder_signature(predictor), folder, request.external_over)
+        onnx.write(Encoder(predictor.backbone, encoder), encoder_signature(predictor), folder, request.external_over)
     return folder
 
 

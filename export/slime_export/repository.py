@@ -118,7 +118,7 @@ class _Publication:
         transaction, segmenter = self.transaction, self.candidate.segmenter
         model = self.candidate.form.encoder_model
         # There already, or published by another while this one was traced.
-        if there := layout.encoder_of(transaction.repository, segmenter.backbone_hash, model):
+        if there := layout.encoder_of(transaction.repository, segmenter.backbone_hash, model, segmenter.tiny_hash):
             transaction.keep(model, int(there.name))
             return int(there.name)
         if self.candidate.encoder is None:
@@ -129,6 +129,7 @@ class _Publication:
             latent_channels=LATENT_CHANNELS,
             latent_size=segmenter.latent_size,
             form=self.candidate.form,
+            tiny=segmenter.tiny_hash,
         )
         transaction.add(as_version(self.candidate.encoder, transaction.staging / model, 1), 1, config)
         return 1

@@ -75,6 +75,11 @@ class Segmenter:
         """Where its tiny encoder is, unless in the backbone's folder."""
         return self.tiny.id if self.tiny else None
 
+    @property
+    def tiny_hash(self) -> str | None:
+        """Its tiny encoder's content, where it has one."""
+        return self.tiny.hash if self.tiny else None
+
     def with_embeddings(self, learned_KD: Tensor) -> Segmenter:
         """A copy with (K-1,D) embeddings in the rows of parts 1..K-1."""
         rows = learned_KD.detach().to(self.text_embedding)

@@ -71,13 +71,16 @@ def _hash(model: Path) -> str:
 
 def _load(model: Path, dtype: torch.dtype) -> Any:
     from diffusers import AutoencoderTiny
+    from diffusers.utils import logging
 
+    options, verbosity = load_options(model), logging.get_verbosity()
+    logging.set_verbosity_error()  # it writes a key into every config that it then warns of
     try:
-        return AutoencoderTiny.from_pretrained(model, torch_dtype=dtype, **load_options(model))
-    except BackboneError:
-        raise
+        return AutoencoderTiny.from_pretrained(model, torch_dtype=dtype, **options)
     except Exception as error:  # foreign loaders raise of every kind; the user gets one line
         raise BackboneError(f"tiny encoder {model}: its weights cannot be loaded ({first_line(error)})") from error
+    finally:
+        logging.set_verbosity(verbosity)
 
 
 def _check_shape(model: Path, config: Mapping[str, Any], shrinks: int) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import onnx
@@ -9,11 +11,15 @@ import pytest
 import torch
 
 import backbones
+from slime_export import layout
 from slime_export.encoder import Encoder
+from slime_export.errors import ExportError
 from slime_export.onnx import Signature, write
 from slime_export.parity import OnnxModel
+from slime_export.pipeline import Request, export
 from slime_optimize.backbone import Backbone, load_backbone
 from slime_optimize.errors import BackboneError
+from slime_optimize.segmenter import Segmenter
 from slime_was.contract import LATENTS, PIXELS
 
 
@@ -48,3 +54,23 @@ def test_a_backbone_without_one(backbone: Backbone, tmp_path: Path) -> None:
     plain = load_backbone(backbones.build(tmp_path))
     with pytest.raises(BackboneError, match="has no tiny_vae; give --encoder kl"):
         Encoder(plain, "tiny")
+
+
+def test_a_tiny_segmenter_is_served_with_its_own(make_segmenter: Callable[..., Path], tmp_path: Path) -> None:
+    folder, repository = make_segmenter(tmp_path), tmp_path / "repository"
+    elsewhere = backbones.build_tiny(tmp_path / "elsewhere")
+    made = Segmenter.load(folder)
+    name = load_backbone(made.backbone_id, tiny=str(elsewhere)).tiny_name("tiny")
+    replace(made, settings=replace(made.settings, encoder="tiny"), tiny=name).save(folder)
+    lines: list[str] = []
+    export(Request(folder=folder, repository=repository), lines.append)
+    assert any(line.startswith("tracing the tiny encoder: ") for line in lines)
+    assert not (repository / "vae_encoder").exists()
+    assert layout.pinned(repository / "car")["tiny_encoder"] == 1
+    assert made.backbone_hash in layout.config_text(repository / "tiny_encoder")
+    assert name is not None
+    there = repository / "tiny_encoder" / "1"
+    assert layout.encoder_of(repository, made.backbone_hash, "tiny_encoder", name.hash) == there
+    with pytest.raises(ExportError, match=r"holds segmenters of tiny encoder .*; a repository holds one tiny encoder"):
+        layout.encoder_of(repository, made.backbone_hash, "tiny_encoder", "0" * 64)
+    assert layout.encoder_of(repository, made.backbone_hash) is None  # a segmenter of the VAE may join

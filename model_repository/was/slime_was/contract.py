@@ -139,10 +139,11 @@ def vae_encoder_config(
     latent_size: int,
     form: Form | None = None,
     accelerator: Accelerator | None = None,
+    tiny: str | None = None,
 ) -> str:
-    """PIXELS (batch, 3, S, S) to LATENTS (batch, C, h, w): posterior mean times scaling factor.
+    """PIXELS (batch, 3, S, S) to LATENTS (batch, C, h, w): posterior mean times scaling factor, or the tiny encoder's.
 
-    ``backbone``: content hash of the repository's one backbone.
+    ``backbone``: content hash of the repository's one backbone; ``tiny``: of its tiny encoder, where it is that one.
     """
     form = form or Form()
     return model_config(
@@ -152,7 +153,7 @@ def vae_encoder_config(
             max_batch_size=MAX_BATCH,
             inputs=(Tensor(name=PIXELS, dtype="FP32", dims=(3, image_size, image_size)),),
             outputs=(latents(latent_channels, latent_size),),
-            parameters={"backbone": backbone},
+            parameters={"backbone": backbone} | ({"tiny_encoder": tiny} if tiny else {}),
             accelerator=accelerator,
             queue=ENCODER_QUEUE,
             warm_up=warm_up(form, accelerator),
