@@ -63,7 +63,7 @@ class Regions:
         self._free: list[Region] = []
         # Of calls that were given up: the server may still read or write there, so no other call may.
         self._retired: list[Region] = []
-        self._bytes = 0
+        self._sizes: dict[str, int] = {}
 
     def lend(self, size: int, deadline: Deadline) -> Steps[Region | None]:
         """A region of at least `size` bytes, or None where the call is to go in-band."""
@@ -100,21 +100,26 @@ class Regions:
             yield from self._unregister_retired(deadline)
 
     def _make(self, size: int, deadline: Deadline) -> Steps[Region | None]:
-        if self._bytes + size > _MOST_BYTES:
+        if sum(list(self._sizes.values())) + size > _MOST_BYTES:
             return None
         name = f"slime-client-{os.getpid()}-{uuid.uuid4().hex}"
         try:
             with _block(name, size) as memory:
                 region = Region(name=name, memory=memory)
-                # Until the server has said yes: it may have registered what nobody waited for any more.
-                self._retired.append(region)
-                self._bytes += size
-                yield from self._register(name, size, deadline)
+                self._sizes[name] = size
+                yield from self._registering(region, deadline)
         except (OSError, SegmenterError) as error:
             self._allowed = getattr(error, "code", None) in _GIVEN_UP
             return None
-        self._retired.remove(region)
         return region
+
+    def _registering(self, region: Region, deadline: Deadline) -> Steps[None]:
+        try:
+            yield from self._register(region.name, len(region.memory), deadline)
+        except BaseException:
+            # The server may have registered what nobody waited for any more.
+            self._retired.append(region)
+            raise
 
     def _register(self, name: str, size: int, deadline: Deadline) -> Steps[None]:
         request = service_pb2.SystemSharedMemoryRegisterRequest(name=name, key=f"/{name}", byte_size=size)
@@ -123,10 +128,16 @@ class Regions:
         )
 
     def _unregister_retired(self, deadline: Deadline) -> Steps[None]:
-        for region in self._retired[:]:
-            if not (yield from self._in_use(region, deadline)) and region in self._retired:
-                self._retired.remove(region)
-                self._bytes -= len(region.memory)
+        # Taken out first: other threads do the same.
+        taken, self._retired = self._retired, []
+        try:
+            while taken:
+                if (yield from self._in_use(taken[0], deadline)):
+                    self._retired.append(taken.pop(0))
+                else:
+                    self._sizes.pop(taken.pop(0).name, None)
+        finally:
+            self._retired += taken
 
     def _in_use(self, region: Region, deadline: Deadline) -> Steps[bool]:
         request = service_pb2.SystemSharedMemoryUnregisterRequest(name=region.name)

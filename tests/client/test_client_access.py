@@ -1,0 +1,156 @@
+"""TLS, certificates and keys: who has them gets in, who has not does not, and nothing is ever sent in clear instead."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc  # type: ignore[import-untyped]
+import pytest
+from certificates import make
+from fake_triton import FakeTriton
+
+from slime_client import Access, Retry, Segmenter, SegmenterError, lookup
+from slime_client.access import is_this_machine
+from slime_client.retry import Deadline
+
+pytestmark = pytest.mark.skipif(shutil.which("openssl") is None, reason="certificates are made with openssl")
+ONCE = Retry(attempts=1)
+KEY = "0123456789abcdef"
+
+
+@pytest.fixture(scope="module")
+def pem(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tls") / "pem"
+    make(folder)
+    return folder
+
+
+Start = Callable[..., FakeTriton]
+
+
+@pytest.fixture
+def start(pem: Path) -> Iterator[Start]:
+    """Starts a server that speaks TLS, and with `mutual` wants a certificate too."""
+    running = []
+
+    def started(*, mutual: bool = False) -> FakeTriton:
+        pair = ((pem / "server-key.pem").read_bytes(), (pem / "server.pem").read_bytes())
+        credentials = grpc.ssl_server_credentials([pair], (pem / "ca.pem").read_bytes() if mutual else None, mutual)
+        server = FakeTriton()
+        server.start(credentials)
+        running.append(server)
+        return server
+
+    yield started
+    for server in running:
+        server.stop()
+
+
+def mine(pem: Path, name: str = "client", **other: Any) -> Access:
+    return Access(ca=pem / "ca.pem", certificate=pem / f"{name}.pem", key=pem / f"{name}-key.pem", **other)
+
+
+def refused(server: FakeTriton, access: Access | None) -> SegmenterError:
+    """The error of connecting, which is all that happens."""
+    with pytest.raises(SegmenterError) as caught:
+        Segmenter(server.url, "car", access=access, retry=ONCE, timeout=3)
+    assert "\n" not in str(caught.value)
+    return caught.value
+
+
+def test_tls(start: Start, pem: Path, photo: Path) -> None:
+    server = start()
+    with Segmenter(server.url, "car", access=Access(ca=pem / "ca.pem")) as car:
+        assert car.segment(photo).array.any()
+
+
+def test_mutual_tls(start: Start, pem: Path, photo: Path) -> None:
+    server = start(mutual=True)
+    with Segmenter(server.url, "car", access=mine(pem)) as car:
+        assert car.segment(photo).array.any()
+    for access in (Access(ca=pem / "ca.pem"), mine(pem, "stranger")):
+        assert refused(server, access).code == "UNAVAILABLE"
+
+
+@pytest.mark.parametrize("mutual", [False, True])
+def test_no_plain_text_where_the_server_speaks_tls(start: Start, mutual: bool) -> None:
+    assert refused(start(mutual=mutual), None).code in ("UNAVAILABLE", "DEADLINE_EXCEEDED")
+
+
+def test_no_plain_text_where_the_client_wants_tls(server: FakeTriton, pem: Path) -> None:
+    for access in (Access(ca=pem / "ca.pem"), Access(tls=True), mine(pem)):
+        assert refused(server, access).code in ("UNAVAILABLE", "DEADLINE_EXCEEDED")
+
+
+def test_a_server_that_a_stranger_vouches_for(start: Start, pem: Path) -> None:
+    server = start()
+    for access in (Access(ca=pem / "stranger.pem"), Access(tls=True)):
+        error = refused(server, access)
+        assert error.code == "UNAVAILABLE"
+        assert "no Triton server answers" in str(error)
+
+
+def listed(segmenter: Segmenter) -> list[str]:
+    every = segmenter._run(lookup.every(segmenter._server, Deadline(5)))
+    return [description.name for description in every]
+
+
+def test_the_key_opens_what_is_restricted(server: FakeTriton, tmp_path: Path, photo: Path) -> None:
+    server.wanted_key = ("triton-grpc-protocol-slime-key", KEY)
+    file = tmp_path / "key"
+    file.write_text(KEY + "\n")
+    with Segmenter(server.url, "car", access=Access(access_key=file)) as car:
+        assert listed(car) == ["car"]
+    file.write_text("fedcba9876543210")
+    for access in (None, Access(access_key=file)):
+        with Segmenter(server.url, "car", access=access) as car:
+            with pytest.raises(SegmenterError, match="wants a key") as caught:
+                listed(car)
+            assert caught.value.code == "UNAUTHENTICATED"
+            assert KEY not in str(caught.value)
+            assert car.segment(photo).array.any()
+
+
+def test_a_key_of_another_name(server: FakeTriton, tmp_path: Path) -> None:
+    server.wanted_key = ("triton-grpc-protocol-ours", KEY)
+    (tmp_path / "key").write_text(KEY)
+    with Segmenter(server.url, "car", access=Access(access_key=tmp_path / "key", access_key_name="Ours")) as car:
+        assert listed(car) == ["car"]
+
+
+@pytest.mark.parametrize("url", ["192.0.2.1:8001", "example.test:8001", "dns:///example.test:8001"])
+def test_a_key_never_crosses_a_network_in_clear(url: str, tmp_path: Path) -> None:
+    (tmp_path / "key").write_text(KEY)
+    access = Access(access_key=tmp_path / "key")
+    with pytest.raises(SegmenterError, match="in clear") as caught:
+        access.metadata(url)
+    assert caught.value.code == "INVALID_ARGUMENT"
+    assert KEY not in str(caught.value)
+    assert Access(tls=True, access_key=tmp_path / "key").metadata(url) == [("triton-grpc-protocol-slime-key", KEY)]
+
+
+@pytest.mark.parametrize("content", [b"", b" \n", b"two\nlines", "schlüssel".encode()])
+def test_a_bad_key(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "key").write_bytes(content)
+    with pytest.raises(SegmenterError, match="expected one line") as caught:
+        Segmenter("localhost:1", "car", access=Access(access_key=tmp_path / "key"))
+    assert caught.value.code == "INVALID_ARGUMENT"
+
+
+def test_files_that_are_missing(pem: Path, tmp_path: Path) -> None:
+    nowhere = tmp_path / "nowhere"
+    for access in (Access(ca=nowhere), Access(certificate=nowhere, key=nowhere), Access(access_key=nowhere)):
+        with pytest.raises(SegmenterError, match=r"nowhere: cannot be read \(No such file or directory\)"):
+            Segmenter("localhost:1", "car", access=access)
+    with pytest.raises(SegmenterError, match="got no key; give certificate and key both"):
+        Access(certificate=pem / "client.pem")
+
+
+def test_which_addresses_are_this_machine() -> None:
+    for url in ("localhost:8001", "127.0.0.1:8001", "127.1.2.3:1", "[::1]:8001", "unix:/run/triton"):
+        assert is_this_machine(url), url
+    for url in ("10.0.0.1:8001", "localhost.example.test:8001", "[::2]:8001", "triton:8001"):
+        assert not is_this_machine(url), url
