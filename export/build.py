@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 
+from slime_export import access
 from slime_export.errors import BusyError, EngineError, ExportError, ParityError, ServerError
 from slime_export.pipeline import Request, export
 from slime_image import ImageError
@@ -22,19 +23,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Exit code: 0, 1 where something failed (parity, server, disk), 2 for input that cannot be used."""
     arguments = _parser().parse_args(argv)
     try:
-        published, _ = export(_request(arguments), say=lambda line: print(line, flush=True))
+        request = _request(arguments)
+        published, _ = export(request, say=lambda line: print(line, flush=True))
     except (InputError, ExportError, ImageError) as error:
         return _failed(error, 2)
     except (BusyError, EngineError, ParityError, ServerError, OSError) as error:
         return _failed(error, 1)
-    print(f"published {published.name} version {published.version} in {arguments.repository}")
+    print(f"published {published.name} version {published.version} in {request.repository}")
     return 0
 
 
 def _request(arguments: argparse.Namespace) -> Request:
     given = dict(vars(arguments))
     words = {each.name: given.pop(each.name) for each in fields(Form) if each.name in given}
-    return Request(form=Form(**words), **given)
+    return Request(form=Form(**words), access=access.taken(given), **given)
 
 
 def _failed(error: Exception, code: int) -> int:
@@ -47,7 +49,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("folder", type=Path, metavar="DIR", help="segmenter written by optimize/run.py")
     parser.add_argument("--repository", type=Path, required=True, metavar="REPO", help="made if it is not there")
     parser.add_argument("--name", default=Request.name, help="name to serve it under (default: the folder's)")
-    parser.add_argument("--url", metavar="HOST:PORT", help="gRPC endpoint of a running server that is to switch to it")
     parser.add_argument("--backbone", help="where the segmenter's backbone is now (default: where it was)")
     parser.add_argument("--tiny-encoder", metavar="FOLDER_OR_ID", help="where its tiny encoder is now, likewise")
     parser.add_argument(
@@ -70,6 +71,7 @@ def _parser() -> argparse.ArgumentParser:
         default=Form.maps,
         help="averaged: Python weights the maps; weighted: the UNet does, without an N x N map (default: averaged)",
     )
+    access.add_options(parser)
     return parser
 
 

@@ -147,6 +147,15 @@ def parsed(config: str) -> Any:
     return text_format.Parse(config, model_config_pb2.ModelConfig())
 
 
+def parameters(model: Path) -> dict[str, str]:
+    """What the model's configuration tells clients. Raises ExportError where it cannot be read."""
+    try:
+        found = parsed(config_text(model)).parameters
+    except ValueError as error:  # protobuf's ParseError is one
+        raise ExportError(f"model {model}: its {CONFIG} cannot be read ({error}); publish it again") from error
+    return {key: value.string_value for key, value in found.items()}
+
+
 def encoder_of(
     repository: Path, backbone_hash: str, model: str = VAE_ENCODER, tiny_hash: str | None = None
 ) -> Path | None:

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from slime_export import layout, onnx, parity
+from slime_export.access import Access
 from slime_export.encoder import Encoder
 from slime_export.errors import ExportError
 from slime_export.lock import WAIT_S, staging
@@ -34,15 +35,17 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What to export, and where to. `url` is a running server's gRPC endpoint; `backbone` replaces the segmenter's
-    own name for the same weights, where they have moved, and `tiny_encoder` the one for its tiny encoder;
-    `external_over` is in bytes. `keep`: how many versions of the segmenter stay in the repository; `wait`: seconds for
-    another process that is changing it. The form's encoder is the segmenter's, whatever it says here."""
+    """What to export, and where to. `url` is a running server's gRPC endpoint, `access` what it asks for; `backbone`
+    replaces the segmenter's own name for the same weights, where they have moved, and `tiny_encoder` the one for its
+    tiny encoder; `external_over` is in bytes. `keep`: how many versions of the segmenter stay in the repository;
+    `wait`: seconds for another process that is changing it. The form's encoder is the segmenter's, whatever it says
+    here."""
 
     folder: Path
     repository: Path
     name: str = ""  # the folder's name, where it is empty
     url: str | None = None
+    access: Access = field(default_factory=Access)
     backbone: str | None = None
     tiny_encoder: str | None = None
     form: Form = field(default_factory=Form)
@@ -71,7 +74,7 @@ def export(request: Request, say: Say = print) -> tuple[Published, Report]:
     # A segmenter is served with the encoder that it was made with.
     request = replace(request, form=replace(request.form, encoder=predictor.segmenter.settings.encoder))
     _encoder_there(request, predictor)
-    server = Server(request.url) if request.url else None
+    server = Server(request.url, request.access) if request.url else None
     training = training_image.find(request.folder)
     if training is None:
         say(f"{request.folder}: has no {training_image.FILE}; a generated image is tried in its place")

@@ -15,6 +15,7 @@ import json
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -70,6 +71,15 @@ class Record:
         (folder / layout.RECORDED_CONFIG).write_text(self.config, encoding="utf-8")
         (folder / IMAGE_FILE).write_bytes(self.check.image)
         (folder / MASK_FILE).write_bytes(png(self.check.mask_HW))
+
+
+def facts(folder: Path) -> dict[str, Any]:
+    """record.json's content; nothing for a version of before there were records."""
+    try:
+        found: dict[str, Any] = json.loads((folder / FACTS_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found
 
 
 def read(folder: Path) -> Record:

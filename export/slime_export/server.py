@@ -8,13 +8,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 
 from slime_export import layout
+from slime_export.access import Access
 from slime_export.errors import ServerError
 from slime_export.record import Check, Mask
 from slime_was import contract
@@ -23,43 +22,14 @@ Answer = TypeVar("Answer")
 
 # A UNet of several GB is read from disk and, on a GPU, tuned while it loads.
 DEADLINE_S = 600.0
-# Triton looks for what a gRPC client must know under its own prefix.
-KEY_HEADER = "triton-grpc-protocol-slime-key"
 READY, UNLOADING, UNAVAILABLE = "READY", "UNLOADING", "UNAVAILABLE"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Access:
-    """What a server may ask for before it loads anything. `key_file` holds the key that `serve/launch.py` was given;
-    `ca` vouches for its certificate (PEM; without it the connection is in plain text); `certificate` and `private_key`
-    are our own, for a server that wants to see one."""
-
-    key_file: Path | None = None
-    ca: Path | None = None
-    certificate: Path | None = None
-    private_key: Path | None = None
-
-    def headers(self) -> dict[str, str]:
-        """Raises ServerError where the key cannot be read."""
-        if self.key_file is None:
-            return {}
-        try:
-            return {KEY_HEADER: self.key_file.read_text(encoding="ascii").strip()}
-        except (OSError, UnicodeDecodeError) as error:
-            raise ServerError(f"key {self.key_file}: cannot be read ({error}); check the path") from error
-
-    def connection(self) -> dict[str, Any]:
-        """Options of tritonclient's."""
-        files = {
-            "root_certificates": self.ca,
-            "certificate_chain": self.certificate,
-            "private_key": self.private_key,
-        }
-        return {"ssl": self.ca is not None} | {name: str(path) if path else None for name, path in files.items()}
-
-
 class Server:
-    """A live server at `url` (host:port of its gRPC endpoint). Every method raises ServerError, in one line."""
+    """A live server at `url` (host:port of its gRPC endpoint). Every method raises ServerError, in one line.
+
+    The start also raises ExportError, where `access` cannot be used.
+    """
 
     def __init__(self, url: str, access: Access | None = None) -> None:
         try:
@@ -69,20 +39,21 @@ class Server:
         self.url = url
         self._triton: Any = triton
         access = access or Access()
-        self._key = access.headers()
-        options = access.connection()
-        self._client = self._asked("start of a connection", lambda: triton.InferenceServerClient(url, **options))
-        if not self._asked("readiness", lambda: self._client.is_server_live(client_timeout=10.0)):
+        self._headers, connection = access.headers(url), access.connection()
+        self._client = self._asked("start of a connection", lambda: triton.InferenceServerClient(url, **connection))
+        if not self._asked("readiness", lambda: self._client.is_server_live(self._headers, client_timeout=10.0)):
             raise ServerError(f"server {url}: is not live; start it, or leave --url out")
 
     def load(self, model: str) -> None:
         """Loads, or loads again, what the server's repository has of `model`."""
-        self._asked(f"load of {model}", lambda: self._client.load_model(model, self._key, client_timeout=DEADLINE_S))
+        self._asked(
+            f"load of {model}", lambda: self._client.load_model(model, self._headers, client_timeout=DEADLINE_S)
+        )
 
     def unload(self, model: str) -> None:
         """Returns when every request that reached the model is answered."""
         self._asked(
-            f"unload of {model}", lambda: self._client.unload_model(model, self._key, client_timeout=DEADLINE_S)
+            f"unload of {model}", lambda: self._client.unload_model(model, self._headers, client_timeout=DEADLINE_S)
         )
         deadline = time.monotonic() + DEADLINE_S
         while any(state in (READY, UNLOADING) for state in self.states().get(model, {}).values()):
@@ -93,7 +64,7 @@ class Server:
     def states(self) -> dict[str, dict[int, str]]:
         """Model -> version -> READY, LOADING, UNLOADING or UNAVAILABLE, of all that the server has or had loaded."""
         index = self._asked(
-            "list of models", lambda: self._client.get_model_repository_index(self._key, client_timeout=10.0)
+            "list of models", lambda: self._client.get_model_repository_index(self._headers, client_timeout=10.0)
         )
         found: dict[str, dict[int, str]] = {}
         for each in index.models:
@@ -103,7 +74,7 @@ class Server:
     def has(self, model: str, version: int) -> bool:
         """Whether this version is ready to answer."""
         try:
-            ready = self._client.is_model_ready(model, str(version), client_timeout=DEADLINE_S)
+            ready = self._client.is_model_ready(model, str(version), self._headers, client_timeout=DEADLINE_S)
         except Exception:  # a model the server never heard of is an error to it; a server that is gone fails to load
             return False
         return bool(ready)
@@ -128,9 +99,7 @@ class Server:
         try:
             self._asked(
                 f"load of {name}'s next version",
-                lambda: self._client.load_model(
-                    private, self._key, config=override, files=files, client_timeout=DEADLINE_S
-                ),
+                lambda: self._client.load_model(private, self._headers, override, files, DEADLINE_S),
             )
             mask_HW = self._mask(private, check.image)
             check.require(mask_HW, f"server {self.url}: {name}'s next version")
@@ -144,7 +113,7 @@ class Server:
         wanted = [self._triton.InferRequestedOutput(contract.MASK)]
         answer = self._asked(
             f"inference of {name}",
-            lambda: self._client.infer(name, [given], outputs=wanted, client_timeout=DEADLINE_S),
+            lambda: self._client.infer(name, [given], outputs=wanted, headers=self._headers, client_timeout=DEADLINE_S),
         )
         mask_HW: Mask | None = answer.as_numpy(contract.MASK)
         return mask_HW

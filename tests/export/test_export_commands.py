@@ -1,0 +1,133 @@
+"""export/repository.py: what it prints, its exit codes, and one clear line for each mistake."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from test_export_repository import FakeServer, run
+
+from slime_export import layout, listing
+from slime_export.access import HEADER, Access
+from slime_export.errors import ExportError
+from slime_export.lock import locked
+
+SCRIPT = Path(__file__).resolve().parents[2] / "export" / "repository.py"
+Command = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture(scope="module")
+def script() -> ModuleType:
+    specification = importlib.util.spec_from_file_location("export_repository", SCRIPT)
+    assert specification and specification.loader
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def command(script: ModuleType, capsys: pytest.CaptureFixture[str]) -> Command:
+    """(*arguments) -> exit code, stdout, stderr."""
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        code = script.main([str(each) for each in arguments])
+        return (code, *capsys.readouterr())
+
+    return call
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    run(tmp_path / "repository", parts=3)
+    run(tmp_path / "repository", parts=4)
+    run(tmp_path / "repository", "horse")
+    return tmp_path / "repository"
+
+
+def test_list_is_a_table(command: Command, repository: Path) -> None:
+    code, out, _ = command("list", repository)
+    assert code == 0
+    header, _, car, horse = out.splitlines()
+    assert header.split() == ["name", "version", "parts", "precision", "form", "size", "created", "kept"]
+    assert car.startswith("car") and "4: part 0 part 1 part 2 part 3" in car and car.endswith("1 2")
+    assert "baked" in horse and "fp32" in horse
+
+
+def test_list_for_scripts(command: Command, repository: Path) -> None:
+    command("rollback", repository, "car")
+    car, horse = json.loads(command("list", repository, "--json")[1])
+    assert (car["name"], car["version"], car["rolled_back_to"], car["versions"]) == ("car", 3, 1, [2, 3])
+    assert car["parts"] == ["part 0", "part 1", "part 2"]
+    assert (horse["version"], horse["rolled_back_to"], horse["state"]) == (1, None, None)
+    own = [*(repository / "car" / "3").iterdir(), *(repository / "car_unet" / "3").iterdir()]
+    assert car["bytes"] == sum(path.stat().st_size for path in own)
+
+
+def test_states_on_a_server(repository: Path) -> None:
+    server = FakeServer(repository)
+    server.load("car")
+    assert [row.state for row in listing.rows(repository, server)] == ["ready", "unavailable"]
+    run(repository, "car")
+    assert [row.state for row in listing.rows(repository, server)] == ["ready with version 2", "unavailable"]
+    assert listing.table(listing.rows(repository, server)).splitlines()[0].endswith("state")
+
+
+def test_nothing_there(command: Command, tmp_path: Path) -> None:
+    assert command("list", tmp_path)[:2] == (0, f"{tmp_path}: no segmenters\n")
+
+
+def test_rollback_and_remove_say_what_they_did(command: Command, repository: Path) -> None:
+    assert command("rollback", repository, "car")[:2] == (
+        0,
+        f"car serves version 1 again, as version 3, in {repository}\n",
+    )
+    assert command("remove", repository, "car")[:2] == (0, f"removed car, car_unet from {repository}\n")
+    assert layout.segmenters(repository) == ["horse"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "line"),
+    [
+        (("list", "{}/nothing"), 2, "no such folder; export/build.py makes one"),
+        (("rollback", "{}/nothing", "car"), 2, "no such folder"),
+        (("remove", "{}/nothing", "car"), 2, "no such folder"),
+        (("rollback", "{}", "horse"), 2, "no version before the one that serves"),
+        (("rollback", "{}", "car", "--to", "9"), 2, "no version 9"),
+        (("remove", "{}", "lorry"), 2, "segmenters there: car, horse"),
+        (("remove", "{}", "was"), 2, "car, horse cannot do without it"),
+        (("remove", "{}", "car", "--url", "127.0.0.1:9"), 1, "server 127.0.0.1:9"),
+        (("list", "{}", "--url", "127.0.0.1:9", "--key-file", "{}/nothing"), 2, "nothing: cannot be read"),
+        (("list", "{}", "--tls-key", "x"), 2, "expected both --tls-certificate and --tls-key"),
+    ],
+)
+def test_mistakes(command: Command, repository: Path, arguments: tuple[str, ...], code: int, line: str) -> None:
+    got, out, error = command(*(each.format(repository) for each in arguments))
+    assert (got, out) == (code, "")
+    assert error.startswith("error: ") and error.count("\n") == 1
+    assert line in error
+
+
+def test_a_repository_that_stays_busy(command: Command, repository: Path) -> None:
+    with locked(repository):
+        code, _, error = command("remove", repository, "car", "--wait", "0.1")
+    assert code == 1
+    waiting, failed = error.splitlines()
+    assert "another process is changing it; waiting for up to 0.1 s" in waiting
+    assert failed.startswith("error: ") and "--wait" in failed
+
+
+def test_keys_go_to_this_machine_or_over_tls(tmp_path: Path) -> None:
+    key = tmp_path / "key"
+    key.write_text("a-key-of-letters\n")
+    assert Access(key_file=key).headers("127.0.0.1:8001") == {HEADER: "a-key-of-letters"}
+    assert Access(key_file=key, ca=key).headers("example.org:8001") == {HEADER: "a-key-of-letters"}
+    assert Access().headers("example.org:8001") == {}
+    with pytest.raises(ExportError, match=r"would reach example\.org:8001 in clear"):
+        Access(key_file=key).headers("example.org:8001")
+    key.write_text("\n")
+    with pytest.raises(ExportError, match="holds no key"):
+        Access(key_file=key).headers("localhost:8001")
