@@ -27,12 +27,11 @@ class TritonPythonModel:
 
 
 def _mask(request: Any) -> Any:
-    cross_CKhw, vector_CX, size = (
-        _tensor(request, name) for name in (contract.CROSS, contract.WEIGHTING, contract.SIZE)
-    )
+    vector_CX, size = (_tensor(request, name) for name in (contract.WEIGHTING, contract.SIZE))
+    cross_CKhw, attended = _maps(request)
     weighting = slime_was.Weighting.from_vector(vector_CX[0])
     fitted = _tensor(request, contract.FITTED)
-    scores_Khw = slime_was.scores(cross_CKhw, _attended(request), weighting)
+    scores_Khw = slime_was.scores(cross_CKhw, attended, weighting)
     guided_KGG = slime_was.sharpened(scores_Khw, weighting, fitted)
     mask_HW = slime_was.segment(guided_KGG, int(size[0]), int(size[1]))
     answer = [pb_utils.Tensor(contract.MASK, mask_HW)]
@@ -42,13 +41,17 @@ def _mask(request: Any) -> Any:
     return pb_utils.InferenceResponse(answer)
 
 
-def _attended(request: Any) -> Any:
-    """What the UNet gave out beside the cross maps: its self-attention, or what it accumulated from it."""
-    given = [_tensor(request, name) for name in (contract.SELF, contract.ACCUMULATED)]
-    found = [each for each in given if each is not None]
-    if len(found) != 1:
-        raise ValueError(f"maps: got {len(found)} of {contract.SELF} and {contract.ACCUMULATED}, expected one of them")
-    return found[0]
+def _maps(request: Any) -> tuple[Any, Any]:
+    """CROSS, and what the UNet gave out beside it: its self-attention, or what it accumulated from it."""
+    cross_CPhw, self_CNN, was_CPhw, present_CP = (
+        _tensor(request, name) for name in (contract.CROSS, contract.SELF, contract.ACCUMULATED, contract.PRESENT)
+    )
+    if (self_CNN is None) == (was_CPhw is None):
+        got = "neither" if self_CNN is None else "both"
+        raise ValueError(f"maps: got {got} of {contract.SELF} and {contract.ACCUMULATED}, expected one of them")
+    # A shared UNet has rooms for more parts than the segmenter; those that are there come first.
+    parts = len(cross_CPhw[0]) if present_CP is None else int(present_CP[0].sum())
+    return cross_CPhw[:, :parts], self_CNN if was_CPhw is None else was_CPhw[:, :parts]
 
 
 def _tensor(request: Any, name: str) -> Any:

@@ -1,0 +1,102 @@
+"""What a segmenter becomes in the shared form: the group whose UNet serves it, and its file.
+
+The group's graph holds what its segmenters have in common; their files hold the rest. So many segmenters of one kind
+of settings, on one backbone, are served by one UNet, and publishing one of them loads no model.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from slime_export.parity import OnnxModel
+from slime_optimize.passes import passes
+from slime_optimize.segmenter import Segmenter
+from slime_store import Entry
+from slime_was.contract import ACCUMULATED, CROSS, LATENTS, PRESENT, WEIGHTING
+from slime_was.form import Form
+from slime_was.shared import NOISE, TEXT, Group, most_parts
+
+Array = npt.NDArray[np.float32]
+LATENT_CHANNELS = 4
+# Raised when the graph of a group changes, so that new segmenters get a new one.
+GENERATION = 1
+
+
+def group_of(segmenter: Segmenter, form: Form) -> Group:
+    """The group that can serve `segmenter` in this form."""
+    most = most_parts(len(segmenter.parts))
+    common = {
+        "generation": GENERATION,
+        "backbone": segmenter.backbone_hash,
+        "most_parts": most,
+        "passes": [[turn.timestep, turn.draw, turn.mirrored] for turn in passes(segmenter.settings)],
+        "form": form.parameters(),
+        **_of_graph(segmenter),
+    }
+    return Group(
+        key=hashlib.sha256(json.dumps(common, sort_keys=True).encode()).hexdigest()[:8],
+        most_parts=most,
+        draws=segmenter.settings.draws,
+        text_width=int(segmenter.text_embedding.shape[-1]),
+        latent_channels=LATENT_CHANNELS,
+        latent_size=segmenter.latent_size,
+        form=form,
+    )
+
+
+def _of_graph(segmenter: Segmenter) -> dict[str, Any]:
+    """Settings that shape the graph. What suppression does depends on the threshold, so that counts with it."""
+    settings = segmenter.settings.as_json()
+    names = ["layers", "readout", "suppress"]
+    names += ["threshold", "drop_background"] if settings["suppress"] else []
+    return {name: settings[name] for name in names}
+
+
+def entry_of(segmenter: Segmenter, group: Group, facts: Mapping[str, str]) -> Entry:
+    """The segmenter's file. facts: what clients read of it, as the ensemble of a baked one has it in its parameters."""
+    weighting = segmenter.settings.weighting(segmenter.image_size)
+    return Entry(
+        text_TD=segmenter.text_embedding[0].detach().cpu().float().numpy(),
+        noise_Xhw=segmenter.noise.detach().cpu().float().flatten(0, 1).numpy(),
+        weighting=weighting.vector(),
+        description={
+            **facts,
+            "parts": list(segmenter.parts),
+            "colours": [list(colour) for colour in segmenter.colours],
+            "form": "shared",
+            "model": group.name,
+            "image_size": segmenter.image_size,
+            "channel_order": segmenter.settings.channel_order,
+            "crops": [list(corner) for corner in weighting.crops],
+            "crop_side": weighting.crop_side if weighting.patches > 1 else segmenter.image_size,
+            "guided": weighting.guide > 0,
+            "most_parts": group.most_parts,
+        },
+    )
+
+
+def given(entry: Entry, group: Group, batch: int) -> dict[str, Array]:
+    """What the shared UNet is given beside LATENTS, for `batch` images or crops of one segmenter."""
+    present_P = (np.arange(group.most_parts) < len(entry.description["parts"])).astype(np.float32)
+    each = {TEXT: entry.text_TD, NOISE: entry.noise_Xhw, PRESENT: present_P}
+    return {name: np.repeat(value[np.newaxis], batch, axis=0) for name, value in each.items()}
+
+
+class AsBaked:
+    """A shared UNet with one segmenter's file, called as a UNet that has it baked in: LATENTS to maps and WEIGHTING."""
+
+    def __init__(self, model: OnnxModel, entry: Entry, group: Group) -> None:
+        self._model, self._entry, self._group = model, entry, group
+
+    def __call__(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        batch, parts = len(inputs[LATENTS]), len(self._entry.description["parts"])
+        outputs = self._model({**inputs, **given(self._entry, self._group, batch)})
+        of_parts = {CROSS, ACCUMULATED}
+        maps = {name: value[:, :parts] if name in of_parts else value for name, value in outputs.items()}
+        return maps | {WEIGHTING: np.repeat(self._entry.weighting[np.newaxis], batch, axis=0)}
