@@ -14,13 +14,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from slime_export.onnx import Signature
 from slime_export.parity import OnnxModel
 from slime_optimize.passes import passes
 from slime_optimize.segmenter import Segmenter
 from slime_store import Entry
-from slime_was.contract import ACCUMULATED, CROSS, LATENTS, PRESENT, WEIGHTING
+from slime_was.contract import ACCUMULATED, CROSS, LATENTS, PRESENT, WEIGHTING, map_names
 from slime_was.form import Form
-from slime_was.shared import NOISE, TEXT, Group, most_parts
+from slime_was.shared import NOISE, TEXT, Group, most_parts, unet_inputs
 
 Array = npt.NDArray[np.float32]
 LATENT_CHANNELS = 4
@@ -78,6 +79,17 @@ def entry_of(segmenter: Segmenter, group: Group, facts: Mapping[str, str]) -> En
             "guided": weighting.guide > 0,
             "most_parts": group.most_parts,
         },
+    )
+
+
+def signature(group: Group) -> Signature:
+    """Names and sizes of the shared UNet's inputs and outputs."""
+    side, each_part = group.latent_size, (group.most_parts, group.latent_size, group.latent_size)
+    inputs = {tensor.name: tensor.dims for tensor in unet_inputs(group)}
+    cross, attended, _ = map_names(group.form)
+    return Signature(
+        inputs={LATENTS: (LATENT_CHANNELS, side, side), **inputs},
+        outputs={cross: each_part, attended: each_part if group.form.weighted else (side**2, side**2)},
     )
 
 

@@ -1,4 +1,4 @@
-"""The UNet of one segmenter as a module from latents to attention maps: what is traced to ONNX.
+"""The UNet of one segmenter, or of all of a group, as a module from latents to attention maps: what is traced to ONNX.
 
 A thin wrapper: the maps come from `slime_optimize.attention`, the noise levels from the backbone. What depends on
 the text and the timestep alone is computed here, once, so that the graph holds it as constants. Everything after
@@ -20,9 +20,11 @@ from slime_optimize.attention import attend, attention_maps, mean, weighted_maps
 from slime_optimize.backbone import Backbone
 from slime_optimize.passes import Pass, accumulated, passes
 from slime_optimize.segmenter import Segmenter
+from slime_optimize.settings import Settings
 
 # Layers whose input is the text or the timestep and nothing else.
-CONSTANT_LAYERS = (".time_emb_proj", ".attn2.to_k", ".attn2.to_v")
+TIMED_LAYERS = (".time_emb_proj",)
+CONSTANT_LAYERS = (*TIMED_LAYERS, ".attn2.to_k", ".attn2.to_v")
 
 
 class MapsUNet(nn.Module):
@@ -34,69 +36,115 @@ class MapsUNet(nn.Module):
     """
 
     vector: Tensor
+    text: Tensor
+    noise: Tensor
 
     def __init__(self, segmenter: Segmenter, backbone: Backbone, *, weighted: bool = False) -> None:
         super().__init__()
+        text = segmenter.text_embedding.to(backbone.device)
+        vector = segmenter.settings.weighting(backbone.image_size).vector()
+        self.register_buffer("vector", torch.from_numpy(vector).to(backbone.device)[None])
+        self.register_buffer("text", text)
+        self.register_buffer("noise", segmenter.noise.to(backbone.device).flatten(0, 1)[None])
+        self.maps = _Maps(segmenter, backbone, len(segmenter.parts), CONSTANT_LAYERS, weighted=weighted)
+
+    def forward(self, latents_B4hw: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        cross_BPhw, attended = self.maps(latents_B4hw, self.text, self.noise)
+        return cross_BPhw, attended, self.vector.expand(latents_B4hw.shape[0], -1)
+
+
+class SharedUNet(nn.Module):
+    """LATENTS (B,4,h,w), TEXT (B,T,D), NOISE (B,4R,h,w), PRESENT (B,P) -> CROSS (B,P,h,w), SELF or WAS, all float32.
+
+    What `MapsUNet` has baked in is given with every image, R draws of noise one after the other; the rooms of parts
+    that PRESENT has at 0 hold nothing that counts. `segmenter` is any of those that the graph is for.
+    """
+
+    def __init__(self, segmenter: Segmenter, backbone: Backbone, most_parts: int, *, weighted: bool = False) -> None:
+        super().__init__()
+        self.maps = _Maps(segmenter, backbone, most_parts, TIMED_LAYERS, weighted=weighted)
+
+    def forward(
+        self, latents_B4hw: Tensor, text_BTD: Tensor, noise_BXhw: Tensor, present_BP: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        cross_BPhw, attended = self.maps(latents_B4hw, text_BTD, noise_BXhw, present_BP)
+        return cross_BPhw, attended
+
+
+class _Maps(nn.Module):
+    """Latents, text and noise -> CROSS, and SELF or WAS: all passes, averaged."""
+
+    def __init__(
+        self, segmenter: Segmenter, backbone: Backbone, parts: int, constant: tuple[str, ...], *, weighted: bool
+    ) -> None:
+        super().__init__()
         settings, text = segmenter.settings, segmenter.text_embedding.to(backbone.device)
         self.weighted, self.weighting = weighted, settings.weighting(backbone.image_size)
-        self.register_buffer("vector", torch.from_numpy(self.weighting.vector()).to(backbone.device)[None])
         like = torch.zeros_like(segmenter.noise[:1], device=backbone.device)
         each = passes(settings)
         steps = {turn.timestep: torch.tensor(turn.timestep, device=backbone.device) for turn in each}
         # One copy for each timestep, not for each pass: what is folded depends on nothing else.
-        unets = {timestep: folded(backbone.unet, like, step, text) for timestep, step in steps.items()}
-        self.passes = nn.ModuleList(_OnePass(turn, segmenter, backbone, unets[turn.timestep]) for turn in each)
+        unets = {timestep: folded(backbone.unet, like, step, text, constant) for timestep, step in steps.items()}
+        self.passes = nn.ModuleList(_OnePass(turn, settings, parts, backbone, unets[turn.timestep]) for turn in each)
 
-    def forward(self, latents_B4hw: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        maps_of = self._weighted if self.weighted else self._averaged
-        cross_BPhw, attended = maps_of(latents_B4hw)
-        return cross_BPhw, attended, self.vector.expand(latents_B4hw.shape[0], -1)
+    def forward(
+        self, latents_B4hw: Tensor, text: Tensor, noise: Tensor, present_BP: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        given = (latents_B4hw, text, noise, present_BP)
+        return self._weighted(*given) if self.weighted else self._averaged(*given)
 
-    def _averaged(self, latents_B4hw: Tensor) -> tuple[Tensor, Tensor]:
-        width = int(latents_B4hw.shape[-1])  # while a graph is traced, sizes are tensors
-        runs = [(one.turn, one(attention_maps, latents_B4hw)) for one in self.passes]
+    def _averaged(self, *given: Tensor | None) -> tuple[Tensor, Tensor]:
+        runs = [(one.turn, one(attention_maps, *given)) for one in self.passes]
         cross_BPhw = mean([turn.turned(maps.cross_BPhw) for turn, maps in runs])
+        width = int(cross_BPhw.shape[-1])  # while a graph is traced, sizes are tensors
         return cross_BPhw, mean([turn.turned_self(maps.self_BNN, width) for turn, maps in runs])
 
-    def _weighted(self, latents_B4hw: Tensor) -> tuple[Tensor, Tensor]:
+    def _weighted(self, *given: Tensor | None) -> tuple[Tensor, Tensor]:
         # Values that are known only after the last pass, or at the end of one, cannot ride along in it.
         if len(self.passes) == 1 and not self.weighting.suppress:
             (one,) = self.passes
-            cross_BPhw, was_BPhw = one(weighted_maps, latents_B4hw)
+            cross_BPhw, was_BPhw = one(weighted_maps, *given)
             return one.turn.turned(cross_BPhw), one.turn.turned(was_BPhw)
-        return accumulated([(one.turn, one(attend, latents_B4hw)) for one in self.passes], self.weighting)
+        return accumulated([(one.turn, one(attend, *given)) for one in self.passes], self.weighting)
 
 
 class _OnePass(nn.Module):
     """Clean latents -> what `maps_of` reads in one pass, on the pass's own side."""
 
     signal: Tensor
-    noise: Tensor
+    spread: Tensor
     timestep: Tensor
-    text: Tensor
 
-    def __init__(self, turn: Pass, segmenter: Segmenter, backbone: Backbone, unet: Any) -> None:
+    def __init__(self, turn: Pass, settings: Settings, parts: int, backbone: Backbone, unet: Any) -> None:
         super().__init__()
-        noise = segmenter.noise[turn.draw : turn.draw + 1].to(backbone.device)
         timestep = torch.tensor(turn.timestep, device=backbone.device)
-        one = noise.new_ones(1, 1, 1, 1)
-        self.turn, self.unet, self.num_parts = turn, unet, len(segmenter.parts)
-        self.layers, self.over_parts = segmenter.settings.layers, segmenter.settings.over_parts
+        one = torch.ones(1, 1, 1, 1, device=backbone.device)
+        self.turn, self.unet, self.num_parts = turn, unet, parts
+        self.layers, self.over_parts = settings.layers, settings.over_parts
         self.register_buffer("signal", backbone.add_noise(one, 0 * one, timestep))
-        self.register_buffer("noise", backbone.add_noise(0 * noise, noise, timestep))
+        self.register_buffer("spread", backbone.add_noise(0 * one, one, timestep))
         self.register_buffer("timestep", timestep)
-        self.register_buffer("text", segmenter.text_embedding.to(backbone.device))
 
-    def forward(self, maps_of: Callable[..., Any], latents_B4hw: Tensor) -> Any:
-        noisy_B4hw = self.signal * self.turn.turned(latents_B4hw) + self.noise
+    def forward(
+        self,
+        maps_of: Callable[..., Any],
+        latents_B4hw: Tensor,
+        text: Tensor,
+        noise_BXhw: Tensor,
+        present_BP: Tensor | None,
+    ) -> Any:
+        channels = int(latents_B4hw.shape[1])
+        noise_B4hw = noise_BXhw[:, channels * self.turn.draw : channels * (self.turn.draw + 1)]
+        noisy_B4hw = self.signal * self.turn.turned(latents_B4hw) + self.spread * noise_B4hw
         return maps_of(
             self.unet,
             noisy_B4hw,
             self.timestep,
-            self.text,
+            text,
             self.num_parts,
             self.layers,
             over_parts=self.over_parts,
+            present_BP=present_BP,
         )
 
 
@@ -113,11 +161,13 @@ class Constant(nn.Module):
         return self.value
 
 
-def folded(unet: Any, latents_14hw: Tensor, timestep: Tensor, text_1TD: Tensor) -> Any:
-    """A copy of `unet`, sharing its weights, in which the layers that see only text or timestep are constants."""
+def folded(
+    unet: Any, latents_14hw: Tensor, timestep: Tensor, text_1TD: Tensor, constant: tuple[str, ...] = CONSTANT_LAYERS
+) -> Any:
+    """A copy of `unet`, sharing its weights, in which the `constant` layers are what they answer to this input."""
     shared: dict[int, Any] = {id(tensor): tensor for tensor in (*unet.parameters(), *unet.buffers())}
     copied = copy.deepcopy(unet, shared)
-    layers = {name: layer for name, layer in copied.named_modules() if name.endswith(CONSTANT_LAYERS)}
+    layers = {name: layer for name, layer in copied.named_modules() if name.endswith(constant)}
     for name, value in _answers(copied, layers, latents_14hw, timestep, text_1TD).items():
         parent, _, leaf = name.rpartition(".")
         setattr(copied.get_submodule(parent), leaf, Constant(value))

@@ -28,6 +28,9 @@ from torch import Tensor
 from slime_optimize.layers import Layers as Layers
 from slime_optimize.processors import AttentionStore, QueryKeys, Riding, WholeMaps, accumulate_pairs, capture
 
+# Taken from a logit, it leaves nothing of its share, and fits into half precision.
+_NO_SHARE = 3e4
+
 
 @dataclass(frozen=True, kw_only=True)
 class Maps:
@@ -64,18 +67,19 @@ def attention_maps(
     layers: Layers,
     *,
     over_parts: bool = False,
+    present_BP: Tensor | None = None,
 ) -> Maps:
     """One conditional pass over noised latents; eq. 3 and 5.
 
     timestep: int64, () or (B,); text: (1,T,D) or (B,T,D). Cross maps are in [0, 1] and sum to at
     most 1 over the parts; rows of the self map sum to 1. Differentiable with respect to the text.
     With over_parts, the cross maps are instead one softmax over the parts alone, of the mean logits:
-    what the published code trains.
+    what the published code trains; parts that present_BP (B,P) has at 0, not at 1, are 0 everywhere.
     Raises BackboneError for a missing layer, or a self layer that is not at the latents' size.
     """
     with capture(unet, _store(latents_B4hw, num_parts, layers), WholeMaps) as store:
         unet(latents_B4hw, timestep, encoder_hidden_states=text_1TD, return_dict=False)
-    cross_BPhw, logits_BPhw = _cross_maps(store, over_parts)
+    cross_BPhw, logits_BPhw = _cross_maps(store, over_parts, present_BP)
     return Maps(cross_BPhw=cross_BPhw, self_BNN=store.self_mean, logits_BPhw=logits_BPhw)
 
 
@@ -88,12 +92,13 @@ def attend(
     layers: Layers,
     *,
     over_parts: bool = False,
+    present_BP: Tensor | None = None,
 ) -> Attended:
     """As `attention_maps`, but with what WAS (eq. 6) is accumulated from in place of the self map."""
     with capture(unet, _store(latents_B4hw, num_parts, layers), QueryKeys) as store:
         (predicted,) = unet(latents_B4hw, timestep, encoder_hidden_states=text_1TD, return_dict=False)
     pairs = tuple(store.query_key[name] for name in layers.self_)
-    cross, logits = _cross_maps(store, over_parts)
+    cross, logits = _cross_maps(store, over_parts, present_BP)
     return Attended(cross_BPhw=cross, logits_BPhw=logits, query_keys=pairs, predicted_B4hw=predicted)
 
 
@@ -106,6 +111,7 @@ def weighted_maps(
     layers: Layers,
     *,
     over_parts: bool = False,
+    present_BP: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """As `attention_maps`: cross maps and WAS maps, eq. 3 and 6, (B,P,h,w) each.
 
@@ -113,7 +119,7 @@ def weighted_maps(
     its values.
     """
     with capture(unet, _store(latents_B4hw, num_parts, layers), Riding) as store:
-        cross = cache(lambda: _cross_maps(store, over_parts)[0])
+        cross = cache(lambda: _cross_maps(store, over_parts, present_BP)[0])
         store.values = cache(lambda: cross().flatten(2).transpose(1, 2))
         unet(latents_B4hw, timestep, encoder_hidden_states=text_1TD, return_dict=False)
     cross_BPhw = cross()
@@ -128,13 +134,15 @@ def _store(latents_B4hw: Tensor, num_parts: int, layers: Layers) -> AttentionSto
     return AttentionStore(layers=layers, num_parts=num_parts, size=size)
 
 
-def _cross_maps(store: AttentionStore, over_parts: bool) -> tuple[Tensor, Tensor]:
+def _cross_maps(store: AttentionStore, over_parts: bool, present_BP: Tensor | None) -> tuple[Tensor, Tensor]:
     """Cross maps and mean raw logits, each (B,P,h,w)."""
     names = store.layers.cross
     logits = _averaged([store.logits[name] for name in names], store.size)
     if over_parts:
-        return logits.softmax(1), logits
-    return _averaged([store.cross[name] for name in names], store.size), logits
+        shared = logits if present_BP is None else logits - _NO_SHARE * (1 - present_BP)[..., None, None]
+        return shared.softmax(1), logits
+    cross = _averaged([store.cross[name] for name in names], store.size)
+    return cross if present_BP is None else cross * present_BP[..., None, None], logits
 
 
 def _averaged(maps_BMP: list[Tensor], size: tuple[int, int]) -> Tensor:

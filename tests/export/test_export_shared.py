@@ -1,0 +1,87 @@
+"""The shared form: one graph answers for many segmenters as each one's own would, in PyTorch and in ONNX Runtime."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from backbones import LATENT_SIZE
+from slime_export import onnx
+from slime_export.parity import OnnxModel
+from slime_export.shared import AsBaked, entry_of, group_of, signature
+from slime_export.unet import MapsUNet, SharedUNet
+from slime_optimize.backbone import Backbone, load_backbone
+from slime_optimize.segmenter import Segmenter
+from slime_optimize.settings import Settings
+from slime_was.contract import LATENTS
+from slime_was.form import Form
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "best": {"readout": "parts", "rescale": True, "mirrored": True, "guide": 0.1},
+    "passes": {"t_test": 100, "more_t": [300], "draws": 2},
+    "suppressed": {"suppress": True, "threshold": 0.01},
+}
+
+
+@pytest.fixture(scope="module")
+def backbone(tmp_path_factory: pytest.TempPathFactory, make_segmenter: Callable[..., Path]) -> Backbone:
+    return load_backbone(Segmenter.load(make_segmenter(tmp_path_factory.mktemp("shared"))).backbone_id)
+
+
+def segmenter(backbone: Backbone, seed: int, parts: int, settings: dict[str, Any]) -> Segmenter:
+    chance = torch.Generator().manual_seed(seed)
+    draws = settings.get("draws", 1)
+    return Segmenter(
+        text_embedding=torch.randn(1, 77, backbone.text_width, generator=chance),
+        noise=torch.randn(draws, 4, LATENT_SIZE, LATENT_SIZE, generator=chance),
+        parts=tuple(f"part {number}" for number in range(parts)),
+        colours=((1, 2, 3),) * parts,
+        backbone_id=backbone.id,
+        backbone_hash=backbone.hash,
+        image_size=backbone.image_size,
+        latent_size=backbone.latent_size,
+        settings=Settings().changed(settings),
+        preset="paper",
+        seed=seed,
+    )
+
+
+@pytest.mark.parametrize("maps", ["averaged", "weighted"])
+@pytest.mark.parametrize("name", OPTIONS)
+def test_one_graph_for_segmenters_of_different_parts(name: str, maps: str, backbone: Backbone, tmp_path: Path) -> None:
+    form = Form(maps=maps)
+    two = [segmenter(backbone, seed, parts, OPTIONS[name]) for seed, parts in ((1, 3), (2, 6))]
+    groups = {group_of(each, form) for each in two}
+    assert len(groups) == 1
+    (group,) = groups
+    module = SharedUNet(two[0], backbone, group.most_parts, weighted=form.weighted)
+    onnx.write(module, signature(group), tmp_path)
+    model = OnnxModel(tmp_path / onnx.FILE)
+    latents = torch.randn(2, 4, LATENT_SIZE, LATENT_SIZE, generator=torch.Generator().manual_seed(3))
+    for each in two:
+        with torch.no_grad():
+            expected = MapsUNet(each, backbone, weighted=form.weighted)(latents)
+        entry = entry_of(each, group, {})
+        got = AsBaked(model, entry, group)({LATENTS: latents.numpy()})
+        for value, known in zip(got.values(), expected, strict=True):
+            assert value.shape == known.shape
+            np.testing.assert_allclose(value, known.numpy(), atol=1e-4 * float(known.abs().max()))
+
+
+def test_what_shapes_the_graph_makes_another_group(backbone: Backbone) -> None:
+    plain = segmenter(backbone, 1, 3, {})
+    weighted = Form(maps="weighted")
+    group = group_of(plain, weighted)
+    same = [{"threshold": 0.1}, {"rescale": True}, {"guide": 0.2}, {"channel_order": "bgr"}, {"learning_rate": 0.5}]
+    assert {group_of(replace(plain, settings=Settings().changed(each)), weighted) for each in same} == {group}
+    others = [{"t_test": 50}, {"mirrored": True}, {"readout": "parts"}, {"suppress": True}]
+    made = {group_of(replace(plain, settings=Settings().changed(each)), weighted).key for each in others}
+    made |= {group_of(plain, Form()).key, group_of(segmenter(backbone, 1, 9, {}), weighted).key}
+    assert len(made) == 6 and group.key not in made
