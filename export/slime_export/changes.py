@@ -73,14 +73,14 @@ class Changes:
         rename(target, aside)
         self.on_undo(lambda: rename(aside, target))
 
-    def write(self, target: Path, text: str) -> None:
-        """Puts a file with this text in place of `target`, in one step."""
-        before = target.read_text(encoding="utf-8") if target.exists() else None
-        waiting = self._written(text.encode())
+    def write(self, target: Path, content: str | bytes) -> None:
+        """Puts a small file with this content in place of `target`, in one step."""
+        before = target.read_bytes() if target.exists() else None
+        waiting = self._written(content.encode() if isinstance(content, str) else content)
         self._announce({target.relative_to(self._repository).as_posix(): manifest.entry(waiting)})
         rename(waiting, target)
         # Written anew, because Triton takes a file with an older time for unchanged.
-        self.on_undo(lambda: target.unlink() if before is None else rename(self._written(before.encode()), target))
+        self.on_undo(lambda: target.unlink() if before is None else rename(self._written(before), target))
 
     def _announce(self, entries: Mapping[str, Entry | None]) -> None:
         if entries:

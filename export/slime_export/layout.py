@@ -9,7 +9,7 @@ Only the config files this project generates are understood; others are no segme
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -191,10 +191,17 @@ def _check_tiny(repository: Path, encoder: str, tiny_hash: str) -> None:
         )
 
 
-def python_files(model: Path, version: int, package: str) -> dict[str, bytes]:
-    """Content of a Python model by name: model.py and its package, inside the version's folder or beside it."""
+def python_files(model: Path, version: int, packages: Iterable[str]) -> dict[str, bytes]:
+    """Content of a Python model by name: model.py and its packages, inside the version's folder or beside it."""
     folder = model / str(version)
-    base = folder / package if (folder / package).is_dir() else model / package
-    found = {"model.py": folder / "model.py"}
-    found |= {f"{package}/{path.relative_to(base).as_posix()}": path for path in sorted(base.rglob("*"))}
-    return {name: path.read_bytes() for name, path in found.items() if path.is_file() and CACHE not in path.parts}
+    source = folder / "model.py"
+    found = {source.name: source.read_bytes()} if source.is_file() else {}
+    for package in packages:
+        found |= files(folder / package if (folder / package).is_dir() else model / package, package)
+    return found
+
+
+def files(folder: Path, name: str) -> dict[str, bytes]:
+    """Content of a package's files, by paths that begin with its name."""
+    there = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {f"{name}/{place}": path.read_bytes() for place, path in there.items() if CACHE not in path.parts}

@@ -14,18 +14,17 @@ from pathlib import Path
 
 from slime_export import layout
 from slime_export.changes import Changes
+from slime_export.common import LATENT_CHANNELS, encoder, python_model
 from slime_export.errors import ExportError
 from slime_export.lock import WAIT_S, Say, locked
 from slime_export.record import Check, Record
-from slime_export.release import KEEP, Release, as_version
+from slime_export.release import KEEP, Release
 from slime_export.server import Server
-from slime_export.sources import PACKAGES, published, wanted_files
+from slime_export.sources import published
 from slime_export.transaction import Transaction
 from slime_optimize.segmenter import Segmenter
 from slime_was import contract
 from slime_was.contract import PREPROCESS, WAS, Form, Versions
-
-LATENT_CHANNELS = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,53 +85,16 @@ class _Publication:
         self.reading = reading_of(candidate.segmenter)
 
     def run(self) -> Published:
+        made, given = self.candidate, (self.transaction, self.candidate.name)
         versions = Versions(
-            preprocess=self._python_model(self.reading.model, PREPROCESS, contract.preprocess_config(self.reading)),
-            was=self._python_model(WAS, WAS, contract.was_config()),
-            vae_encoder=self._encoder(),
+            preprocess=python_model(*given, self.reading.model, PREPROCESS, contract.preprocess_config(self.reading)),
+            was=python_model(*given, WAS, WAS, contract.was_config()),
+            vae_encoder=encoder(self.transaction, made.segmenter, made.form, made.encoder),
             unet=self._unet(),
         )
-        version = self.release.switch(Record(config=self._ensemble_config(versions), check=self.candidate.check))
+        version = self.release.switch(Record(config=self._ensemble_config(versions), check=made.check))
         self.release.retire()
-        return Published(name=self.candidate.name, version=version, versions=versions)
-
-    def _python_model(self, model: str, kind: str, config: str) -> int:
-        """The version of `model`, of PREPROCESS's or WAS's kind, with this project's code: there already, or new."""
-        transaction, wanted = self.transaction, wanted_files(kind)
-        folder = transaction.repository / model
-        latest = max(layout.versions(folder), default=0)
-        if latest and layout.python_files(folder, latest, PACKAGES[kind].__name__) == wanted:
-            transaction.keep(model, latest, config)
-            return latest
-        transaction.check_users(model, latest + 1, besides=self.candidate.name)
-        # The package goes into the version's own folder, which Triton puts before the model's on sys.path: the
-        # versions before keep theirs.
-        for name, content in wanted.items():
-            path = transaction.staging / model / str(latest + 1) / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(content)
-        transaction.add(transaction.staging / model, latest + 1, config)
-        return latest + 1
-
-    def _encoder(self) -> int:
-        transaction, segmenter = self.transaction, self.candidate.segmenter
-        model = self.candidate.form.encoder_model
-        # There already, or published by another while this one was traced.
-        if there := layout.encoder_of(transaction.repository, segmenter.backbone_hash, model, segmenter.tiny_hash):
-            transaction.keep(model, int(there.name))
-            return int(there.name)
-        if self.candidate.encoder is None:
-            raise ExportError(f"repository {transaction.repository}: its {model} is gone; export again")
-        config = contract.vae_encoder_config(
-            backbone=segmenter.backbone_hash,
-            image_size=segmenter.image_size,
-            latent_channels=LATENT_CHANNELS,
-            latent_size=segmenter.latent_size,
-            form=self.candidate.form,
-            tiny=segmenter.tiny_hash,
-        )
-        transaction.add(as_version(self.candidate.encoder, transaction.staging / model, 1), 1, config)
-        return 1
+        return Published(name=made.name, version=version, versions=versions)
 
     def _unet(self) -> int:
         segmenter = self.candidate.segmenter

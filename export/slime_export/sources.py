@@ -1,4 +1,4 @@
-"""This project's own Python models, `preprocess` and `was`: the code that repositories get copies of."""
+"""This project's own Python models (preprocess, was, segmenters): the code that repositories get copies of."""
 
 from __future__ import annotations
 
@@ -6,12 +6,18 @@ from pathlib import Path
 from types import ModuleType
 
 import slime_image
+import slime_store
 import slime_was
 from slime_export import layout
 from slime_export.errors import ExportError
-from slime_was.contract import PREPROCESS, WAS
+from slime_was.contract import PREPROCESS, SEGMENTERS, WAS
 
-PACKAGES: dict[str, ModuleType] = {PREPROCESS: slime_image, WAS: slime_was}
+# What each imports; the first is the model's own, and lies beside its versions.
+PACKAGES: dict[str, tuple[ModuleType, ...]] = {
+    PREPROCESS: (slime_image,),
+    WAS: (slime_was,),
+    SEGMENTERS: (slime_store, slime_image),
+}
 
 
 def source_model(model: str) -> Path:
@@ -25,9 +31,12 @@ def source_model(model: str) -> Path:
 
 
 def wanted_files(model: str) -> dict[str, bytes]:
-    """Content by name of what a version of this model should hold: model.py and its package."""
+    """Content by name of what a version of this model should hold: model.py and the packages it imports."""
     source = source_model(model)
-    return layout.python_files(source, layout.versions(source)[-1], PACKAGES[model].__name__)
+    found = {"model.py": (source / str(layout.versions(source)[-1]) / "model.py").read_bytes()}
+    for package in PACKAGES[model]:
+        found |= layout.files(_package(package), package.__name__)
+    return found
 
 
 def is_own(repository: Path, model: str) -> bool:
@@ -45,6 +54,9 @@ def published(repository: Path) -> list[Path]:
 
 
 def _folder(model: str) -> Path:
-    package_file = PACKAGES[model].__file__
-    assert package_file
-    return Path(package_file).resolve().parents[1]
+    return _package(PACKAGES[model][0]).parent
+
+
+def _package(package: ModuleType) -> Path:
+    assert package.__file__
+    return Path(package.__file__).resolve().parent

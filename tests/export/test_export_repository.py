@@ -103,9 +103,9 @@ def test_a_new_repository_is_whole(tmp_path: Path) -> None:
     assert '"32"' in layout.config_text(repository / "preprocess")
     assert f'"{BACKBONE}"' in layout.config_text(repository / "vae_encoder")
     for model, package in (("preprocess", "slime_image"), ("was", "slime_was")):
-        source = layout.python_files(source_model(model), 1, package)
+        source = layout.python_files(source_model(model), 1, [package])
         assert {"model.py", f"{package}/__init__.py"} <= set(source)
-        assert layout.python_files(repository / model, 1, package) == source
+        assert layout.python_files(repository / model, 1, [package]) == source
     assert [each.name for each in repository.parent.iterdir()] == ["repository"]
     assert_servable(repository)
 
