@@ -16,6 +16,7 @@ from typing import Any
 from slime_export.errors import ExportError
 from slime_was.contract import VAE_ENCODER, is_encoder, unet_name
 from slime_was.form import UNET_SUFFIXES
+from slime_was.shared import is_group
 
 CONFIG = "config.pbtxt"
 RECORDED_CONFIG = "ensemble.pbtxt"
@@ -57,7 +58,12 @@ def pinned_to(config: str, versions: Mapping[str, int]) -> str:
 
 
 def segmenters(repository: Path) -> list[str]:
-    """Names of the ensembles in `repository`, in order."""
+    """Names of the segmenters in `repository` that are baked in, in order."""
+    return [name for name in ensembles(repository) if not is_group(name)]
+
+
+def ensembles(repository: Path) -> list[str]:
+    """Names of the ensembles in `repository`, in order: baked segmenters, and groups of shared ones."""
     if not repository.is_dir():
         return []
     return sorted(each.name for each in repository.iterdir() if unet_of(each))
@@ -117,7 +123,7 @@ def models_of(repository: Path, name: str) -> set[str]:
 def used(repository: Path) -> set[tuple[str, int]]:
     """(model, version) of everything that a segmenter serves with or could be rolled back to."""
     found: set[tuple[str, int]] = set()
-    for name in segmenters(repository):
+    for name in ensembles(repository):
         ensemble = repository / name
         texts = [config_text(ensemble), *(recorded(ensemble, version) for version in versions(ensemble))]
         found |= {pin for text in texts for pin in pins(text).items()}
@@ -126,7 +132,7 @@ def used(repository: Path) -> set[tuple[str, int]]:
 
 def users(repository: Path, model: str, *, besides: str) -> dict[str, int]:
     """Segmenter -> the version of `model` it is pinned to, for all segmenters but `besides`."""
-    found = {name: pinned(repository / name) for name in segmenters(repository) if name != besides}
+    found = {name: pinned(repository / name) for name in ensembles(repository) if name != besides}
     return {name: versions[model] for name, versions in found.items() if model in versions}
 
 

@@ -1,5 +1,5 @@
 """Segmenters of the shared form as files, looked up by name. Imports numpy and safetensors alone."""
 
-from slime_store.store import Entry, Store, StoreError, UnknownSegmenterError, write
+from slime_store.store import Entry, Store, StoreError, UnknownSegmenterError, content, write
 
-__all__ = ["Entry", "Store", "StoreError", "UnknownSegmenterError", "write"]
+__all__ = ["Entry", "Store", "StoreError", "UnknownSegmenterError", "content", "write"]

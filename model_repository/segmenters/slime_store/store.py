@@ -104,11 +104,17 @@ def read(path: Path) -> Entry:
 
 def write(path: Path, entry: Entry) -> None:
     """Puts the segmenter's file in place, whole, in an existing folder."""
-    tensors = dict(zip(_TENSORS, (entry.text_TD, entry.noise_Xhw, entry.weighting), strict=True))
-    plain = {name: np.ascontiguousarray(tensor, np.float32) for name, tensor in tensors.items()}
     beside = path.with_name(f"{path.name}.partial")
     with beside.open("wb") as file:
-        file.write(save(plain, {_DESCRIPTION: json.dumps(dict(entry.description), ensure_ascii=False)}))
+        file.write(content(entry))
         file.flush()
         os.fsync(file.fileno())
     os.replace(beside, path)
+
+
+def content(entry: Entry) -> bytes:
+    """Of the segmenter's file."""
+    tensors = dict(zip(_TENSORS, (entry.text_TD, entry.noise_Xhw, entry.weighting), strict=True))
+    plain = {name: np.ascontiguousarray(tensor, np.float32) for name, tensor in tensors.items()}
+    made: bytes = save(plain, {_DESCRIPTION: json.dumps(dict(entry.description), ensure_ascii=False)})
+    return made
