@@ -17,6 +17,7 @@ from slime_export.access import Access
 from slime_export.errors import ServerError
 from slime_export.record import Check, Mask
 from slime_was import contract
+from slime_was.shared import SEGMENTER
 
 Answer = TypeVar("Answer")
 
@@ -107,13 +108,20 @@ class Server:
             with suppress(ServerError):
                 self.unload(private)
 
-    def _mask(self, name: str, image: bytes) -> Mask | None:
-        given = self._triton.InferInput(contract.IMAGE, [1], "BYTES")
-        given.set_data_from_numpy(np.array([image], dtype=object))
+    def try_shared(self, group: str, name: str, check: Check) -> None:
+        """Asks the group's ensemble for the segmenter of this name. Raises ServerError where it answers wrongly."""
+        mask_HW = self._mask(group, check.image, name)
+        check.require(mask_HW, f"server {self.url}: {name.lstrip('.')}'s next version")
+
+    def _mask(self, model: str, image: bytes, segmenter: str | None = None) -> Mask | None:
+        given = {contract.IMAGE: image} | ({SEGMENTER: segmenter.encode()} if segmenter else {})
+        inputs = [self._triton.InferInput(name, [1], "BYTES") for name in given]
+        for each, value in zip(inputs, given.values(), strict=True):
+            each.set_data_from_numpy(np.array([value], dtype=object))
         wanted = [self._triton.InferRequestedOutput(contract.MASK)]
         answer = self._asked(
-            f"inference of {name}",
-            lambda: self._client.infer(name, [given], outputs=wanted, headers=self._headers, client_timeout=DEADLINE_S),
+            f"inference of {model}",
+            lambda: self._client.infer(model, inputs, outputs=wanted, headers=self._headers, client_timeout=DEADLINE_S),
         )
         mask_HW: Mask | None = answer.as_numpy(contract.MASK)
         return mask_HW

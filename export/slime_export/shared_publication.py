@@ -151,7 +151,8 @@ def require(repository: Path, name: str) -> None:
     """Raises ExportError where no shared segmenter is called so."""
     names = store_of(repository).names()
     if name not in names:
-        raise ExportError(f"segmenter {name}: not in repository {repository}; shared ones: {', '.join(names) or 'none'}")
+        there = ", ".join(names) or "none"
+        raise ExportError(f"segmenter {name}: not in repository {repository}; shared ones there: {there}")
 
 
 def store_of(repository: Path) -> Store:
