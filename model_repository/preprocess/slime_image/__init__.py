@@ -3,7 +3,18 @@
 Needs Pillow and numpy; Python 3.10 and later. It lies beside the server's model so that Triton can import it.
 """
 
-from slime_image.decoding import FORMATS, MAX_PIXELS, ImageError, decode, load
+from slime_image.decoding import FORMATS, MAX_BYTES, MAX_PIXELS, ImageError, decode, load
 from slime_image.fitting import CHANNEL_ORDERS, cropped, fit, fit_mask
 
-__all__ = ["CHANNEL_ORDERS", "FORMATS", "MAX_PIXELS", "ImageError", "cropped", "decode", "fit", "fit_mask", "load"]
+__all__ = [
+    "CHANNEL_ORDERS",
+    "FORMATS",
+    "MAX_BYTES",
+    "MAX_PIXELS",
+    "ImageError",
+    "cropped",
+    "decode",
+    "fit",
+    "fit_mask",
+    "load",
+]

@@ -17,6 +17,8 @@ from PIL import Image
 
 FORMATS = ("JPEG", "PNG", "WEBP")
 MAX_PIXELS = 50_000_000
+# More than that many pixels take in any of the formats, uncompressed and with transparency.
+MAX_BYTES = 4 * MAX_PIXELS + 10_000_000
 # Raw pixels as a program sends them, and nothing else of the PNM family: no comments, no text, 8 bits.
 _RAW = re.compile(rb"P6\s(\d{1,9})\s(\d{1,9})\s255\s")
 _ORIENTATION_TAG = 0x0112
@@ -40,10 +42,15 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> npt.NDArray[np.uint8]:
 
     Grayscale, 16-bit, palette and CMYK become RGB; transparency is laid over white; of several frames the first
     counts. Raw pixels are taken as they are: ``P6 W H 255``, white space, W * H * 3 bytes (binary PPM).
-    Raises ImageError: empty, unreadable or truncated data, another format, more than ``max_pixels``.
+    Raises ImageError: empty, unreadable or truncated data, another format, more than ``max_pixels``
+    or MAX_BYTES.
     """
     if not data:
         raise ImageError("image: got 0 bytes, expected an encoded JPEG, PNG or WebP; send the file's content")
+    if len(data) > MAX_BYTES:
+        raise ImageError(
+            f"image: got {len(data) / 1e6:.0f} MB, expected at most {MAX_BYTES / 1e6:.0f}; make it smaller"
+        )
     raw = _RAW.match(data)
     if raw:
         return _raw(data, raw.end(), int(raw[1]), int(raw[2]), max_pixels)

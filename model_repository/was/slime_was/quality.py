@@ -1,0 +1,28 @@
+"""What an answer tells of itself, without a truth to compare it with. For watching a running server.
+
+Shapes: P parts (background first), h x w the map, H x W the mask.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+
+def foreground(mask_HW: npt.NDArray[np.uint8]) -> float:
+    """Share of the pixels that belong to a part, 0 to 1."""
+    return float(np.count_nonzero(mask_HW)) / mask_HW.size
+
+
+def margin(scores_Phw: npt.NDArray[np.float32]) -> float:
+    """How clearly the argmax wins, 0 to 1: (best - second) / (best - worst) of each map pixel, in the mean.
+
+    Near 0 the parts are as good as drawn by lot, which another kind of image or a broken network does. A pixel where
+    all parts score alike counts as 0, and so does a segmenter of one part.
+    """
+    if len(scores_Phw) < 2:
+        return 0.0
+    ranked_Phw = np.partition(scores_Phw, (-2, -1), axis=0)
+    best_hw, second_hw = ranked_Phw[-1], ranked_Phw[-2]
+    span_hw = best_hw - scores_Phw.min(axis=0)
+    return float(np.mean((best_hw - second_hw) / np.where(span_hw > 0, span_hw, 1)))
