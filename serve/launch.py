@@ -44,7 +44,7 @@ def _say(line: str) -> None:
 
 def _settings(arguments: argparse.Namespace) -> ServerSettings:
     values = vars(arguments)
-    values["triton"] = tuple(values["triton"])
+    values["triton"], values["instances"] = tuple(values["triton"]), dict(values["instances"])
     security = Security(**{each.name: values.pop(each.name) for each in fields(Security)})
     return ServerSettings(**values, security=security)
 
@@ -84,10 +84,27 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--probe", type=float, default=default.probe, metavar="S", help="seconds between two probes")
     parser.add_argument("--drain", type=float, default=default.drain, metavar="S", help="seconds to finish in, stopped")
     parser.add_argument(
+        "--instances", type=_instances, action="append", default=[], metavar="MODEL=N",
+        help="processes of a model (default: as suits the machine)",
+    )  # fmt: skip
+    parser.add_argument("--response-cache", type=int, default=default.response_cache, metavar="BYTES",
+                        help="for encoded images that come again (default: none)")  # fmt: skip
+    parser.add_argument("--trace-otlp", metavar="URL", help="OpenTelemetry collector, OTLP over HTTP")
+    parser.add_argument(
+        "--trace-every", type=int, default=default.trace_every, metavar="N", help="trace one request in N"
+    )
+    parser.add_argument(
         "--triton", action="append", default=[], metavar="ARGUMENT", help="further one of tritonserver; repeat at will"
     )
     _add_security(parser.add_argument_group("who may ask what"), default.security)
     return parser
+
+
+def _instances(text: str) -> tuple[str, int]:
+    model, _, count = text.partition("=")
+    if not model or not count.isdigit():
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected MODEL=N")
+    return model, int(count)
 
 
 def _add_security(group: argparse._ArgumentGroup, default: Security) -> None:

@@ -45,8 +45,17 @@ def arguments(
         "--allow-gpu-metrics=false",
         f"--exit-timeout-secs={max(1, round(settings.drain))}",
         *_listening(settings, ports),
+        *_tracing(settings),
+        *([f"--cache-config=local,size={settings.response_cache}"] if settings.response_cache else []),
         *settings.triton,
     ]
+
+
+def _tracing(settings: ServerSettings) -> list[str]:
+    if settings.trace_otlp is None:
+        return []
+    words = ("mode=opentelemetry", f"rate={settings.trace_every}", "level=TIMESTAMPS")
+    return [f"--trace-config={word}" for word in (*words, f"opentelemetry,url={settings.trace_otlp}")]
 
 
 def _listening(settings: ServerSettings, ports: Mapping[str, int]) -> list[str]:

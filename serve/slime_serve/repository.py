@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,13 @@ _UNSAFE = re.compile(r"[^A-Za-z0-9_./+,:@=-]")
 
 @dataclass(frozen=True, kw_only=True)
 class Repository:
-    """``segmenters``: names of the ensembles; ``parts``: of every model they are made of, once each."""
+    """``segmenters``: names of the ensembles; ``parts``: of every model they are made of, once each; ``configs``: what
+    each model's config.pbtxt says, as protobuf messages."""
 
     path: Path
     segmenters: tuple[str, ...]
     parts: tuple[str, ...]
+    configs: Mapping[str, Any]
 
 
 def read(path: Path) -> Repository:
@@ -31,19 +34,15 @@ def read(path: Path) -> Repository:
         raise UsageError(
             f"repository {resolved}: the path has {unsafe.group()!r}, which Triton cannot handle; move the folder"
         )
-    ensembles = {name: steps for name, steps in _steps(resolved).items() if steps}
-    if not ensembles:
+    configs = {config.parent.name: _parse(config) for config in sorted(resolved.glob("*/config.pbtxt"))}
+    ensembles = {name: config.ensemble_scheduling.step for name, config in configs.items()}
+    segmenters = tuple(name for name, steps in ensembles.items() if steps)
+    if not segmenters:
         raise UsageError(f"repository {path}: no segmenters in it; publish one with export/build.py")
-    parts = dict.fromkeys(step for steps in ensembles.values() for step in steps)
-    return Repository(path=resolved, segmenters=tuple(ensembles), parts=tuple(parts))
-
-
-def _steps(path: Path) -> dict[str, list[str]]:
-    """The models that each model is made of: none unless it is an ensemble."""
-    return {
-        config.parent.name: [step.model_name for step in _parse(config).ensemble_scheduling.step]
-        for config in sorted(path.glob("*/config.pbtxt"))
-    }
+    parts = tuple(dict.fromkeys(step.model_name for steps in ensembles.values() for step in steps))
+    if missing := [part for part in parts if part not in configs]:
+        raise UsageError(f"repository {path}: has no {missing[0]}, which a segmenter is made of; publish it again")
+    return Repository(path=resolved, segmenters=segmenters, parts=parts, configs=configs)
 
 
 def _parse(config: Path) -> Any:

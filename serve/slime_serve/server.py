@@ -14,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TypeVar
 
-from slime_serve import command, manifest, memory, ports, probe, repository, wheel
+from slime_serve import command, manifest, memory, placement, ports, probe, repository, wheel
 from slime_serve.control import Control, UnansweredError
 from slime_serve.errors import ServeError, ServerError, Stopped, UsageError
 from slime_serve.process import Process
@@ -63,6 +63,7 @@ class Server:
         self._wheel = wheel.find()
         self._key = security.key()
         self._control = Control(self.http, self._key)
+        placement.overrides(self._repository, settings)  # Refuses what it does not know before anything is started.
         self._log = _log_path(settings.log)
         memory.remove_stale()
         self._regions = memory.Regions()
@@ -154,6 +155,9 @@ class Server:
             time.sleep(_POLL_SECONDS)
         answered = 0
         with _thread() as pool:
+            for model, config in placement.overrides(found, self._settings).items():
+                with self._tolerated(f"model {model}: the server cannot load it for this machine", say):
+                    self._finished(pool.submit(self._control.load, model, config), deadline)
             for segmenter in found.segmenters:
                 left = max(1.0, deadline - time.monotonic())
                 with self._tolerated(f"segmenter {segmenter}: the server cannot answer with it", say):

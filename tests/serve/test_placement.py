@@ -1,0 +1,105 @@
+"""What a launch changes in the configurations: processes by the machine or as asked, a cache where it is right."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+from test_metrics import metrics
+from test_serving import in_process, picture
+
+from processes import descendants
+from serving import png, served
+from slime_serve import ServerSettings, UsageError, placement, repository
+
+
+def changed(folder: Path, **settings: object) -> dict[str, dict[str, object]]:
+    asked = ServerSettings(repository=folder, **settings)  # type: ignore[arg-type]
+    return {name: json.loads(text) for name, text in placement.overrides(repository.read(folder), asked).items()}
+
+
+@pytest.mark.parametrize(("cores", "count"), [(1, 1), (2, 1), (4, 1), (8, 2), (16, 4), (96, 4)])
+def test_processes_follow_the_cores(
+    toy_repository: Path, monkeypatch: pytest.MonkeyPatch, cores: int, count: int
+) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(cores)))
+    configs = changed(toy_repository)
+    assert set(configs) == (set() if count == 1 else {"preprocess", "was"})
+    assert all(config["instance_group"][0]["count"] == count for config in configs.values())  # type: ignore[index]
+
+
+def test_what_is_asked_for_wins(toy_repository: Path) -> None:
+    configs = changed(toy_repository, instances={"toy_unet": 3})
+    assert configs["toy_unet"]["instance_group"][0]["count"] == 3  # type: ignore[index]
+
+
+def test_only_encoders_are_cached(toy_repository: Path) -> None:
+    configs = changed(toy_repository, response_cache=1_000_000)
+    assert [name for name, config in configs.items() if "response_cache" in config] == ["vae_encoder"]
+
+
+@pytest.mark.parametrize(
+    "settings", [{"instances": {"bicycle": 2}}, {"instances": {"was": 0}}, {"response_cache": -1},
+                 {"trace_otlp": "collector"}, {"trace_every": 0}]
+)  # fmt: skip
+def test_refused(toy_repository: Path, settings: dict[str, object]) -> None:
+    with pytest.raises(UsageError) as caught:
+        changed(toy_repository, **settings)
+    assert "\n" not in str(caught.value)
+
+
+@contextmanager
+def collector() -> Iterator[tuple[str, list[bytes]]]:
+    """Takes traces: its URL, and what came."""
+    came: list[bytes] = []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            came.append(self.rfile.read(int(self.headers["content-length"])))
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/v1/traces", came
+        server.shutdown()
+
+
+@pytest.mark.triton
+def test_cache_instances_and_traces(toy_repository: Path) -> None:
+    """The same image again: the encoder does not run, and the mask is the same; another image gets its own."""
+    images = [picture(40, 50), picture(60, 30, seed=1)]
+    with collector() as (url, came):
+        options = (
+            "--response-cache",
+            "10000000",
+            "--instances",
+            "preprocess=2",
+            "--trace-otlp",
+            url,
+            "--trace-every",
+            "1",
+        )
+        with served(toy_repository, *options) as server:
+            processes = [Path(f"/proc/{pid}/cmdline").read_text() for pid in descendants(server.launcher.pid)]
+            assert sum("/preprocess/" in each for each in processes) == 2
+            before = metrics(server)
+            for image in images * 3:
+                mask = server.segment("toy", png(image))
+                assert np.array_equal(mask, in_process(toy_repository, image)[0])
+            name = 'nv_cache_num_hits_per_model{model="vae_encoder",version="1"}'
+            assert metrics(server)[name] - before[name] >= 4
+            deadline = time.monotonic() + 20
+            while not came and time.monotonic() < deadline:
+                time.sleep(0.1)
+        assert any(b"vae_encoder" in each for each in came)
