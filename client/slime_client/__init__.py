@@ -11,10 +11,11 @@ torch or of how a segmenter was made.
 """
 
 from slime_client.access import Access
+from slime_client.description import Description
 from slime_client.errors import SegmenterError
 from slime_client.many import Answer
 from slime_client.mask import Mask
 from slime_client.retry import Retry
-from slime_client.segmenter import Segmenter
+from slime_client.segmenter import Segmenter, segmenters
 
-__all__ = ["Access", "Answer", "Mask", "Retry", "Segmenter", "SegmenterError"]
+__all__ = ["Access", "Answer", "Description", "Mask", "Retry", "Segmenter", "SegmenterError", "segmenters"]

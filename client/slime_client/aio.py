@@ -41,6 +41,7 @@ class Segmenter(SegmenterCore, AbstractAsyncContextManager["Segmenter", None]):
             SegmenterError: NOT_FOUND, UNAVAILABLE, …
         """
         url = self._server.url
+        self._metadata = self._access.metadata(url)
         # Made here, because a channel belongs to the loop it was made in.
         self._channel = (
             grpc.aio.secure_channel(url, self._access.credentials(), OPTIONS)

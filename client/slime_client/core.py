@@ -53,11 +53,10 @@ class SegmenterCore:
         shared_memory: bool = True,
         compress: bool = False,
     ) -> None:
-        self._server = Server(url=_checked_url(url), retry=retry or Retry())
+        self._server = Server(url=checked_url(url), retry=retry or Retry())
         self._name = _checked_name(name)
         self._timeout = Deadline(timeout).seconds
         self._access = access or Access()
-        self._metadata = self._access.metadata(url)
         self._encode: Callable[[ImageLike], EncodedImage] = partial(encode, compress=compress)
         self._regions = Regions(url, allowed=shared_memory and is_this_machine(url))
         self._closed = False
@@ -156,7 +155,12 @@ def _mask(answered: Answered, description: Description, source: EncodedImage) ->
         raise SegmenterError(f"{source.label}: the server's {error}; publish the segmenter again", INTERNAL) from error
 
 
-def _checked_url(url: str) -> str:
+def checked_url(url: str) -> str:
+    """host:port.
+
+    Raises:
+        SegmenterError: INVALID_ARGUMENT for what cannot be one.
+    """
     if not isinstance(url, str) or not url.strip() or "://" in url:
         raise SegmenterError(
             f"url: got {url!r}, expected host:port without a scheme, such as localhost:8001", INVALID_ARGUMENT

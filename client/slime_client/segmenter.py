@@ -1,25 +1,22 @@
 """A served segmenter, as an object that blocks: takes the core's steps in the calling thread, or in one of its own."""
 
 import functools
-import threading
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from types import TracebackType
-from typing import Any, TypeVar
 
-import grpc
-from tritonclient.grpc import service_pb2_grpc
-
-from slime_client.access import OPTIONS
-from slime_client.core import LIVE_TIMEOUT_S, SegmenterCore
-from slime_client.errors import CANCELLED, SegmenterError
+from slime_client import lookup
+from slime_client.access import Access
+from slime_client.blocking import Cancellation, Connection
+from slime_client.core import DEFAULT_TIMEOUT_S, LIVE_TIMEOUT_S, SegmenterCore, checked_url
+from slime_client.description import Description
 from slime_client.images import ImageLike
 from slime_client.many import MAX_CONCURRENCY, Answer, checked_concurrency, windowed
 from slime_client.mask import Mask
-from slime_client.steps import Call, Pause, Steps, Work
-
-Result = TypeVar("Result")
+from slime_client.retry import Deadline, Retry
+from slime_client.server import Server
+from slime_client.steps import Steps
 
 
 class Segmenter(SegmenterCore, AbstractContextManager["Segmenter", None]):
@@ -29,18 +26,10 @@ class Segmenter(SegmenterCore, AbstractContextManager["Segmenter", None]):
     """
 
     def _begin(self) -> None:
-        secure = self._access.secure
-        url = self._server.url
-        self._channel = (
-            grpc.secure_channel(url, self._access.credentials(), OPTIONS)
-            if secure
-            else grpc.insecure_channel(url, OPTIONS)
-        )
-        self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
+        self._connection = Connection(self._server.url, self._access)
         self._threads = ThreadPoolExecutor(MAX_CONCURRENCY, thread_name_prefix="slime-client")
-        self._running: set[_Cancellation] = set()
         try:
-            self._run(self._connecting())
+            self._connection.run(self._connecting())
         except BaseException:
             self.close()
             raise
@@ -59,12 +48,12 @@ class Segmenter(SegmenterCore, AbstractContextManager["Segmenter", None]):
         Raises:
             SegmenterError: INVALID_ARGUMENT for a bad image, UNAVAILABLE, DEADLINE_EXCEEDED, NOT_FOUND, …
         """
-        return self._run(self._segmenting(image, scores=scores, timeout=timeout))
+        return self._connection.run(self._segmenting(image, scores=scores, timeout=timeout))
 
     def submit(self, image: ImageLike, *, scores: bool = False, timeout: float | None = None) -> "Future[Mask]":
         """`segment` in a thread of its own. Cancelling the future ends the call, on the server too."""
         future: Future[Mask] = Future()
-        cancellation = _Cancellation()
+        cancellation = Cancellation()
         future.add_done_callback(lambda done: cancellation.cancel() if done.cancelled() else None)
         steps = self._segmenting(image, scores=scores, timeout=timeout)
         self._threads.submit(self._fulfil, future, steps, cancellation)
@@ -96,28 +85,27 @@ class Segmenter(SegmenterCore, AbstractContextManager["Segmenter", None]):
 
     def live(self, *, timeout: float = LIVE_TIMEOUT_S) -> bool:
         """Whether the server answers at all; never raises for a server that does not."""
-        return not self._closed and self._run(self._asking_live(timeout))
+        return not self._closed and self._connection.run(self._asking_live(timeout))
 
     def close(self) -> None:
         """Cancel what is in flight and close the connection; a second time does nothing."""
         if self._closed:
             return
         self._closed = True
-        for cancellation in list(self._running):
-            cancellation.cancel()
+        self._connection.cancel_all()
         self._threads.shutdown(wait=True)
-        self._run(self._closing())
-        self._channel.close()
+        self._connection.run(self._closing())
+        self._connection.close()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
 
-    def _fulfil(self, future: "Future[Mask]", steps: Steps[Mask], cancellation: "_Cancellation") -> None:
+    def _fulfil(self, future: "Future[Mask]", steps: Steps[Mask], cancellation: Cancellation) -> None:
         mask, failure = None, None
         try:
-            mask = self._run(steps, cancellation)
+            mask = self._connection.run(steps, cancellation)
         except BaseException as error:  # All of them are whoever's who waits for the future.
             failure = error
         if not future.set_running_or_notify_cancel():
@@ -127,60 +115,18 @@ class Segmenter(SegmenterCore, AbstractContextManager["Segmenter", None]):
         else:
             future.set_result(mask)
 
-    def _run(self, steps: Steps[Result], cancellation: "_Cancellation | None" = None) -> Result:
-        cancellation = cancellation or _Cancellation()
-        self._running.add(cancellation)
-        try:
-            step = next(steps)
-            while True:
-                try:
-                    answer = self._perform(step, cancellation)
-                except Exception as error:
-                    step = steps.throw(error)
-                else:
-                    step = steps.send(answer)
-        except StopIteration as end:
-            result: Result = end.value
-            return result
-        finally:
-            steps.close()
-            self._running.discard(cancellation)
 
-    def _perform(self, step: Call | Pause | Work, cancellation: "_Cancellation") -> Any:
-        if isinstance(step, Call):
-            method = getattr(self._stub, step.method)
-            return cancellation.wait(method.future(step.request, timeout=step.timeout, metadata=self._metadata))
-        if isinstance(step, Pause):
-            return cancellation.sleep(step.seconds)
-        return step.function()
+def segmenters(
+    url: str, *, timeout: float = DEFAULT_TIMEOUT_S, access: Access | None = None, retry: Retry | None = None
+) -> list[Description]:
+    """All segmenters of a server that can be asked, of either form, by name.
 
-
-class _Cancellation:
-    """Ends whatever a running call waits for, from another thread."""
-
-    def __init__(self) -> None:
-        self._wanted = threading.Event()
-        self._call: Any = None
-
-    def cancel(self) -> None:
-        self._wanted.set()
-        if self._call is not None:
-            self._call.cancel()
-
-    def wait(self, call: Any) -> Any:
-        # Set before it is looked whether to cancel, as `cancel` does it the other way round: one of the two sees it.
-        self._call = call
-        if self._wanted.is_set():
-            call.cancel()
-        try:
-            return call.result()
-        except grpc.FutureCancelledError as error:
-            raise SegmenterError("cancelled before the answer came", CANCELLED) from error
-        except BaseException:
-            # Ctrl-C: nobody waits for the answer any more.
-            call.cancel()
-            raise
-
-    def sleep(self, seconds: float) -> None:
-        if self._wanted.wait(seconds):
-            raise SegmenterError("cancelled before it was tried again", CANCELLED)
+    Raises:
+        SegmenterError: UNAUTHENTICATED where the server tells only who has its key; UNAVAILABLE, …
+    """
+    server = Server(url=checked_url(url), retry=retry or Retry())
+    connection = Connection(url, access or Access())
+    try:
+        return connection.run(lookup.every(server, Deadline(timeout)))
+    finally:
+        connection.close()

@@ -12,9 +12,8 @@ import pytest
 from certificates import make
 from fake_triton import FakeTriton
 
-from slime_client import Access, Retry, Segmenter, SegmenterError, lookup
+from slime_client import Access, Retry, Segmenter, SegmenterError, segmenters
 from slime_client.access import is_this_machine
-from slime_client.retry import Deadline
 
 pytestmark = pytest.mark.skipif(shutil.which("openssl") is None, reason="certificates are made with openssl")
 ONCE = Retry(attempts=1)
@@ -93,32 +92,29 @@ def test_a_server_that_a_stranger_vouches_for(start: Start, pem: Path) -> None:
         assert "no Triton server answers" in str(error)
 
 
-def listed(segmenter: Segmenter) -> list[str]:
-    every = segmenter._run(lookup.every(segmenter._server, Deadline(5)))
-    return [description.name for description in every]
+def listed(server: FakeTriton, access: Access | None) -> list[str]:
+    return [description.name for description in segmenters(server.url, access=access)]
 
 
 def test_the_key_opens_what_is_restricted(server: FakeTriton, tmp_path: Path, photo: Path) -> None:
     server.wanted_key = ("triton-grpc-protocol-slime-key", KEY)
     file = tmp_path / "key"
     file.write_text(KEY + "\n")
-    with Segmenter(server.url, "car", access=Access(access_key=file)) as car:
-        assert listed(car) == ["car"]
+    assert listed(server, Access(access_key=file)) == ["car"]
     file.write_text("fedcba9876543210")
     for access in (None, Access(access_key=file)):
+        with pytest.raises(SegmenterError, match="wants a key") as caught:
+            listed(server, access)
+        assert caught.value.code == "UNAUTHENTICATED"
+        assert KEY not in str(caught.value)
         with Segmenter(server.url, "car", access=access) as car:
-            with pytest.raises(SegmenterError, match="wants a key") as caught:
-                listed(car)
-            assert caught.value.code == "UNAUTHENTICATED"
-            assert KEY not in str(caught.value)
             assert car.segment(photo).array.any()
 
 
 def test_a_key_of_another_name(server: FakeTriton, tmp_path: Path) -> None:
     server.wanted_key = ("triton-grpc-protocol-ours", KEY)
     (tmp_path / "key").write_text(KEY)
-    with Segmenter(server.url, "car", access=Access(access_key=tmp_path / "key", access_key_name="Ours")) as car:
-        assert listed(car) == ["car"]
+    assert listed(server, Access(access_key=tmp_path / "key", access_key_name="Ours")) == ["car"]
 
 
 @pytest.mark.parametrize("url", ["192.0.2.1:8001", "example.test:8001", "dns:///example.test:8001"])

@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 from fake_triton import FakeTriton, Refusal
 
-from slime_client import Segmenter, SegmenterError, lookup
-from slime_client.retry import Deadline
+from slime_client import Segmenter, SegmenterError, segmenters
 
 
 def entry(*parts: str, model: str = "shared_1") -> dict[str, Any]:
@@ -67,8 +66,7 @@ def test_the_model_that_many_share_is_no_segmenter(horse: FakeTriton) -> None:
 
 
 def test_all_are_listed(horse: FakeTriton) -> None:
-    with Segmenter(horse.url, "car") as car:
-        every = car._run(lookup.every(car._server, Deadline(5)))
+    every = segmenters(horse.url)
     assert [(description.name, description.form) for description in every] == [
         ("car", "baked"),
         ("cow", "shared"),
