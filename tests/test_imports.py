@@ -34,7 +34,7 @@ LIGHT = {
     "slime_was": {"numpy"},
     "slime_image": {"numpy", "PIL"},
     "slime_store": {"numpy", "safetensors"},
-    "slime_client": {"numpy", "PIL", "tritonclient", "grpc"},
+    "slime_client": {"numpy", "PIL", "tritonclient", "grpc", "pycocotools", "contourpy"},
 }
 
 

@@ -1,95 +1,168 @@
-"""slime-segment: masks and overlays for many images.
+"""slime-segment: masks for many images, in many forms; and what a server has.
 
     slime-segment --url localhost:8001 --segmenter car photos/ "more/*.jpg" --out masks
+    slime-segment list --url localhost:8001
+    slime-segment info car --url localhost:8001
 
-Exit codes: 0 every image has its mask; 1 some failed; 2 the command line is wrong or the server cannot be reached.
+Exit codes: 0 every image has its results; 1 some failed, the others have theirs; 2 the command line is wrong, or the
+server cannot be reached (any more); 130 interrupted. What was written is whole in every case.
 """
 
 import argparse
-import io
+import json
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TextIO
+from typing import Any
 
+from slime_client import batch
+from slime_client.access import Access
 from slime_client.core import DEFAULT_TIMEOUT_S
-from slime_client.errors import DEADLINE_EXCEEDED, UNAVAILABLE, SegmenterError
-from slime_client.files import write_file
-from slime_client.inputs import Job, plan
-from slime_client.mask import Mask
-from slime_client.segmenter import Segmenter
+from slime_client.description import Description
+from slime_client.errors import INVALID_ARGUMENT, SegmenterError
+from slime_client.formats import FORMATS, OVERLAY
+from slime_client.inputs import listed, plan
+from slime_client.journal import NAME
+from slime_client.many import checked_concurrency
+from slime_client.segmenter import Segmenter, segmenters
 
 FINE, SOME_FAILED, UNUSABLE, INTERRUPTED = 0, 1, 2, 130
-_JPEG_QUALITY = 90
+_EPILOG = "slime-segment list, slime-segment info NAME: what a server has (--help has their options)."
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code."""
-    options = _parser().parse_args(argv)
+    words = list(sys.argv[1:] if argv is None else argv)
+    command = {"list": _list, "info": _info}.get(words[0] if words else "")
     try:
-        return _run(options)
+        return command(words[1:]) if command else _segment(words)
     except SegmenterError as error:
         print(f"error: {error}", file=sys.stderr)
         return UNUSABLE
     except KeyboardInterrupt:
-        print("\ninterrupted; masks written so far are whole", file=sys.stderr)
+        print("\ninterrupted; what was written is whole, and the same command goes on", file=sys.stderr)
         return INTERRUPTED
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="slime-segment", description="Segment images with a served segmenter.")
-    parser.add_argument("images", nargs="+", metavar="IMAGES", help="files, folders or quoted globs")
-    parser.add_argument("--url", default="localhost:8001", help="the server's gRPC host:port (default: %(default)s)")
-    parser.add_argument("--segmenter", required=True, metavar="NAME", help="the segmenter's name on the server")
-    parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder for masks and overlays")
-    parser.add_argument("--no-overlay", dest="overlay", action="store_false", help="write masks only")
-    parser.add_argument(
+def _segment(words: Sequence[str]) -> int:
+    options = _segment_parser().parse_args(words)
+    formats = list(dict.fromkeys(options.format or ["palette"])) + [OVERLAY] * options.overlay
+    for name in formats:
+        FORMATS[name].check()
+    arguments = options.images + (listed(options.list, sys.stdin) if options.list else [])
+    jobs = plan(arguments, options.out, lambda out, stem: _results(out, stem, formats), sys.stdin.buffer)
+    if not jobs:
+        given = ", ".join(arguments) or "nothing"
+        raise SegmenterError(f"{given}: no images found; give image files, folders, globs or -", INVALID_ARGUMENT)
+    concurrency = checked_concurrency(options.concurrency)
+    with Segmenter(options.url, options.segmenter, timeout=options.timeout, access=_access(options)) as segmenter:
+        _make_folder(options.out)
+        wanted = batch.Batch(
+            jobs=jobs,
+            out=options.out,
+            formats=formats,
+            concurrency=concurrency,
+            overwrite=options.overwrite,
+            as_json=options.json,
+        )
+        failures, gone = batch.run(segmenter, wanted)
+    return UNUSABLE if gone else SOME_FAILED if failures else FINE
+
+
+def _list(words: Sequence[str]) -> int:
+    options = _parser("list", "List the segmenters of a server.").parse_args(words)
+    found = segmenters(options.url, timeout=options.timeout, access=_access(options))
+    width = max((len(description.name) for description in found), default=0)
+    for description in found:
+        line = f"{description.name:{width}}  {description.form:6}  {', '.join(description.parts)}"
+        print(json.dumps(_told(description), ensure_ascii=False) if options.json else line)
+    if not found:
+        print(f"{options.url}: serves no segmenter", file=sys.stderr)
+    return FINE
+
+
+def _info(words: Sequence[str]) -> int:
+    parser = _parser("info", "Tell what a server says of one segmenter.")
+    parser.add_argument("segmenter", metavar="NAME")
+    options = parser.parse_args(words)
+    with Segmenter(options.url, options.segmenter, timeout=options.timeout, access=_access(options)) as segmenter:
+        description = segmenter.description
+    if options.json:
+        print(json.dumps(_told(description), ensure_ascii=False))
+        return FINE
+    for key, value in {"name": description.name, "form": description.form, "model": description.model}.items():
+        print(f"{key}: {value}")
+    print("parts:")
+    for index, (part, colour) in enumerate(zip(description.parts, description.colours, strict=True)):
+        print(f"  {index:3}  #{colour[0]:02x}{colour[1]:02x}{colour[2]:02x}  {part}")
+    for key, value in sorted(description.about.items()):
+        print(f"{key}: {value}")
+    return FINE
+
+
+def _told(description: Description) -> dict[str, Any]:
+    return {
+        **description.about,
+        "name": description.name,
+        "form": description.form,
+        "model": description.model,
+        "parts": description.parts,
+        "colours": description.colours,
+    }
+
+
+def _segment_parser() -> argparse.ArgumentParser:
+    parser = _parser("", "Segment images with a served segmenter.", epilog=_EPILOG)
+    add = parser.add_argument
+    kinds = {name: form.meaning for name, form in FORMATS.items() if name != OVERLAY}
+    add("images", nargs="*", metavar="IMAGES", help="files, folders, quoted globs, or - for an image on stdin")
+    add("--list", metavar="FILE", help="more images, one path a line; - is stdin")
+    add("--segmenter", required=True, metavar="NAME", help="the segmenter's name on the server")
+    add("--out", required=True, type=Path, metavar="DIR", help="folder for the results")
+    add(
+        "--format",
+        action="append",
+        choices=list(kinds),
+        help="; ".join(f"{name}: {meaning}" for name, meaning in kinds.items()) + "; repeatable (default: palette)",
+    )
+    add("--no-overlay", dest="overlay", action="store_false", help="no JPEGs of the images with their parts tinted")
+    add("--concurrency", type=int, default=8, metavar="N", help="images in flight (default: %(default)s)")
+    add("--overwrite", action="store_true", help="do again what is done; without it, a stopped run goes on")
+    return parser
+
+
+def _parser(command: str, description: str, epilog: str | None = None) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog=f"slime-segment {command}".strip(), description=description, epilog=epilog)
+    add = parser.add_argument
+    add("--url", default="localhost:8001", help="the server's gRPC host:port (default: %(default)s)")
+    add(
         "--timeout",
         type=float,
         default=DEFAULT_TIMEOUT_S,
         metavar="S",
-        help="seconds an image may take (default: %(default)g)",
+        help="seconds an image, or an answer, may take, tries included (default: %(default)g)",
     )
+    add("--json", action="store_true", help="a line of JSON on stdout for each, for scripts")
+    add("--tls", action="store_true", help="speak TLS, trusting the authorities that gRPC knows")
+    add("--ca", type=Path, metavar="PEM", help="TLS, trusting this authority or certificate")
+    add("--certificate", type=Path, metavar="PEM", help="own certificate, for a server that asks for one")
+    add("--key", type=Path, metavar="PEM", help="the certificate's private key")
+    add("--access-key", type=Path, metavar="FILE", help="file with the key of the server's restricted endpoints")
     return parser
 
 
-def _run(options: argparse.Namespace) -> int:
-    jobs = plan(options.images, options.out)
-    if not jobs:
-        raise SegmenterError(f"{', '.join(options.images)}: no images found; give image files, folders or globs")
-    with Segmenter(options.url, options.segmenter, timeout=options.timeout) as segmenter:
-        _make_folder(options.out)
-        return _segment_all(segmenter, jobs, options.out, overlay=options.overlay)
+def _access(options: argparse.Namespace) -> Access:
+    return Access(
+        tls=options.tls,
+        ca=options.ca,
+        certificate=options.certificate,
+        key=options.key,
+        access_key=options.access_key,
+    )
 
 
-def _segment_all(segmenter: Segmenter, jobs: list[Job], out: Path, *, overlay: bool) -> int:
-    progress = _Progress(len(jobs), sys.stderr)
-    for job in jobs:
-        try:
-            _segment_one(segmenter, job, out, overlay=overlay)
-        except SegmenterError as error:
-            progress.failed(job, error)
-            if error.code in (UNAVAILABLE, DEADLINE_EXCEEDED) and not segmenter.live():
-                progress.end(out, "the server is gone: stopped")
-                return UNUSABLE
-        else:
-            progress.done(job)
-    progress.end(out)
-    return SOME_FAILED if progress.failures else FINE
-
-
-def _segment_one(segmenter: Segmenter, job: Job, out: Path, *, overlay: bool) -> None:
-    mask = segmenter.segment(job.image)
-    mask.save(job.mask(out))
-    if overlay:
-        write_file(job.overlay(out), _jpeg(mask))
-
-
-def _jpeg(mask: Mask) -> bytes:
-    buffer = io.BytesIO()
-    mask.overlay().save(buffer, format="JPEG", quality=_JPEG_QUALITY)
-    return buffer.getvalue()
+def _results(out: Path, stem: str, formats: Sequence[str]) -> list[Path]:
+    return [*(FORMATS[name].path(out, stem) for name in formats), out / batch.COCO_FILE, out / NAME]
 
 
 def _make_folder(folder: Path) -> None:
@@ -97,48 +170,3 @@ def _make_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise SegmenterError(f"--out {folder}: cannot be made ({error.strerror}); give another folder") from error
-
-
-class _Progress:
-    """Lines on a terminal or in a log: a running line only where it can be rewritten."""
-
-    def __init__(self, total: int, stream: TextIO) -> None:
-        self.failures = 0
-        self._total, self._stream = total, stream
-        self._tried = 0
-        self._start = time.monotonic()
-        self._live = stream.isatty()
-
-    def done(self, job: Job) -> None:
-        self._tried += 1
-        if job.stem != job.image.stem:
-            self._line(f"note: {job.image} -> {job.stem}.png, another image has the name {job.image.stem}.png")
-        self._rewrite()
-
-    def failed(self, job: Job, error: SegmenterError) -> None:
-        self._tried += 1
-        self.failures += 1
-        message = str(error)
-        self._line(f"error: {message if message.startswith(str(job.image)) else f'{job.image}: {message}'}")
-        self._rewrite()
-
-    def end(self, out: Path, why: str = "") -> None:
-        seconds = time.monotonic() - self._start
-        failed = f", {self.failures} failed" if self.failures else ""
-        unsent = f", {self._total - self._tried} not sent ({why})" if why else ""
-        done = self._tried - self.failures
-        self._line(f"{done} of {self._total} images in {seconds:.1f} s{failed}{unsent} -> {out}")
-
-    def _rewrite(self) -> None:
-        if self._live:
-            rate = self._tried / max(time.monotonic() - self._start, 1e-9)
-            left = (self._total - self._tried) / rate
-            print(
-                f"\r\033[K{self._tried}/{self._total}  {rate:.1f} images/s  {left:.0f} s left",
-                end="",
-                file=self._stream,
-                flush=True,
-            )
-
-    def _line(self, text: str) -> None:
-        print(("\r\033[K" if self._live else "") + text, file=self._stream, flush=True)

@@ -62,7 +62,7 @@ class Mask:
                 there is no image to draw on.
         """
         below = self._picture_below(image)
-        tinted = Image.blend(below, self._palette_image().convert("RGB"), opacity)
+        tinted = Image.blend(below, self.picture().convert("RGB"), opacity)
         return Image.composite(tinted, below, Image.fromarray((self.array > 0).astype(np.uint8) * 255))
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -75,7 +75,7 @@ class Mask:
         if target.suffix.lower() != ".png":
             raise _bad(str(target), f"suffix {target.suffix!r}", ".png, which keeps part indices exact")
         buffer = io.BytesIO()
-        self._palette_image().save(buffer, format="PNG", optimize=False)
+        self.picture().save(buffer, format="PNG", optimize=False)
         write_file(target, buffer.getvalue())
 
     def _picture_below(self, image: ImageLike | None) -> Image.Image:
@@ -90,7 +90,8 @@ class Mask:
             )
         return picture
 
-    def _palette_image(self) -> Image.Image:
+    def picture(self) -> Image.Image:
+        """A palette image of the part numbers, in the parts' colours."""
         picture = Image.fromarray(self.array).convert("L")
         picture.putpalette([channel for colour in self.colours for channel in colour])
         return picture

@@ -1,6 +1,8 @@
 """slime-segment: what it writes, what it says, how it ends."""
 
 import socket
+import threading
+import time
 from pathlib import Path
 
 import grpc  # type: ignore[import-untyped]
@@ -9,9 +11,7 @@ import pytest
 from fake_triton import FakeTriton, Refusal
 from PIL import Image
 
-from slime_client import cli
 from slime_client.cli import main
-from slime_client.inputs import Job
 
 
 def make(path: Path, size: tuple[int, int] = (8, 6)) -> Path:
@@ -25,7 +25,7 @@ def run(server: FakeTriton, out: Path, *arguments: object) -> int:
 
 
 def names(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir())
+    return sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
 
 
 def test_files_folders_and_globs(server: FakeTriton, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -57,7 +57,7 @@ def test_a_line_per_failure_and_the_rest_goes_on(
     bad = tmp_path / "bad.jpg"
     bad.write_text("no picture")
     missing = tmp_path / "missing.jpg"
-    assert run(server, tmp_path / "out", bad, missing, make(tmp_path / "good.jpg")) == 1
+    assert run(server, tmp_path / "out", bad, missing, make(tmp_path / "good.jpg"), "--concurrency", 1) == 1
     assert names(tmp_path / "out") == ["good-overlay.jpg", "good.png"]
     lines = capsys.readouterr().err.splitlines()
     assert [line.split(";")[0] for line in lines[:2]] == [
@@ -77,11 +77,11 @@ def test_equal_stems_do_not_overwrite_each_other(
     assert run(server, tmp_path / "out", *images, "--no-overlay") == 0
     assert names(tmp_path / "out") == ["X-4.png", "x-2.png", "x-3.png", "x.png"]
     widths = {}
-    for path in (tmp_path / "out").iterdir():
+    for path in (tmp_path / "out").glob("*.png"):
         with Image.open(path) as mask:
             widths[path.name] = mask.width
     assert widths == {"x.png": 3, "x-3.png": 4, "X-4.png": 5, "x-2.png": 6}
-    assert f"note: {images[1]} -> x-3.png" in capsys.readouterr().err
+    assert f"note: {images[1]} -> x-3.*" in capsys.readouterr().err
 
 
 def test_results_never_replace_the_images(server: FakeTriton, tmp_path: Path) -> None:
@@ -100,7 +100,10 @@ def test_nothing_to_do(server: FakeTriton, tmp_path: Path, capsys: pytest.Captur
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("arguments", [[], ["a.jpg"], ["--segmenter", "car", "--out", "x"], ["--timeout", "soon"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [[], ["a.jpg"], ["--segmenter", "car"], ["--timeout", "soon"], ["list", "car"], ["info"], ["--format", "gif"]],
+)
 def test_a_bad_command_line(arguments: list[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         main(arguments)
@@ -118,6 +121,11 @@ def test_bad_options(server: FakeTriton, tmp_path: Path, capsys: pytest.CaptureF
     assert "cannot be made" in errors[2]
 
 
+def test_nothing_given(server: FakeTriton, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(server, tmp_path / "out") == 2
+    assert "give image files, folders, globs or -" in capsys.readouterr().err
+
+
 def test_no_server(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
@@ -127,18 +135,18 @@ def test_no_server(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().err.startswith(f"error: {url}: no Triton server answers")
 
 
-def test_the_server_goes_away_midway(
-    server: FakeTriton, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_server_goes_away_midway(server: FakeTriton, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     images = [make(tmp_path / f"{n}.jpg") for n in range(4)]
-    plain = cli._Progress.done
+    plain = server.mask_of
 
-    def stop_after_one(progress: cli._Progress, job: Job) -> None:
-        plain(progress, job)
-        server.stop()
+    def stop_after_one(data: bytes) -> "np.typing.NDArray[np.uint8]":
+        if len(server.received) == 2:
+            threading.Thread(target=server.stop).start()
+            time.sleep(0.2)
+        return plain(data)
 
-    monkeypatch.setattr(cli._Progress, "done", stop_after_one)
-    assert run(server, tmp_path / "out", *images, "--no-overlay") == 2
+    server.mask_of = stop_after_one
+    assert run(server, tmp_path / "out", *images, "--no-overlay", "--concurrency", 1) == 2
     assert names(tmp_path / "out") == ["0.png"]
     assert "2 not sent (the server is gone: stopped)" in capsys.readouterr().err
 
@@ -152,7 +160,18 @@ def test_a_busy_server_is_one_failure(server: FakeTriton, tmp_path: Path) -> Non
         return plain(data)
 
     server.mask_of = busy_once
-    assert run(server, tmp_path / "out", make(tmp_path / "a.jpg"), make(tmp_path / "b.jpg"), "--no-overlay") == 1
+    assert (
+        run(
+            server,
+            tmp_path / "out",
+            make(tmp_path / "a.jpg"),
+            make(tmp_path / "b.jpg"),
+            "--concurrency",
+            1,
+            "--no-overlay",
+        )
+        == 1
+    )
     assert names(tmp_path / "out") == ["b.png"]
 
 
@@ -160,7 +179,7 @@ def test_interrupted(server: FakeTriton, tmp_path: Path, monkeypatch: pytest.Mon
     def interrupt(*arguments: object, **options: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("slime_client.cli._segment_one", interrupt)
+    monkeypatch.setattr("slime_client.batch._finished", interrupt)
     assert run(server, tmp_path / "out", make(tmp_path / "a.jpg")) == 130
 
 
