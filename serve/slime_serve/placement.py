@@ -45,7 +45,7 @@ def overrides(found: Repository, settings: ServerSettings) -> dict[str, str]:
 def _processes(config: Any) -> int:
     """Networks use all cores by themselves."""
     if config.backend != "python":
-        return max([1, *(group.count for group in config.instance_group)])
+        return max([1, *(int(group.count) for group in config.instance_group)])
     return max(1, min(MOST_PROCESSES, len(os.sched_getaffinity(0)) // CORES_PER_PROCESS))
 
 

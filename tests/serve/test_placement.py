@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_metrics import metrics
 from test_serving import in_process, picture
+from tritonclient import grpc
 
 from processes import descendants
 from serving import png, served
@@ -93,12 +93,12 @@ def test_cache_instances_and_traces(toy_repository: Path) -> None:
         with served(toy_repository, *options) as server:
             processes = [Path(f"/proc/{pid}/cmdline").read_text() for pid in descendants(server.launcher.pid)]
             assert sum("/preprocess/" in each for each in processes) == 2
-            before = metrics(server)
             for image in images * 3:
                 mask = server.segment("toy", png(image))
                 assert np.array_equal(mask, in_process(toy_repository, image)[0])
-            name = 'nv_cache_num_hits_per_model{model="vae_encoder",version="1"}'
-            assert metrics(server)[name] - before[name] >= 4
+            with grpc.InferenceServerClient(server.grpc) as client:
+                (encoder,) = client.get_inference_statistics("vae_encoder").model_stats
+            assert encoder.inference_stats.cache_hit.count >= 4
             deadline = time.monotonic() + 20
             while not came and time.monotonic() < deadline:
                 time.sleep(0.1)
