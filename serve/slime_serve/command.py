@@ -27,7 +27,7 @@ def models(repository: Repository, *, tolerant: bool) -> list[str]:
         f"--model-repository={repository.path}",
         # Explicit, so that publishing decides when and in which order a new version is loaded.
         "--model-control-mode=explicit",
-        *(f"--load-model={model}" for model in (*repository.parts, *repository.segmenters)),
+        *(f"--load-model={model}" for model in (*repository.parts, *repository.ensembles)),
         f"--exit-on-error={'false' if tolerant else 'true'}",
     ]
 

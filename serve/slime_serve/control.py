@@ -14,8 +14,10 @@ from tritonclient import http
 from tritonclient.utils import InferenceServerException
 
 from slime_serve.errors import ServeError
+from slime_serve.repository import Served
 from slime_serve.security import HEADER
 from slime_was import contract
+from slime_was.shared import SEGMENTER
 
 # A network of several gigabytes takes its time.
 LOAD_SECONDS = 600.0
@@ -53,12 +55,14 @@ class Control:
         config.setdefault("parameters", {})["reloaded"] = {"string_value": str(time.time())}
         self.load(model, json.dumps(config))
 
-    def ask(self, segmenter: str, image: bytes, timeout: float) -> tuple[int, ...]:
+    def ask(self, served: Served, image: bytes, timeout: float) -> tuple[int, ...]:
         """Shape of the mask of an encoded image."""
-        tensor = http.InferInput(contract.IMAGE, [1], "BYTES")
-        tensor.set_data_from_numpy(np.array([image], dtype=object))
+        given = {contract.IMAGE: image} | ({SEGMENTER: served.segmenter.encode()} if served.segmenter else {})
+        tensors = [http.InferInput(name, [1], "BYTES") for name in given]
+        for tensor, value in zip(tensors, given.values(), strict=True):
+            tensor.set_data_from_numpy(np.array([value], dtype=object))
         wanted = [http.InferRequestedOutput(contract.MASK)]
-        answer = self._asked(timeout, lambda client: client.infer(segmenter, [tensor], outputs=wanted))
+        answer = self._asked(timeout, lambda client: client.infer(served.ensemble, tensors, outputs=wanted))
         return tuple(answer.as_numpy(contract.MASK).shape)
 
     def answered(self) -> int:

@@ -11,13 +11,14 @@ import numpy as np
 from PIL import Image
 
 from slime_serve.control import Control, UnansweredError
+from slime_serve.repository import Served
 
 SIZE = (48, 64)
 
 
-def ask(control: Control, segmenter: str, timeout: float) -> None:
+def ask(control: Control, served: Served, timeout: float) -> None:
     """Return once the segmenter has answered rightly; UnansweredError tells why it has not."""
-    shape = control.ask(segmenter, _picture(), timeout)
+    shape = control.ask(served, _picture(), timeout)
     if shape != SIZE:
         raise UnansweredError(f"got a mask of shape {shape}, expected {SIZE}; export it again")
 

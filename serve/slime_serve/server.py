@@ -100,7 +100,7 @@ class Server:
             self._process.pid,
             self._control,
             grpc=(_reachable(self._settings.security.listen), self._ports["grpc"]),
-            segmenters=lambda: repository.read(self._settings.repository).segmenters,
+            probes=lambda: repository.read(self._settings.repository).probes,
             every=self._settings.probe,
             say=self._say,
         )
@@ -158,10 +158,10 @@ class Server:
             for model, config in placement.overrides(found, self._settings).items():
                 with self._tolerated(f"model {model}: the server cannot load it for this machine", say):
                     self._finished(pool.submit(self._control.load, model, config), deadline)
-            for segmenter in found.segmenters:
+            for served in found.probes:
                 left = max(1.0, deadline - time.monotonic())
-                with self._tolerated(f"segmenter {segmenter}: the server cannot answer with it", say):
-                    self._finished(pool.submit(probe.ask, self._control, segmenter, left), deadline)
+                with self._tolerated(f"segmenter {served.name}: the server cannot answer with it", say):
+                    self._finished(pool.submit(probe.ask, self._control, served, left), deadline)
                     answered += 1
         if not answered:
             raise ServerError(f"server: none of its segmenters answers; its log: {self._log}")

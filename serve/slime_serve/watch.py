@@ -15,6 +15,7 @@ from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from slime_serve import memory, probe
 from slime_serve.control import Control, UnansweredError
 from slime_serve.errors import UsageError
+from slime_serve.repository import Served
 from slime_serve.stubs import Stubs
 
 # A probe that waits longer counts as failed. Requests are rejected well before (contract.QUEUE_SECONDS).
@@ -27,7 +28,7 @@ _CONNECT_SECONDS = 2.0
 class Watch:
     """Of the server process ``pid``; ``look`` at it several times a second.
 
-    grpc: where its gRPC port must accept connections. segmenters: names of those to probe, asked for again every
+    grpc: where its gRPC port must accept connections. probes: what to ask for, read again every
     round. every: seconds between two probes. say: takes one line for the person in charge.
     """
 
@@ -37,14 +38,14 @@ class Watch:
         control: Control,
         *,
         grpc: tuple[str, int],
-        segmenters: Callable[[], tuple[str, ...]],
+        probes: Callable[[], tuple[Served, ...]],
         every: float,
         say: Callable[[str], None],
     ) -> None:
         self._pool = ThreadPoolExecutor(4, thread_name_prefix="watch")
         self._stubs = Stubs(pid)
         self._reloads = _Reloads(control, self._pool, say)
-        self._probes = _Probes(control, self._pool, grpc, segmenters, every)
+        self._probes = _Probes(control, self._pool, grpc, probes, every)
         self._say = say
 
     def look(self) -> str | None:
@@ -105,11 +106,11 @@ class _Probes:
         control: Control,
         pool: Executor,
         grpc: tuple[str, int],
-        segmenters: Callable[[], tuple[str, ...]],
+        probes: Callable[[], tuple[Served, ...]],
         every: float,
     ) -> None:
         self._control, self._pool, self._grpc, self._every = control, pool, grpc, every
-        self._turn = _in_turn(segmenters)
+        self._turn = _in_turn(probes)
         self._task: Future[None] | None = None
         self._next = time.monotonic() + every
         self._failed = 0
@@ -131,12 +132,12 @@ class _Probes:
         return None
 
     def _ask(self) -> None:
-        segmenter = next(self._turn)
-        if segmenter is None:
+        served = next(self._turn)
+        if served is None:
             return
         try:
             _connect(self._grpc)
-            probe.ask(self._control, segmenter, PROBE_SECONDS)
+            probe.ask(self._control, served, PROBE_SECONDS)
         except UnansweredError:
             # An overloaded server rejects probes as it rejects others; it is well as long as it answers somebody.
             before, self._answered = self._answered, self._control.answered()
@@ -144,13 +145,13 @@ class _Probes:
                 raise
 
 
-def _in_turn(segmenters: Callable[[], tuple[str, ...]]) -> Iterator[str | None]:
+def _in_turn(probes: Callable[[], tuple[Served, ...]]) -> Iterator[Served | None]:
     """None where there is nothing to probe, because the repository is empty or being written."""
     while True:
-        names: tuple[str | None, ...] = ()
+        found: tuple[Served | None, ...] = ()
         with contextlib.suppress(UsageError):
-            names = segmenters()
-        yield from names or (None,)
+            found = probes()
+        yield from found or (None,)
 
 
 def _connect(address: tuple[str, int]) -> None:

@@ -4,10 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import torch
+
+from backbones import LATENT_SIZE
 from slime_export.parity import Report
 from slime_export.repository import Published
+from slime_optimize.backbone import Backbone
 from slime_optimize.predict import Predictor
+from slime_optimize.segmenter import Segmenter
+from slime_optimize.settings import Settings
 
 PARTS = ("background", "body", "wheel", "window", "plate")
 Snapshot = dict[str, bytes | None]
@@ -28,3 +35,22 @@ class Exported:
     @property
     def unet(self) -> Path:
         return self.repository / "car_unet" / "1" / "model.onnx"
+
+
+def shared_segmenter(backbone: Backbone, seed: int, parts: int, settings: dict[str, Any]) -> Segmenter:
+    """With random embeddings and noise, of a backbone that is loaded."""
+    chance = torch.Generator().manual_seed(seed)
+    draws = settings.get("draws", 1)
+    return Segmenter(
+        text_embedding=torch.randn(1, 77, backbone.text_width, generator=chance),
+        noise=torch.randn(draws, 4, LATENT_SIZE, LATENT_SIZE, generator=chance),
+        parts=tuple(f"part {number}" for number in range(parts)),
+        colours=((1, 2, 3),) * parts,
+        backbone_id=backbone.id,
+        backbone_hash=backbone.hash,
+        image_size=backbone.image_size,
+        latent_size=backbone.latent_size,
+        settings=Settings().changed(settings),
+        preset="paper",
+        seed=seed,
+    )

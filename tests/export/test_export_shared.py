@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from exporting import shared_segmenter
 
 from backbones import LATENT_SIZE
 from slime_export import onnx
@@ -35,29 +36,11 @@ def backbone(tmp_path_factory: pytest.TempPathFactory, make_segmenter: Callable[
     return load_backbone(Segmenter.load(make_segmenter(tmp_path_factory.mktemp("shared"))).backbone_id)
 
 
-def segmenter(backbone: Backbone, seed: int, parts: int, settings: dict[str, Any]) -> Segmenter:
-    chance = torch.Generator().manual_seed(seed)
-    draws = settings.get("draws", 1)
-    return Segmenter(
-        text_embedding=torch.randn(1, 77, backbone.text_width, generator=chance),
-        noise=torch.randn(draws, 4, LATENT_SIZE, LATENT_SIZE, generator=chance),
-        parts=tuple(f"part {number}" for number in range(parts)),
-        colours=((1, 2, 3),) * parts,
-        backbone_id=backbone.id,
-        backbone_hash=backbone.hash,
-        image_size=backbone.image_size,
-        latent_size=backbone.latent_size,
-        settings=Settings().changed(settings),
-        preset="paper",
-        seed=seed,
-    )
-
-
 @pytest.mark.parametrize("maps", ["averaged", "weighted"])
 @pytest.mark.parametrize("name", OPTIONS)
 def test_one_graph_for_segmenters_of_different_parts(name: str, maps: str, backbone: Backbone, tmp_path: Path) -> None:
     form = Form(maps=maps)
-    two = [segmenter(backbone, seed, parts, OPTIONS[name]) for seed, parts in ((1, 3), (2, 6))]
+    two = [shared_segmenter(backbone, seed, parts, OPTIONS[name]) for seed, parts in ((1, 3), (2, 6))]
     groups = {group_of(each, form) for each in two}
     assert len(groups) == 1
     (group,) = groups
@@ -76,12 +59,12 @@ def test_one_graph_for_segmenters_of_different_parts(name: str, maps: str, backb
 
 
 def test_what_shapes_the_graph_makes_another_group(backbone: Backbone) -> None:
-    plain = segmenter(backbone, 1, 3, {})
+    plain = shared_segmenter(backbone, 1, 3, {})
     weighted = Form(maps="weighted")
     group = group_of(plain, weighted)
     same = [{"threshold": 0.1}, {"rescale": True}, {"guide": 0.2}, {"channel_order": "bgr"}, {"learning_rate": 0.5}]
     assert {group_of(replace(plain, settings=Settings().changed(each)), weighted) for each in same} == {group}
     others = [{"t_test": 50}, {"mirrored": True}, {"readout": "parts"}, {"suppress": True}]
     made = {group_of(replace(plain, settings=Settings().changed(each)), weighted).key for each in others}
-    made |= {group_of(plain, Form()).key, group_of(segmenter(backbone, 1, 9, {}), weighted).key}
+    made |= {group_of(plain, Form()).key, group_of(shared_segmenter(backbone, 1, 9, {}), weighted).key}
     assert len(made) == 6 and group.key not in made

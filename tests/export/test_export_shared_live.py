@@ -1,0 +1,181 @@
+"""The shared form on the real server: different segmenters in one batch, new ones live at once, wrong ones never."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from exporting import shared_segmenter
+
+from backbones import build
+from serving import Served, served
+from slime_client import Segmenter as Client
+from slime_client import SegmenterError
+from slime_export import onnx, shared_publication
+from slime_export.changes import Changes
+from slime_export.encoder import Encoder
+from slime_export.errors import ExportError, ServerError
+from slime_export.lock import locked, staging
+from slime_export.parity import random_images
+from slime_export.pipeline import encoder_signature
+from slime_export.record import Check, png
+from slime_export.server import Server
+from slime_export.shared import group_of, signature
+from slime_export.shared_publication import SharedCandidate, publish_shared
+from slime_export.transaction import Transaction
+from slime_export.unet import SharedUNet
+from slime_optimize.backbone import Backbone, load_backbone
+from slime_optimize.predict import Predictor
+from slime_optimize.segmenter import Segmenter
+from slime_was.form import Form
+
+pytestmark = pytest.mark.triton
+FORM = Form(maps="weighted")
+IMAGE = random_images(np.random.default_rng(5), 1, 96)[0]
+
+
+class Publisher:
+    """Publishes into one repository; the networks are traced with the first segmenter."""
+
+    def __init__(self, root: Path) -> None:
+        self.backbone: Backbone = load_backbone(build(root / "backbone", "sd15", 0))
+        self.repository = root / "repository"
+
+    def segmenter(self, seed: int, parts: int = 4) -> Segmenter:
+        return shared_segmenter(self.backbone, seed, parts, {"threshold": 0.0})
+
+    def mask(self, segmenter: Segmenter) -> npt.NDArray[np.uint8]:
+        return Predictor(segmenter, self.backbone).mask(IMAGE)
+
+    def __call__(
+        self, name: str, segmenter: Segmenter, url: str | None = None, expected: npt.NDArray[np.uint8] | None = None
+    ) -> int:
+        mask_HW = self.mask(segmenter) if expected is None else expected
+        check = Check(image=png(IMAGE), mask_HW=mask_HW, agreement=0.99, training_image=False)
+        with staging(self.repository) as staged:
+            candidate = SharedCandidate(
+                name=name, segmenter=segmenter, form=FORM, check=check, **self._traced(staged, segmenter)
+            )
+            return publish_shared(self.repository, staged, candidate, Server(url) if url else None, keep=3).version
+
+    def _traced(self, staged: Path, segmenter: Segmenter) -> dict[str, Path | None]:
+        if shared_publication.groups(self.repository):
+            return {"unet": None, "encoder": None}
+        folders: dict[str, Path | None] = {"unet": staged / ".unet", "encoder": staged / ".encoder"}
+        for folder in folders.values():
+            assert folder
+            folder.mkdir()
+        group = group_of(segmenter, FORM)
+        predictor = Predictor(segmenter, self.backbone)
+        onnx.write(SharedUNet(segmenter, self.backbone, 8, weighted=True), signature(group), staged / ".unet")
+        onnx.write(Encoder(self.backbone), encoder_signature(predictor), staged / ".encoder")
+        return folders
+
+
+@pytest.fixture(scope="module")
+def publish(tmp_path_factory: pytest.TempPathFactory) -> Publisher:
+    torch.set_num_threads(1)
+    publisher = Publisher(tmp_path_factory.mktemp("shared"))
+    publisher("one", publisher.segmenter(1))
+    return publisher
+
+
+@pytest.fixture(scope="module")
+def server(publish: Publisher) -> Iterator[Served]:
+    with served(publish.repository) as running:
+        yield running
+
+
+def test_a_segmenter_is_live_as_soon_as_it_is_published(publish: Publisher, server: Served) -> None:
+    assert server.segmenters == ("one",)
+    two = publish.segmenter(2, 6)
+    models = set(publish.repository.iterdir())
+    publish("two", two, server.grpc)
+    assert set(publish.repository.iterdir()) == models  # a file, and no model
+    with Client(server.grpc, "two") as client:
+        answer = client.segment(png(IMAGE))
+        assert client.parts == two.parts
+    assert (np.asarray(answer.array) == publish.mask(two)).mean() > 0.999
+    with Client(server.grpc, "one") as client:
+        assert (np.asarray(client.segment(png(IMAGE)).array) == publish.mask(publish.segmenter(1))).mean() > 0.999
+
+
+def test_a_new_version_is_followed_by_clients_that_are_connected(publish: Publisher, server: Served) -> None:
+    publish("again", publish.segmenter(3, 3), server.grpc)
+    with Client(server.grpc, "again") as client:
+        assert len(client.segment(png(IMAGE)).parts) == 3
+        assert publish("again", publish.segmenter(4, 5), server.grpc) == 2
+        answer = client.segment(png(IMAGE))
+        assert len(answer.parts) == 5
+        assert (np.asarray(answer.array) == publish.mask(publish.segmenter(4, 5))).mean() > 0.999
+
+
+def test_one_that_answers_wrongly_is_never_seen(publish: Publisher, server: Served) -> None:
+    wrong = np.full_like(publish.mask(publish.segmenter(5)), 3)
+    before = sorted(publish.repository.rglob("*"))
+    with pytest.raises(ServerError, match="expected at least 99 %"):
+        publish("wrong", publish.segmenter(5), server.grpc, expected=wrong)
+    assert sorted(publish.repository.rglob("*")) == before
+    with pytest.raises(SegmenterError, match="wrong"):
+        Client(server.grpc, "wrong")
+
+
+def test_different_segmenters_share_a_batch(publish: Publisher, server: Served) -> None:
+    names = [f"many{seed}" for seed in range(8)]
+    for seed, name in enumerate(names):
+        publish(name, publish.segmenter(20 + seed), server.grpc)
+    expected = {name: publish.mask(publish.segmenter(20 + seed)) for seed, name in enumerate(names)}
+
+    def ask(name: str) -> float:
+        with Client(server.grpc, name) as client:
+            return min(float((client.segment(png(IMAGE)).array == expected[name]).mean()) for _ in range(6))
+
+    with ThreadPoolExecutor(len(names)) as pool:
+        assert min(pool.map(ask, names)) > 0.999
+    (group,) = shared_publication.groups(publish.repository)
+    assert batch(server, f"{group}{FORM.unet_suffix}") > 1.5
+
+
+def batch(server: Served, model: str) -> float:
+    """Mean number of images in an execution."""
+    from tritonclient import grpc
+
+    with grpc.InferenceServerClient(server.grpc) as client:
+        (found,) = client.get_inference_statistics(model, as_json=True)["model_stats"]
+    stats: dict[str, Any] = found
+    return float(stats["inference_count"]) / float(stats["execution_count"])
+
+
+def test_rollback_publishes_old_content_anew_and_removal_takes_it_away(publish: Publisher, server: Served) -> None:
+    for seed in (30, 31):
+        publish("back", publish.segmenter(seed), server.grpc)
+    with staging(publish.repository) as staged, locked(publish.repository), Changes(publish.repository, staged) as made:
+        transaction = Transaction(publish.repository, staged, made, None)
+        assert shared_publication.roll_back_shared(transaction, "back", None, 3) == 3
+        with pytest.raises(ExportError, match="no earlier version 9; kept: 1, 2"):
+            shared_publication.roll_back_shared(transaction, "back", 9, 3)
+    with Client(server.grpc, "back") as client:
+        assert (client.segment(png(IMAGE)).array == publish.mask(publish.segmenter(30))).mean() > 0.999
+        with staging(publish.repository) as staged, locked(publish.repository):
+            with Changes(publish.repository, staged) as made:
+                shared_publication.remove_shared(Transaction(publish.repository, staged, made, None), "back")
+            with pytest.raises(SegmenterError, match="back"):
+                client.segment(png(IMAGE))
+
+
+def test_the_manifest_holds(publish: Publisher) -> None:
+    told = json.loads((publish.repository / "manifest.json").read_text())
+    assert any("segmenters/store/one.safetensors" in path for path in told["files"])
+
+
+def test_a_baked_name_is_not_taken(publish: Publisher, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("slime_export.layout.segmenters", lambda _: ["one"])
+    with pytest.raises(ExportError, match=r"one: is in repository .* with its embedding baked in"):
+        publish("one", publish.segmenter(1))
