@@ -3,15 +3,19 @@
     python -m benchmarks.publishing --json docs/publishing.json
 
 On the embedded backbone, with random embeddings (what they segment does not matter here). Three segmenters that differ
-are exported once, then published by turns under one name while threads ask the server for masks without a break; some of
-the changes are rollbacks. Every answer says its version: it must have been live at some moment of the call, and its mask
-must be the one that PyTorch gives for that version's content. Then new names are published, asked at once, and removed.
+are exported once, then published by turns under one name while threads ask the server for masks without a break; some
+of the changes are rollbacks. Every answer says its version: it must have been live at some moment of the call, and its
+mask must be the one that PyTorch gives for that version's content. Then new names are published, asked at once, and
+removed.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
+import os
+import platform
 import statistics
 import tempfile
 import threading
@@ -252,6 +256,13 @@ def variant(folder: Path, seed: int, backbone: Backbone) -> tuple[Variant, float
     return Variant(folder=folder, repository=folder / "repository", segmenter=segmenter, check=check), seconds
 
 
+def require_different(masks: Sequence[record.Mask]) -> None:
+    """Or an answer of the wrong version would look right."""
+    for one, other in itertools.combinations(masks, 2):
+        if (one == other).mean() > 0.95:
+            raise SystemExit("error: two of the segmenters give nearly the same mask; try other seeds")
+
+
 def main() -> int:
     """Exit code 1 where a request was lost or answered wrongly."""
     options = _arguments()
@@ -260,6 +271,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="slime-publishing-") as root:
         exported = [variant(Path(root) / str(seed), seed, backbone) for seed in range(3)]
         repository = Path(root) / "repository"
+        require_different([each.check.mask_HW for each, _ in exported])
         # The server wants a segmenter to start with; it is not the one that is asked for.
         exported[0][0].publish(repository, "first", None)
         with server(repository) as url:
@@ -269,6 +281,7 @@ def main() -> int:
             fresh, removals = new_names(run, options.new_names)
     wrong = run.wrong(answers)
     figures = {
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f} at the end",
         "requests": len(answers),
         "errors_or_wrong": len(wrong),
         "examples": wrong[:5],

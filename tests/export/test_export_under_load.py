@@ -1,0 +1,50 @@
+"""Requests while versions come, go back and leave, on the real server: what benchmarks/publishing.py measures, smaller."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from benchmarks.publishing import Answer, Run, Watched, _spread, new_names, require_different, variant
+
+from backbones import build
+from serving import served
+from slime_export import layout, listing
+from slime_export.server import Server
+from slime_optimize.backbone import load_backbone
+from slime_serve.manifest import verify
+
+pytestmark = [pytest.mark.triton, pytest.mark.slow]
+
+
+def test_no_request_is_lost(tmp_path: Path) -> None:
+    backbone = load_backbone(build(tmp_path / "backbone", "sd15"))
+    variants = [variant(tmp_path / str(seed), seed, backbone)[0] for seed in range(2)]
+    require_different([each.check.mask_HW for each in variants])
+    repository = tmp_path / "repository"
+    variants[0].publish(repository, "first", None)
+    with served(repository) as server:
+        run = Run(repository, variants, Watched(server.grpc))
+        run.start()
+        answers = run.under_load(publishes=4, rollbacks=2, requests=40)
+        assert run.wrong(answers) == []
+        assert len(answers) >= 40
+        assert {answer.version for answer in answers} >= {2, 7}
+        assert [row.state for row in listing.rows(repository, Server(server.grpc))] == ["ready", "ready"]
+        new_names(run, 1)
+        assert layout.segmenters(repository) == ["car", "first"]
+        assert "new-0" not in run.watched.states()
+        assert server.segment("first", variants[0].check.image).shape == variants[0].check.mask_HW.shape
+    assert verify(repository)
+    # What is taken for wrong: an error, a version of before, and the mask of another version.
+    late, swapped = answers[-1], run.contents[7].check.mask_HW
+    other = next(each for each in variants if each is not run.contents[7]).check.mask_HW
+    assert run.wrong([Answer(begun=late.begun, ended=late.ended, version=1, mask_HW=swapped)])
+    assert run.wrong([Answer(begun=late.begun, ended=late.ended, version=7, mask_HW=other)])
+    assert run.wrong([Answer(begun=0.0, ended=1.0, error="gone")]) == ["gone"]
+
+
+def test_changes_are_spread() -> None:
+    kinds = _spread(20, 5)
+    assert (kinds.count("publish"), kinds.count("rollback")) == (20, 5)
+    assert kinds[:3] == ["publish", "publish", "rollback"]
