@@ -63,7 +63,9 @@ def _failed(error: Exception, code: int) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="export/repository.py", description=(__doc__ or "").partition("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="export/repository.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     shown = _command(commands, "list", _list, "what is in it, and what a running server says of each")
     shown.add_argument("--json", action="store_true", help="for scripts")

@@ -1,4 +1,4 @@
-"""Requests while versions come, go back and leave, on the real server: what benchmarks/publishing.py measures, smaller."""
+"""Requests while versions come, go back and leave, on the real server: as benchmarks/publishing.py, but smaller."""
 
 from __future__ import annotations
 
