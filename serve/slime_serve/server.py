@@ -61,6 +61,8 @@ class Server:
         self._ports = ports.claim(wanted, hosts)
         self.grpc, self.http, self.metrics = (f"{hosts[name]}:{port}" for name, port in self._ports.items())
         self._wheel = wheel.find()
+        if security.is_open:
+            self._say("warning: this Triton (2.51) has published holes that 25.07 closed: see SECURITY.md")
         self._key = security.key()
         self._control = Control(self.http, self._key)
         placement.overrides(self._repository, settings)  # Refuses what it does not know before anything is started.

@@ -1,0 +1,85 @@
+"""What the container is made of, as far as that can be tried without one."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from processes import stubs_of
+from serving import ROOT, Served, served
+
+SERVE = ROOT / "serve"
+
+
+def health(address: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-S", os.fspath(SERVE / "health.py"), address]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60)
+
+
+@pytest.mark.triton
+def test_health_is_an_answer(toy_server: Served) -> None:
+    done = health(toy_server.http)
+    assert (done.returncode, done.stdout) == (0, "healthy: toy\n")
+
+
+@pytest.mark.triton
+def test_ready_is_not_healthy(toy_repository: Path) -> None:
+    with served(toy_repository) as server:
+        stubs = stubs_of(server.launcher.pid)
+        os.kill(server.launcher.pid, signal.SIGSTOP)  # Nobody puts it right.
+        try:
+            os.kill(stubs["was"], signal.SIGKILL)
+            assert health(server.http).returncode == 1
+        finally:
+            os.kill(server.launcher.pid, signal.SIGCONT)
+
+
+def test_nobody_there() -> None:
+    done = health("127.0.0.1:9")
+    assert done.returncode == 1
+    assert done.stderr.startswith("unhealthy: ConnectionRefusedError")
+
+
+def arguments(tmp_path: Path, *secrets: str) -> list[str]:
+    """What the entry point starts tritonserver with."""
+    for name in secrets:
+        (tmp_path / name).write_text("k" * 32 + "\n")
+    environment = {**os.environ, "SLIME_SECRETS": os.fspath(tmp_path), "SLIME_TRITON": "echo"}
+    done = subprocess.run(
+        [SERVE / "entrypoint.sh", "--id=x"], capture_output=True, text=True, env=environment, check=True
+    )
+    return done.stdout.split()
+
+
+def test_entry_point(tmp_path: Path) -> None:
+    plain = arguments(tmp_path)
+    assert "--id=x" in plain
+    assert "--http-address=127.0.0.1" in plain
+    assert "--metrics-address=127.0.0.1" in plain
+    assert "--model-control-mode=poll" in plain
+    assert not [each for each in plain if "ssl" in each]
+    keys = {each.rpartition("=")[2] for each in plain if "restricted" in each}
+    assert len(keys) == 1 and len(keys.pop()) == 64
+    assert arguments(tmp_path) != plain, "the key is the same again"
+
+
+def test_entry_point_with_secrets(tmp_path: Path) -> None:
+    given = arguments(tmp_path, "tls.pem", "tls.key", "tls-ca.pem", "admin-key")
+    assert f"--grpc-server-cert={tmp_path}/tls.pem" in given
+    assert f"--grpc-root-cert={tmp_path}/tls-ca.pem" in given
+    assert "--grpc-use-ssl-mutual=true" in given
+    assert f"--grpc-restricted-protocol=model-repository,shared-memory,trace,logging:slime-key={'k' * 32}" in given
+
+
+def test_compose() -> None:
+    service: dict[str, Any] = yaml.safe_load((SERVE / "compose.yaml").read_text())["services"]["slime"]
+    assert service["read_only"] and service["shm_size"] and service["cap_drop"] == ["ALL"]
+    assert all(each.endswith(":ro") for each in service["volumes"])
+    assert service["ports"] == ["127.0.0.1:8001:8001"]
