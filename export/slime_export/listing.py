@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from slime_export import layout, record
+from slime_export import layout, record, shared_store
 from slime_export.errors import ExportError
 from slime_export.server import READY, UNAVAILABLE, Server
+from slime_store.store import read
 
 States = Mapping[str, Mapping[int, str]]
 
@@ -43,7 +44,9 @@ def rows(repository: Path, server: Server | None = None) -> list[Row]:
     """The repository's segmenters by name. Raises ExportError, or ServerError."""
     layout.require_repository(repository)
     states = server.states() if server else None
-    return [_row(repository, name, states) for name in layout.segmenters(repository)]
+    baked = [_row(repository, name, states) for name in layout.segmenters(repository)]
+    shared = [_shared_row(repository, name, states) for name in shared_store.names(repository)]
+    return sorted([*baked, *shared], key=lambda row: row.name)
 
 
 def as_json(found: list[Row]) -> str:
@@ -106,6 +109,24 @@ def _row(repository: Path, name: str, states: States | None) -> Row:
         rolled_back_to=facts.get("content_of"),
         versions=tuple(layout.versions(folder)),
         state=None if states is None else _state(states.get(name, {}), version),
+    )
+
+
+def _shared_row(repository: Path, name: str, states: States | None) -> Row:
+    """Of its file alone: it serves as soon as its group does, without being loaded."""
+    path = shared_store.store_of(repository).path(name)
+    told = read(path).description
+    group = str(told["model"])
+    return Row(
+        name=name,
+        version=int(told[shared_store.VERSION]),
+        parts=tuple(told["parts"]),
+        **{key: str(told[key]) for key in ("precision", "form", "maps", "encoder", "format", "created")},
+        bytes=path.stat().st_size,
+        published=str(told[shared_store.PUBLISHED]),
+        rolled_back_to=told.get(shared_store.CONTENT_OF),
+        versions=tuple(shared_store.numbers(repository, name)),
+        state=None if states is None else _state(states.get(group, {}), layout.live_version(repository / group) or 0),
     )
 
 

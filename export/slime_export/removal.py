@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from slime_export import layout
+from slime_export import layout, shared_store
 from slime_export.changes import Changes
 from slime_export.errors import ExportError
 from slime_export.lock import WAIT_S, Say, locked, staging
@@ -24,6 +24,8 @@ def remove(
 
     Raises ExportError, ServerError, BusyError or OSError with the repository, and what the server serves, as they were.
     """
+    if name in shared_store.names(repository):
+        return shared_store.remove_shared(repository, name, server, wait_s=wait_s, say=say)
     _require(repository, name)
     with staging(repository, wait_s, say) as staged, locked(repository, wait_s, say):
         _require(repository, name)

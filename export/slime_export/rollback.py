@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from slime_export import layout, manifest, record
+from slime_export import layout, manifest, record, shared_store
 from slime_export.changes import Changes, linked
 from slime_export.errors import ExportError
 from slime_export.lock import WAIT_S, Say, locked, staging
@@ -34,6 +34,8 @@ def rollback(
 
     Raises ExportError, ServerError, BusyError or OSError with the repository, and what the server serves, as they were.
     """
+    if name in shared_store.names(repository):
+        return shared_store.rollback_shared(repository, name, to, server, wait_s=wait_s, say=say)
     layout.require_segmenter(repository, name)
     with staging(repository, wait_s, say) as staged, locked(repository, wait_s, say):
         layout.require_segmenter(repository, name)

@@ -18,18 +18,19 @@ from backbones import build
 from serving import Served, served
 from slime_client import Segmenter as Client
 from slime_client import SegmenterError
-from slime_export import onnx, shared_publication
-from slime_export.changes import Changes
+from slime_export import listing, onnx
 from slime_export.encoder import Encoder
 from slime_export.errors import ExportError, ServerError
-from slime_export.lock import locked, staging
+from slime_export.lock import staging
 from slime_export.parity import random_images
 from slime_export.pipeline import encoder_signature
 from slime_export.record import Check, png
+from slime_export.removal import remove
+from slime_export.rollback import rollback
 from slime_export.server import Server
 from slime_export.shared import group_of, signature
 from slime_export.shared_publication import SharedCandidate, publish_shared
-from slime_export.transaction import Transaction
+from slime_export.shared_store import groups
 from slime_export.unet import SharedUNet
 from slime_optimize.backbone import Backbone, load_backbone
 from slime_optimize.predict import Predictor
@@ -66,7 +67,7 @@ class Publisher:
             return publish_shared(self.repository, staged, candidate, Server(url) if url else None, keep=3).version
 
     def _traced(self, staged: Path, segmenter: Segmenter) -> dict[str, Path | None]:
-        if shared_publication.groups(self.repository):
+        if groups(self.repository):
             return {"unet": None, "encoder": None}
         folders: dict[str, Path | None] = {"unet": staged / ".unet", "encoder": staged / ".encoder"}
         for folder in folders.values():
@@ -139,7 +140,7 @@ def test_different_segmenters_share_a_batch(publish: Publisher, server: Served) 
 
     with ThreadPoolExecutor(len(names)) as pool:
         assert min(pool.map(ask, names)) > 0.999
-    (group,) = shared_publication.groups(publish.repository)
+    (group,) = groups(publish.repository)
     assert batch(server, f"{group}{FORM.unet_suffix}") > 1.5
 
 
@@ -156,18 +157,21 @@ def batch(server: Served, model: str) -> float:
 def test_rollback_publishes_old_content_anew_and_removal_takes_it_away(publish: Publisher, server: Served) -> None:
     for seed in (30, 31):
         publish("back", publish.segmenter(seed), server.grpc)
-    with staging(publish.repository) as staged, locked(publish.repository), Changes(publish.repository, staged) as made:
-        transaction = Transaction(publish.repository, staged, made, None)
-        assert shared_publication.roll_back_shared(transaction, "back", None, 3) == 3
-        with pytest.raises(ExportError, match="no earlier version 9; kept: 1, 2"):
-            shared_publication.roll_back_shared(transaction, "back", 9, 3)
+    assert rollback(publish.repository, "back", say=quiet) == (1, 3)
+    with pytest.raises(ExportError, match="no earlier version 9; kept: 2"):
+        rollback(publish.repository, "back", 9, say=quiet)
+    (row,) = [row for row in listing.rows(publish.repository, Server(server.grpc)) if row.name == "back"]
+    assert (row.version, row.rolled_back_to, row.versions, row.state) == (3, 1, (2, 3), "ready")
+    assert (row.form, row.maps, len(row.parts)) == ("shared", "weighted", 4) and row.bytes < 1e6
     with Client(server.grpc, "back") as client:
         assert (client.segment(png(IMAGE)).array == publish.mask(publish.segmenter(30))).mean() > 0.999
-        with staging(publish.repository) as staged, locked(publish.repository):
-            with Changes(publish.repository, staged) as made:
-                shared_publication.remove_shared(Transaction(publish.repository, staged, made, None), "back")
-            with pytest.raises(SegmenterError, match="back"):
-                client.segment(png(IMAGE))
+        assert remove(publish.repository, "back", say=quiet) == ["back"]
+        with pytest.raises(SegmenterError, match="back"):
+            client.segment(png(IMAGE))
+
+
+def quiet(_: str) -> None:
+    pass
 
 
 def test_the_manifest_holds(publish: Publisher) -> None:
