@@ -1,6 +1,6 @@
-"""Exports a segmenter to ONNX, proves it equal to PyTorch, and publishes it into a Triton model repository.
+"""Exports a segmenter to ONNX, or TensorRT, proves it equal to PyTorch, and publishes it into a model repository.
 
-python export/build.py DIR --repository REPO [--name NAME] [--url HOST:PORT]
+python export/build.py DIR --repository REPO [--name NAME] [--url HOST:PORT] [--maps weighted] [--precision fp16] …
 """
 
 from __future__ import annotations
@@ -8,15 +8,16 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from dataclasses import fields
 from pathlib import Path
 
-from slime_export import access
+from slime_export import accelerators, access, tensorrt
 from slime_export.errors import BusyError, EngineError, ExportError, ParityError, ServerError
-from slime_export.pipeline import Request, export
+from slime_export.pipeline import export
+from slime_export.request import Request
+from slime_export.room import disk_line
 from slime_image import ImageError
-from slime_optimize.errors import InputError
-from slime_was.form import MAPS, Form
+from slime_optimize.errors import InputError, failed
+from slime_was.form import ENCODERS, FORMATS, MAPS, PRECISIONS
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -26,22 +27,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         request = _request(arguments)
         published, _ = export(request, say=lambda line: print(line, flush=True))
     except (InputError, ExportError, ImageError) as error:
-        return _failed(error, 2)
-    except (BusyError, EngineError, ParityError, ServerError, OSError) as error:
-        return _failed(error, 1)
+        return failed(error, 2)
+    except OSError as error:
+        return failed(OSError(disk_line(error)), 1)
+    except (BusyError, EngineError, ParityError, ServerError) as error:
+        return failed(error, 1)
     print(f"published {published.name} version {published.version} in {request.repository}")
     return 0
 
 
 def _request(arguments: argparse.Namespace) -> Request:
     given = dict(vars(arguments))
-    words = {each.name: given.pop(each.name) for each in fields(Form) if each.name in given}
-    return Request(form=Form(**words), access=access.taken(given), **given)
-
-
-def _failed(error: Exception, code: int) -> int:
-    print(f"error: {error}", file=sys.stderr)
-    return code
+    engine = tensorrt.Options(**{name: given.pop(name) for name in ("hardware", "version_compatible", "usual_batch")})
+    return Request(engine=engine, access=access.taken(given), **given)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -51,6 +49,47 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--name", default=Request.name, help="name to serve it under (default: the folder's)")
     parser.add_argument("--backbone", help="where the segmenter's backbone is now (default: where it was)")
     parser.add_argument("--tiny-encoder", metavar="FOLDER_OR_ID", help="where its tiny encoder is now, likewise")
+    _add_form(parser)
+    _add_gpu(parser)
+    _add_repository(parser)
+    access.add_options(parser)
+    return parser
+
+
+def _add_form(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("what is served")
+    group.add_argument(
+        "--maps",
+        choices=MAPS,
+        default=Request.maps,
+        help="averaged: Python weights them; weighted: the UNet does, without an N x N map (default: averaged)",
+    )
+    group.add_argument("--precision", choices=PRECISIONS, default=Request.precision, help="(default: fp32, exact)")
+    group.add_argument(
+        "--encoder", choices=ENCODERS, help="refuse a segmenter made with another (default: the one it was made with)"
+    )
+    group.add_argument(
+        "--calibration",
+        type=Path,
+        metavar="DIR",
+        help="images that int8's ranges are measured on (default: the image the segmenter was learned from)",
+    )
+    group.add_argument(
+        "--evaluate", type=Path, metavar="DATA", help="annotated images: mean IoU before and after, which is held to"
+    )
+
+
+def _add_gpu(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("on a GPU", "TensorRT engines are built on the kind of GPU that will serve them")
+    group.add_argument("--format", choices=FORMATS, default=Request.format, help="(default: onnx)")
+    group.add_argument("--accelerator", choices=accelerators.KINDS, help="ONNX Runtime's provider on the server's GPU")
+    usual = tensorrt.Options()
+    group.add_argument("--hardware", choices=tensorrt.HARDWARE, default=usual.hardware, help="GPUs an engine runs on")
+    group.add_argument("--version-compatible", action="store_true", help="engines load in later minor versions too")
+    group.add_argument("--usual-batch", type=int, default=usual.usual_batch, help="what an engine is tuned for (1)")
+
+
+def _add_repository(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--keep",
         type=int,
@@ -65,14 +104,6 @@ def _parser() -> argparse.ArgumentParser:
         metavar="SECONDS",
         help=f"for another process that is changing the repository ({Request.wait:g})",
     )
-    parser.add_argument(
-        "--maps",
-        choices=MAPS,
-        default=Form.maps,
-        help="averaged: Python weights the maps; weighted: the UNet does, without an N x N map (default: averaged)",
-    )
-    access.add_options(parser)
-    return parser
 
 
 if __name__ == "__main__":

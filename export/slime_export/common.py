@@ -4,16 +4,23 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from slime_export import layout
+from slime_export import accelerators, layout
 from slime_export.errors import ExportError
+from slime_export.onnx import Signature
 from slime_export.release import as_version
 from slime_export.sources import PACKAGES, wanted_files
+from slime_export.tracing import LATENT_CHANNELS as LATENT_CHANNELS
+from slime_export.tracing import encoder_signature
 from slime_export.transaction import Transaction
 from slime_optimize.segmenter import Segmenter
 from slime_was import contract
 from slime_was.contract import Form
+from slime_was.pbtxt import Accelerator
 
-LATENT_CHANNELS = 4
+
+def accelerator(kind: str | None, form: Form, signature: Signature) -> Accelerator | None:
+    """ONNX Runtime's provider of this kind for a network, or None for its usual ones."""
+    return accelerators.accelerator(kind, precision=form.precision, inputs=signature.inputs) if kind else None
 
 
 def python_model(transaction: Transaction, besides: str, model: str, kind: str, config: str) -> int:
@@ -37,7 +44,9 @@ def python_model(transaction: Transaction, besides: str, model: str, kind: str, 
     return latest + 1
 
 
-def encoder(transaction: Transaction, segmenter: Segmenter, form: Form, traced: Path | None) -> int:
+def encoder(
+    transaction: Transaction, segmenter: Segmenter, form: Form, traced: Path | None, provider: str | None = None
+) -> int:
     """The version of the backbone's encoder: there already, or the `traced` one, a folder in the staging folder."""
     model = form.encoder_model
     # There already, or published by another while this one was traced.
@@ -52,6 +61,7 @@ def encoder(transaction: Transaction, segmenter: Segmenter, form: Form, traced: 
         latent_channels=LATENT_CHANNELS,
         latent_size=segmenter.latent_size,
         form=form,
+        accelerator=accelerator(provider, form, encoder_signature(segmenter.image_size, segmenter.latent_size)),
         tiny=segmenter.tiny_hash,
     )
     transaction.add(as_version(traced, transaction.staging / model, 1), 1, config)

@@ -54,7 +54,11 @@ def write(module: nn.Module, signature: Signature, folder: Path, external_over: 
     `folder` must exist and hold no model. Weights go to model.onnx.data beside it, a plain file, where the model
     has more than `external_over` bytes. Raises ExportError when the file is not what old runtimes load.
     """
-    model = tidy(_traced(module, signature), signature)
+    return save(tidy(_traced(module, signature, folder), signature), folder, external_over)
+
+
+def save(model: ModelProto, folder: Path, external_over: int = EXTERNAL_OVER) -> Path:
+    """Writes `folder`/model.onnx as `write` does; `model` has no weights afterwards where they lie beside the file."""
     path = folder / FILE
     # Not ByteSize(), which serialises and so fails for just the models in question.
     external = sum(len(each.raw_data) for each in model.graph.initializer) > external_over
@@ -104,11 +108,13 @@ def prune(model: ModelProto) -> None:
     _replace(model.graph.initializer, [each for each in model.graph.initializer if each.name in needed])
 
 
-def _traced(module: nn.Module, signature: Signature) -> ModelProto:
+def _traced(module: nn.Module, signature: Signature, folder: Path) -> ModelProto:
     # Batch 2, because PyTorch treats a size of 1 as special.
     examples = tuple(torch.zeros(2, *dims) for dims in signature.inputs.values())
     names = [*signature.inputs, *signature.outputs]
-    with tempfile.TemporaryDirectory() as scratch, torch.no_grad(), warnings.catch_warnings():
+    # On the disk that the model goes to: what it needs there is looked at, and /tmp may be small, or memory.
+    holding = tempfile.TemporaryDirectory(dir=folder, prefix=".traced-")
+    with holding as scratch, torch.no_grad(), warnings.catch_warnings():
         # That the exporter is the old one, and that sizes become constants: both are meant.
         warnings.simplefilter("ignore")
         torch.onnx.export(

@@ -1,167 +1,284 @@
-"""A segmenter's folder to a published model: trace, compare with PyTorch, publish. `export/build.py` runs it.
+"""A segmenter's folder to a published model: PyTorch's answers, trace, lower, compare, publish.
 
-Nothing reaches the repository before the comparison has passed.
+Nothing reaches the repository before the comparison has passed. Of PyTorch's model, and the sessions, one at a time is
+in memory: Stable Diffusion's weigh gigabytes.
 """
 
 from __future__ import annotations
 
+import gc
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
-
-from slime_export import layout, onnx, parity
-from slime_export.access import Access
-from slime_export.encoder import Encoder
-from slime_export.errors import ExportError
-from slime_export.lock import WAIT_S, staging
-from slime_export.onnx import Signature
-from slime_export.parity import Image, OnnxModel, Report, Tolerance
+from slime_export import drift, graph, layout, lowering, onnx, parity, references, tensorrt, tracing
+from slime_export.drift import Drift
+from slime_export.exported import Exported, mean_iou
+from slime_export.graph import Counts
+from slime_export.lock import staging
+from slime_export.lowering import Feeds
 from slime_export.record import Check, png
-from slime_export.release import KEEP
-from slime_export.repository import LATENT_CHANNELS, Candidate, Published, publish
+from slime_export.references import References
+from slime_export.report import EXACT, Report, Score
+from slime_export.repository import Candidate, Published, publish
+from slime_export.request import Request
+from slime_export.room import require_room
 from slime_export.server import Server
-from slime_export.unet import MapsUNet
+from slime_export.session import OnnxModel
 from slime_optimize import training_image
+from slime_optimize.errors import InputError
+from slime_optimize.evaluation import Data, read_data
 from slime_optimize.predict import Predictor, load_predictor
-from slime_was.contract import ACCUMULATED, CROSS, LATENTS, PIXELS, SELF, WEIGHTING, Form, map_names
-from slime_was.options import LENGTH
+from slime_optimize.segmenter import Segmenter
+from slime_was.contract import LATENTS, PIXELS, Form
 
 Say = Callable[[str], None]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Request:
-    """What to export, and where to. `url` is a running server's gRPC endpoint, `access` what it asks for; `backbone`
-    replaces the segmenter's own name for the same weights, where they have moved, and `tiny_encoder` the one for its
-    tiny encoder; `external_over` is in bytes. `keep`: how many versions of the segmenter stay in the repository;
-    `wait`: seconds for another process that is changing it. The form's encoder is the segmenter's, whatever it says
-    here."""
-
-    folder: Path
-    repository: Path
-    name: str = ""  # the folder's name, where it is empty
-    url: str | None = None
-    access: Access = field(default_factory=Access)
-    backbone: str | None = None
-    tiny_encoder: str | None = None
-    form: Form = field(default_factory=Form)
-    keep: int = KEEP
-    wait: float = WAIT_S
-    tolerance: Tolerance = field(default_factory=Tolerance)
-    external_over: int = onnx.EXTERNAL_OVER
-
-    def __post_init__(self) -> None:
-        if self.keep < KEEP:
-            raise ExportError(f"--keep: got {self.keep}, expected {KEEP} or more: the new version and the one before")
-
-    @property
-    def served_name(self) -> str:
-        return layout.check_name(self.name or self.folder.resolve().name)
 
 
 def export(request: Request, say: Say = print) -> tuple[Published, Report]:
     """Runs all of it, telling each stage and its seconds through `say`.
 
-    Raises InputError, ExportError, ParityError, ServerError or OSError, with the repository as it was.
+    Raises InputError, ExportError, ParityError, EngineError, ServerError, BusyError or OSError, with the repository as
+    it was.
     """
-    name = request.served_name
-    with _stage(say, "loading segmenter and backbone"):
-        predictor = load_predictor(request.folder, backbone=request.backbone, tiny=request.tiny_encoder)
-    # A segmenter is served with the encoder that it was made with.
-    request = replace(request, form=replace(request.form, encoder=predictor.segmenter.settings.encoder))
-    _encoder_there(request, predictor)
-    server = Server(request.url, request.access) if request.url else None
-    training = training_image.find(request.folder)
-    if training is None:
-        say(f"{request.folder}: has no {training_image.FILE}; a generated image is tried in its place")
-    with staging(request.repository, request.wait, say) as staged:
-        encoder = _encoder_there(request, predictor)
-        new_encoder = None if encoder else _traced_encoder(request, predictor, staged / ".export" / "encoder", say)
-        unet = _traced_unet(request, predictor, staged / ".export" / "unet", say)
-        unet_model = OnnxModel(unet / onnx.FILE)
-        with _stage(say, "comparing with PyTorch"):
-            encode = OnnxModel((encoder or new_encoder or unet) / onnx.FILE)
-            report = parity.compare(predictor, encode, unet_model, image=training, tolerance=request.tolerance)
-        say(report.table())
-        report.require()
-        report.write(unet)
-        candidate = Candidate(
-            name=name,
-            segmenter=predictor.segmenter,
-            unet=unet,
-            encoder=new_encoder,
-            check=_check(predictor, training, request.tolerance),
-            form=request.form,
-        )
-        with _stage(say, f"publishing {name} into {request.repository}"):
-            published = publish(
-                request.repository, staged, candidate, server, keep=request.keep, wait_s=request.wait, say=say
+    return _Export(request, say).run()
+
+
+@dataclass(frozen=True, kw_only=True)
+class _FromPyTorch:
+    """All that the later stages need of PyTorch. `encoder` and `unet` are folders with fp32 models.
+
+    `encoder` is None where the repository has the encoder already. `before`: mean IoU, where there is data.
+    """
+
+    segmenter: Segmenter
+    form: Form
+    answers: References
+    encoder: Path | None
+    unet: Path
+    feeds: Feeds
+    data: Data | None
+    before: float | None
+    training: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Lowered:
+    """Folders of what will serve, and what is in its graphs; the encoder may be the repository's own."""
+
+    encoder: Path
+    unet: Path
+    graphs: Mapping[str, Counts]
+
+
+class _Export:
+    """One run of `export`."""
+
+    def __init__(self, request: Request, say: Say) -> None:
+        self.request, self.say = request, say
+
+    def run(self) -> tuple[Published, Report]:
+        request, name = self.request, self.request.served_name
+        request.check_machine()
+        predictor = self._loaded()
+        form = request.form(predictor.segmenter)
+        self._encoder_there(predictor.segmenter, form)
+        data = self._data(predictor)
+        server = Server(request.url, request.access) if request.url else None
+        with staging(request.repository, request.wait, self.say) as staged:
+            work = staged / ".export"
+            made = self._from_pytorch(predictor, form, data, work)
+            del predictor
+            gc.collect()  # modules and hooks refer to each other
+            self._prove_exact(made)
+            low = self._lowered(made, work)
+            report = self._proven(made, low)
+            report.write(low.unet)
+            candidate = Candidate(
+                name=name,
+                segmenter=made.segmenter,
+                unet=low.unet,
+                encoder=low.encoder if made.encoder else None,
+                check=self._check(made),
+                form=form,
+                accelerator=request.accelerator,
             )
-    return published, report
+            with self._stage(f"publishing {name} into {request.repository}"):
+                published = publish(
+                    request.repository, staged, candidate, server, keep=request.keep, wait_s=request.wait, say=self.say
+                )
+        return published, report
+
+    def _loaded(self) -> Predictor:
+        with self._stage("loading segmenter and backbone"):
+            return load_predictor(self.request.folder, backbone=self.request.backbone, tiny=self.request.tiny_encoder)
+
+    def _encoder_there(self, segmenter: Segmenter, form: Form) -> Path | None:
+        """The repository's own, which other segmenters use as well."""
+        repository, model = self.request.repository, form.encoder_model
+        return layout.encoder_of(repository, segmenter.backbone_hash, model, segmenter.tiny_hash)
+
+    def _data(self, predictor: Predictor) -> Data | None:
+        source, parts = self.request.evaluate, predictor.segmenter.parts
+        if source is None:
+            return None
+        data = read_data(source, parts)
+        if data.parts != parts:
+            raise InputError(f"--evaluate {source}: its parts are {', '.join(data.parts)}, expected {', '.join(parts)}")
+        return data
+
+    def _from_pytorch(self, predictor: Predictor, form: Form, data: Data | None, work: Path) -> _FromPyTorch:
+        request, training = self.request, training_image.find(self.request.folder)
+        if training is None:
+            self.say(f"{request.folder}: has no {training_image.FILE}; a generated image is tried in its place")
+        feeds = lowering.calibrating(predictor, request.calibration, training) if form.precision == "int8" else ()
+        require_room(work, predictor.backbone, form)
+        images = parity.trial_images(predictor, training)
+        with self._stage("running PyTorch, in fp32 and float64"):
+            answers = references.answered(predictor, images, weighted=form.weighted, own_error=True)
+        there = self._encoder_there(predictor.segmenter, form)
+        before = None
+        if data:
+            with self._stage(f"measuring PyTorch on {len(data)} images"):
+                before = mean_iou(predictor, data)
+        encoder = None
+        if there is None:
+            with self._stage("tracing the VAE encoder" if form.encoder == "kl" else "tracing the tiny encoder"):
+                encoder = tracing.trace_encoder(predictor, work / "encoder", request.external_over)
+        with self._stage("tracing the UNet"):
+            unet = tracing.trace_unet(predictor, form, work / "unet", request.external_over)
+        return _FromPyTorch(
+            segmenter=predictor.segmenter,
+            form=form,
+            answers=answers,
+            encoder=encoder,
+            unet=unet,
+            feeds=feeds,
+            data=data,
+            before=before,
+            training=training is not None,
+        )
+
+    def _prove_exact(self, made: _FromPyTorch) -> None:
+        """The fp32 graphs that lower precisions, and engines, are made from; they are not published themselves."""
+        if made.form.precision == "fp32" and made.form.format == "onnx":
+            return
+        with self._stage("comparing the fp32 graphs with PyTorch"):
+            latents = parity.encoded(made.answers, _onnx(made.encoder)) if made.encoder else None
+            comparisons = parity.measured(made.answers, _onnx(made.unet), latents)
+        report = Report(comparisons=comparisons, gate=EXACT, own_error=made.answers.own_error)
+        if report.failures:
+            replace(report, drift=self._drift_from_pytorch(made, report)).require()
+
+    def _lowered(self, made: _FromPyTorch, work: Path) -> _Lowered:
+        request, form = self.request, made.form
+        there = self._encoder_there(made.segmenter, form)
+        with self._stage(f"writing {form.precision}"):
+            unet = lowering.lowered(made.unet, work / "lowered_unet", form, made.feeds, request.external_over)
+            encoder = there or self._lowered_encoder(made, lowering.encoder_form(form), work)
+            graphs = {each: _counts(folder) for each, folder in (("unet", unet), ("encoder", encoder))}
+        if form.format == "tensorrt":
+            options = replace(request.engine, timing_cache=tensorrt.timing_cache(request.repository))
+            unet = lowering.built(unet, work / "engine_unet", options, self.say)
+            encoder = there or lowering.built(encoder, work / "engine_encoder", options, self.say)
+        return _Lowered(
+            encoder=encoder, unet=unet, graphs={name: each for name, each in graphs.items() if each is not None}
+        )
+
+    def _lowered_encoder(self, made: _FromPyTorch, form: Form, work: Path) -> Path:
+        assert made.encoder, "traced where the repository has none"
+        return lowering.lowered(made.encoder, work / "lowered_encoder", form, (), self.request.external_over)
+
+    def _proven(self, made: _FromPyTorch, low: _Lowered) -> Report:
+        """The report of what will serve. Raises ParityError past the gate."""
+        form, its_form = made.form, lowering.encoder_form(made.form)
+        with self._stage("comparing with PyTorch"):
+            latents = parity.encoded(made.answers, lowering.opened(low.encoder, its_form))
+            comparisons = parity.measured(made.answers, lowering.opened(low.unet, form), latents)
+        report = Report(
+            comparisons=comparisons,
+            gate=self.request.held_to,
+            form=form,
+            own_error=made.answers.own_error,
+            score=self._score(made, low),
+            graphs=low.graphs,
+        )
+        if report.failures:
+            report = replace(report, drift=self._drift(made, report, low))
+        self.say(report.table())
+        report.require()
+        return report
+
+    def _score(self, made: _FromPyTorch, low: _Lowered) -> Score | None:
+        if made.data is None or made.before is None:
+            return None
+        form, settings = made.form, made.segmenter.settings
+        exported = Exported(
+            lowering.opened(low.encoder, lowering.encoder_form(form)),
+            lowering.opened(low.unet, form),
+            settings.weighting(made.segmenter.image_size),
+            settings.channel_order,
+        )
+        with self._stage(f"measuring the exported models on {len(made.data)} images"):
+            after = mean_iou(exported, made.data)
+        return Score(before=made.before, after=after, images=len(made.data), source=str(self.request.evaluate))
+
+    def _drift(self, made: _FromPyTorch, report: Report, low: _Lowered) -> Drift | None:
+        if made.form.format == "tensorrt":
+            return None  # an engine's insides cannot be read
+        if made.form.precision == "fp32":
+            return self._drift_from_pytorch(made, report)
+        its_form = lowering.encoder_form(made.form)
+        if _begins_in_encoder(report) and made.encoder:
+            return _between(made.encoder, low.encoder, its_form, {PIXELS: made.answers.first(1).crops_B3SS})
+        return _between(made.unet, low.unet, made.form, {LATENTS: made.answers.first(1).tensors[LATENTS]})
+
+    def _drift_from_pytorch(self, made: _FromPyTorch, report: Report) -> Drift | None:
+        first, predictor = made.answers.first(1), self._loaded()
+        if _begins_in_encoder(report):
+            if made.encoder is None:
+                return None
+            model = predictor.backbone.encoder_model(made.segmenter.settings.encoder)
+            expected = drift.of_modules(model, lambda: predictor.latents(first.images))
+            got = drift.of_graph(made.encoder / onnx.FILE, {PIXELS: first.crops_B3SS}, OnnxModel)
+        else:
+            latents = predictor.latents(first.images)
+            expected = drift.of_modules(predictor.backbone.unet, lambda: predictor.maps(latents))
+            got = drift.of_graph(made.unet / onnx.FILE, {LATENTS: first.tensors[LATENTS]}, OnnxModel)
+        return drift.found(got, expected)
+
+    def _check(self, made: _FromPyTorch) -> Check:
+        """What the served segmenter has to answer: PyTorch's mask of its training image, or of a generated one."""
+        return Check(
+            image=png(made.answers.images[0]),
+            mask_HW=made.answers.masks[0],
+            agreement=self.request.held_to.mask_agreement,
+            training_image=made.training,
+        )
+
+    @contextmanager
+    def _stage(self, what: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self.say(f"{what}: {time.perf_counter() - start:.1f} s")
 
 
-def _encoder_there(request: Request, predictor: Predictor) -> Path | None:
-    segmenter = predictor.segmenter
-    return layout.encoder_of(
-        request.repository, segmenter.backbone_hash, request.form.encoder_model, segmenter.tiny_hash
-    )
+def _counts(folder: Path) -> Counts | None:
+    """None for a repository's engine."""
+    path = folder / onnx.FILE
+    return graph.counts(path) if path.exists() else None
 
 
-def _check(predictor: Predictor, training: Image | None, tolerance: Tolerance) -> Check:
-    """What the served segmenter has to answer: PyTorch's mask of its training image, or of a generated one."""
-    size = predictor.backbone.image_size
-    image = training if training is not None else parity.random_images(np.random.default_rng(0), 1, size)[0]
-    return Check(
-        image=png(image),
-        mask_HW=predictor.mask(image),
-        agreement=tolerance.mask_agreement,
-        training_image=training is not None,
-    )
+def _onnx(folder: Path) -> OnnxModel:
+    return OnnxModel(folder / onnx.FILE)
 
 
-def encoder_signature(predictor: Predictor) -> Signature:
-    """Names and sizes of the encoder's input and output."""
-    size, latent = predictor.backbone.image_size, predictor.backbone.latent_size
-    return Signature(inputs={PIXELS: (3, size, size)}, outputs={LATENTS: (LATENT_CHANNELS, latent, latent)})
+def _begins_in_encoder(report: Report) -> bool:
+    return report.failures[0].startswith(LATENTS)
 
 
-def unet_signature(predictor: Predictor, form: Form) -> Signature:
-    """Names and sizes of the input and outputs of a UNet of this form.
-
-    The number of parts is left open: Triton describes all versions of a model in one file, and the next version may
-    have more parts.
-    """
-    latent = predictor.backbone.latent_size
-    each_part = (-1, latent, latent)
-    dims = {CROSS: each_part, ACCUMULATED: each_part, SELF: (latent**2, latent**2), WEIGHTING: (LENGTH,)}
-    return Signature(
-        inputs={LATENTS: (LATENT_CHANNELS, latent, latent)},
-        outputs={name: dims[name] for name in map_names(form)},
-    )
-
-
-def _traced_encoder(request: Request, predictor: Predictor, folder: Path, say: Say) -> Path:
-    encoder = request.form.encoder
-    with _stage(say, f"tracing the {'VAE' if encoder == 'kl' else 'tiny'} encoder"):
-        folder.mkdir(parents=True)
-        onnx.write(Encoder(predictor.backbone, encoder), encoder_signature(predictor), folder, request.external_over)
-    return folder
-
-
-def _traced_unet(request: Request, predictor: Predictor, folder: Path, say: Say) -> Path:
-    with _stage(say, "tracing the UNet"):
-        folder.mkdir(parents=True)
-        module = MapsUNet(predictor.segmenter, predictor.backbone, weighted=request.form.weighted)
-        onnx.write(module, unet_signature(predictor, request.form), folder, request.external_over)
-    return folder
-
-
-@contextmanager
-def _stage(say: Say, what: str) -> Iterator[None]:
-    start = time.perf_counter()
-    yield
-    say(f"{what}: {time.perf_counter() - start:.1f} s")
+def _between(exact: Path, low: Path, form: Form, inputs: dict[str, parity.Array]) -> Drift | None:
+    expected = drift.of_graph(exact / onnx.FILE, inputs, OnnxModel)
+    return drift.found(drift.of_graph(low / onnx.FILE, inputs, lambda path: lowering.opened_file(path, form)), expected)

@@ -14,13 +14,14 @@ from pathlib import Path
 
 from slime_export import layout
 from slime_export.changes import Changes
-from slime_export.common import LATENT_CHANNELS, encoder, python_model
+from slime_export.common import LATENT_CHANNELS, accelerator, encoder, python_model
 from slime_export.errors import ExportError
 from slime_export.lock import WAIT_S, Say, locked
 from slime_export.record import Check, Record
 from slime_export.release import KEEP, Release
 from slime_export.server import Server
 from slime_export.sources import published
+from slime_export.tracing import unet_signature
 from slime_export.transaction import Transaction
 from slime_optimize.segmenter import Segmenter
 from slime_was import contract
@@ -41,6 +42,7 @@ class Candidate:
     encoder: Path | None
     check: Check
     form: Form = field(default_factory=Form)
+    accelerator: str | None = None
 
     def __post_init__(self) -> None:
         layout.check_name(self.name)
@@ -89,7 +91,7 @@ class _Publication:
         versions = Versions(
             preprocess=python_model(*given, self.reading.model, PREPROCESS, contract.preprocess_config(self.reading)),
             was=python_model(*given, WAS, WAS, contract.was_config()),
-            vae_encoder=encoder(self.transaction, made.segmenter, made.form, made.encoder),
+            vae_encoder=encoder(self.transaction, made.segmenter, made.form, made.encoder, made.accelerator),
             unet=self._unet(),
         )
         version = self.release.switch(Record(config=self._ensemble_config(versions), check=made.check))
@@ -97,13 +99,14 @@ class _Publication:
         return Published(name=made.name, version=version, versions=versions)
 
     def _unet(self) -> int:
-        segmenter = self.candidate.segmenter
+        segmenter, form = self.candidate.segmenter, self.candidate.form
         config = contract.unet_config(
             segmenter=self.candidate.name,
             parts=len(segmenter.parts),
             latent_channels=LATENT_CHANNELS,
             latent_size=segmenter.latent_size,
-            form=self.candidate.form,
+            form=form,
+            accelerator=accelerator(self.candidate.accelerator, form, unet_signature(segmenter.latent_size, form)),
         )
         return self.release.unet(
             contract.unet_name(self.candidate.name, self.candidate.form), self.candidate.unet, config

@@ -9,8 +9,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image
 
 from slime_image import fit_mask
@@ -72,8 +74,21 @@ def _squashed(read: Callable[[], Example], side: int) -> Example:
     return Example(name=example.name, image_HW3=np.array(image), mask_HW=fit_mask(example.mask_HW, side))
 
 
+class Segments(Protocol):
+    """What can be measured: a Predictor, or the models exported from it."""
+
+    @property
+    def batch_size(self) -> int:
+        """How many images it takes together."""
+
+    def masks(
+        self, images_HW3: Sequence[npt.NDArray[np.uint8]], *, use_was: bool = True
+    ) -> list[npt.NDArray[np.uint8]]:
+        """RGB uint8 images of any sizes -> uint8 (H,W) of part indices each."""
+
+
 def confusions(
-    predictor: Predictor, data: Data, *, use_was: bool = True, done: Callable[[int], object] = lambda images: None
+    predictor: Segments, data: Data, *, use_was: bool = True, done: Callable[[int], object] = lambda images: None
 ) -> list[Ints]:
     """Pixel counts of each image, at its own size; `done` hears of every batch."""
     counts: list[Ints] = []

@@ -131,6 +131,16 @@ class Predictor:
         pairs = zip(self._scored(images_HW3, use_was), images_HW3, strict=True)
         return [self._mask(*scored, image.shape[0], image.shape[1]) for scored, image in pairs]
 
+    def finish(
+        self,
+        cross_BPhw: Tensor,
+        was_BPhw: Tensor,
+        pixels_3SS: npt.NDArray[np.float32],
+        size: tuple[int, int],
+    ) -> npt.NDArray[np.uint8]:
+        """What `maps` gave of one image's crops, and the fitted image -> the mask, uint8 of `size` (H,W)."""
+        return self._mask(finished(cross_BPhw, was_BPhw, self._weighting), pixels_3SS, *size)
+
     def _mask(
         self, scores_Phw: Tensor, pixels_3SS: npt.NDArray[np.float32], height: int, width: int
     ) -> npt.NDArray[np.uint8]:

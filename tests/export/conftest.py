@@ -13,7 +13,8 @@ from exporting import PARTS, Exported, Snapshot
 
 import slime_export.onnx
 from backbones import KINDS, LATENT_SIZE, build
-from slime_export.pipeline import Request, export
+from slime_export.pipeline import export
+from slime_export.request import Request
 from slime_optimize.backbone import load_backbone
 from slime_optimize.predict import load_predictor
 from slime_optimize.segmenter import Segmenter

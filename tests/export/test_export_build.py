@@ -100,7 +100,7 @@ def test_repository_of_another_backbone(
 def test_failed_parity(mistake: Callable[..., str], exported: Exported, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(parity, "difference", lambda got, expected: parity.Difference(largest=0.5, mean=0))
     line = mistake(exported.repository, 1, exported.folder)
-    assert "parity: LATENTS at batch 1 differs by 0.5, expected at most 0.001" in line
+    assert "parity: LATENTS at batch 1 differs by 0.5 of the largest value, expected at most 0.0001" in line
 
 
 def test_server_that_is_not_there(mistake: Callable[..., str], exported: Exported) -> None:

@@ -16,7 +16,8 @@ from slime_export.encoder import Encoder
 from slime_export.errors import ExportError
 from slime_export.onnx import Signature, write
 from slime_export.parity import OnnxModel
-from slime_export.pipeline import Request, export
+from slime_export.pipeline import export
+from slime_export.request import Request
 from slime_optimize.backbone import Backbone, load_backbone
 from slime_optimize.errors import BackboneError
 from slime_optimize.segmenter import Segmenter

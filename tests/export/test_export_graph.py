@@ -15,7 +15,7 @@ from slime_export import onnx as exporter
 from slime_export.encoder import Encoder
 from slime_export.errors import ExportError
 from slime_export.parity import OnnxModel
-from slime_export.pipeline import encoder_signature
+from slime_export.tracing import encoder_signature
 from slime_was import Weighting
 
 
@@ -105,7 +105,7 @@ def test_newer_files_are_refused(exported: Exported, tmp_path: Path, change: dic
 
 def test_large_models_keep_their_weights_in_a_plain_file_beside(exported: Exported, tmp_path: Path) -> None:
     predictor = exported.predictor
-    path = exporter.write(Encoder(predictor.backbone), encoder_signature(predictor), tmp_path, external_over=0)
+    path = exporter.write(Encoder(predictor.backbone), encoder_signature(64, 16), tmp_path, external_over=0)
     data = tmp_path / "model.onnx.data"
     assert sorted(each.name for each in tmp_path.iterdir()) == ["model.onnx", "model.onnx.data"]
     assert not data.is_symlink()

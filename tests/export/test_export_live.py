@@ -16,7 +16,8 @@ from tritonclient import grpc
 from serving import Served, png, served
 from slime_export import layout, parity, repository
 from slime_export.errors import ServerError
-from slime_export.pipeline import Request, export
+from slime_export.pipeline import export
+from slime_export.request import Request
 from slime_optimize.predict import Predictor
 
 pytestmark = pytest.mark.triton

@@ -12,8 +12,9 @@ import torch
 
 from backbones import LATENT_SIZE
 from slime_export.errors import ExportError
-from slime_export.pipeline import Request, export
+from slime_export.pipeline import export
 from slime_export.repository import reading_of
+from slime_export.request import Request
 from slime_optimize.segmenter import Segmenter
 
 OPTIONS: dict[str, dict[str, Any]] = {

@@ -1,0 +1,76 @@
+"""From an fp32 ONNX file to the file that is served: its precision written into it, or an engine built of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import onnx as onnx_library
+
+from slime_export import engine, onnx, precision, tensorrt
+from slime_export.errors import ExportError
+from slime_export.exported import Network
+from slime_export.session import OnnxModel, providers_for
+from slime_image import load
+from slime_optimize.annotations.images import IMAGE_SUFFIXES
+from slime_optimize.predict import Predictor
+from slime_was.contract import LATENTS
+from slime_was.form import Form
+
+Feeds = Sequence[Mapping[str, npt.NDArray[np.float32]]]
+# Ranges settle within a few images; each costs an encoding and a pass.
+MOST_IMAGES = 16
+
+
+def lowered(folder: Path, into: Path, form: Form, feeds: Feeds, external_over: int) -> Path:
+    """The fp32 model of `folder` in the form's precision, in the folder `into`, or `folder` itself for fp32."""
+    if form.precision == "fp32":
+        return folder
+    into.mkdir(parents=True)
+    if form.precision == "int8":
+        raise ExportError("--precision int8: is not there yet; give fp32 or fp16")
+    model = onnx_library.load(str(folder / onnx.FILE))
+    low: precision.Low = "fp16" if form.precision == "fp16" else "bf16"
+    onnx.save(precision.convert(model, low), into, external_over)
+    return into
+
+
+def encoder_form(form: Form) -> Form:
+    """int8 UNets have an fp32 encoder."""
+    return Form(encoder=form.encoder, format=form.format) if form.precision == "int8" else form
+
+
+def built(folder: Path, into: Path, options: tensorrt.Options, say: tensorrt.Say) -> Path:
+    """The folder `into` with a TensorRT engine of the model of `folder`."""
+    into.mkdir(parents=True)
+    tensorrt.build(folder / onnx.FILE, into, options, say)
+    return into
+
+
+def opened(folder: Path, form: Form) -> Network:
+    """The model that lies there, ready to run."""
+    if form.format == "tensorrt":
+        return engine.Engine(folder / tensorrt.FILE)
+    return opened_file(folder / onnx.FILE, form)
+
+
+def opened_file(path: Path, form: Form) -> OnnxModel:
+    """An ONNX file on the providers that run its precision."""
+    return OnnxModel(path, providers_for(form.precision))
+
+
+def calibrating(predictor: Predictor, folder: Path | None, training: npt.NDArray[np.uint8] | None) -> Feeds:
+    """Latents that ranges are measured on: of up to MOST_IMAGES images of `folder`, or of the training image."""
+    found = [] if folder is None else sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+    if folder is not None and not found:
+        raise ExportError(f"--calibration {folder}: no image there, expected {', '.join(IMAGE_SUFFIXES)}")
+    if folder is None and training is None:
+        raise ExportError(
+            "--precision int8: the segmenter keeps no training image to measure ranges on; give --calibration DIR "
+            "with some of the images it is for"
+        )
+    step = max(1, len(found) // MOST_IMAGES)
+    images = [load(path) for path in found[::step][:MOST_IMAGES]] if found else [training]
+    return [{LATENTS: predictor.latents([image]).cpu().numpy()} for image in images if image is not None]

@@ -1,0 +1,45 @@
+"""Whether a disk has room for an export, asked before the minutes it takes."""
+
+from __future__ import annotations
+
+import errno
+import shutil
+from pathlib import Path
+
+from slime_optimize.backbone import Backbone
+from slime_was.form import Form
+
+# Trace and tidied file lie there together for a moment; a lower precision, or an engine, comes beside them.
+COPIES = {"fp32": 2.0, "fp16": 2.0, "bf16": 2.0, "int8": 2.5}
+ENGINE_COPIES = 1.5
+# Protobuf, reports, small models.
+MARGIN_BYTES = 50_000_000
+
+
+def require_room(folder: Path, backbone: Backbone, form: Form) -> None:
+    """Raises OSError (no space left) unless the disk of `folder`, or of its nearest parent, has room for the export."""
+    there = next(each for each in (folder, *folder.parents) if each.exists())
+    copies = COPIES[form.precision] + ENGINE_COPIES * (form.format == "tensorrt")
+    needed = int(copies * sum(each.nbytes for each in backbone.unet.parameters())) + MARGIN_BYTES
+    free = shutil.disk_usage(there).free
+    if free < needed:
+        raise OSError(
+            errno.ENOSPC,
+            f"has {free / 1e9:.2f} GB free, expected {needed / 1e9:.2f} GB for the export; free some, or give a "
+            "--repository on another disk; nothing was published",
+            str(there),
+        )
+
+
+def disk_line(error: OSError) -> str:
+    """One line for what a disk refused."""
+    subject = f"disk of {error.filename}" if error.filename else "disk"
+    if error.errno != errno.ENOSPC:
+        return f"{subject}: {error.strerror or error}"
+    return f"{subject}: {_told(error)}"
+
+
+def _told(error: OSError) -> str:
+    ours = "nothing was published" in (error.strerror or "")
+    full = "is full; free some of it, or give a --repository on another disk; nothing was published"
+    return str(error.strerror) if ours else full
