@@ -19,9 +19,9 @@ from slime_was.form import Form
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """`url` is a running server's gRPC endpoint, `access` what it asks for; `backbone` replaces the segmenter's own name
-    for the same weights, where they have moved, and `tiny_encoder` the one for its tiny encoder. `encoder`: the one that
-    the segmenter must have been made with; None takes its own.
+    """`url` is a running server's gRPC endpoint, `access` what it asks for; `backbone` replaces the segmenter's own
+    name for the same weights, where they have moved, and `tiny_encoder` the one for its tiny encoder. `encoder`: the
+    one that the segmenter must have been made with; None takes its own.
 
     `engine`: how a TensorRT engine is built. `accelerator`: ONNX Runtime's provider on the server's GPU. `calibration`:
     images that int8's ranges are measured on. `evaluate`: annotated images for the mean IoU. `keep`: how many versions
