@@ -27,9 +27,8 @@ from slime_export.onnx import FILE
 Arrays = Mapping[str, npt.NDArray[Any]]
 # Of a block's largest value: fp32 graphs stay far below it, and lower precisions reach it where they go wrong.
 NOTED = 0.01
-_BLOCK = re.compile(
-    r"(?:/maps/passes\.0/unet|/model)?/(.*?(?:resnets|attentions|downsamplers|upsamplers|layers)\.\d+)/"
-)
+_KINDS = "resnets|attentions|downsamplers|upsamplers|layers"
+_BLOCK = re.compile(rf"(?:/maps/passes\.0/unet|/model)?/(.*?(?:{_KINDS})\.\d+)/")
 _MOVES = ("Cast", "QuantizeLinear", "DequantizeLinear")
 
 

@@ -58,7 +58,8 @@ def mask_of(maps: Mapping[str, Array], fitted_3SS: Array, size: tuple[int, ...])
     attended = maps[ACCUMULATED] if ACCUMULATED in maps else maps[SELF]
     scores_Phw = slime_was.scores(maps[CROSS], attended, weighting)
     guided_PGG = slime_was.sharpened(scores_Phw, weighting, fitted_3SS)
-    return slime_was.segment(guided_PGG, size[0], size[1])
+    mask_HW: Image = slime_was.segment(guided_PGG, size[0], size[1]).astype(np.uint8, copy=False)
+    return mask_HW
 
 
 def mean_iou(segments: Segments, data: Data) -> float:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -56,13 +57,13 @@ def answered(predictor: Predictor, images: Sequence[Image], *, weighted: bool, o
     """Runs PyTorch on `images`, one after the other, and on the first once more in float64 where `own_error`."""
     fitted_B3SS = predictor.pixels(images)
     each = [_tensors(predictor, predictor.latents([image]), weighted) for image in images]
-    pairs = zip(each, fitted_B3SS, images, strict=True)
+    pairs = zip(each, fitted_B3SS, [(image.shape[0], image.shape[1]) for image in images], strict=True)
     return References(
         images=images,
         fitted_B3SS=fitted_B3SS,
         crops_B3SS=predictor.crops(fitted_B3SS),
         tensors={name: np.concatenate([one.arrays[name] for one in each]) for name in each[0].arrays},
-        masks=[predictor.finish(one.cross, one.was, fitted, image.shape[:2]) for one, fitted, image in pairs],
+        masks=[predictor.finish(one.cross, one.was, fitted, size) for one, fitted, size in pairs],
         own_error=_own_error(predictor, images[0], each[0], weighted) if own_error else {},
     )
 
@@ -78,7 +79,7 @@ def random_images(generator: np.random.Generator, count: int, size: int) -> list
 class _Answer:
     """One image: the tensors to compare with, and what masks are made from."""
 
-    arrays: Mapping[str, npt.NDArray[np.floating]]
+    arrays: Mapping[str, npt.NDArray[Any]]
     cross: Tensor
     was: Tensor
 

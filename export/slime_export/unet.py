@@ -94,18 +94,21 @@ class _Maps(nn.Module):
         return self._weighted(*given) if self.weighted else self._averaged(*given)
 
     def _averaged(self, *given: Tensor | None) -> tuple[Tensor, Tensor]:
-        runs = [(one.turn, one(attention_maps, *given)) for one in self.passes]
+        runs = [(one.turn, one(attention_maps, *given)) for one in self._each()]
         cross_BPhw = mean([turn.turned(maps.cross_BPhw) for turn, maps in runs])
         width = int(cross_BPhw.shape[-1])  # while a graph is traced, sizes are tensors
         return cross_BPhw, mean([turn.turned_self(maps.self_BNN, width) for turn, maps in runs])
 
     def _weighted(self, *given: Tensor | None) -> tuple[Tensor, Tensor]:
+        first, *others = each = self._each()
         # Values that are known only after the last pass, or at the end of one, cannot ride along in it.
-        if len(self.passes) == 1 and not self.weighting.suppress:
-            (one,) = self.passes
-            cross_BPhw, was_BPhw = one(weighted_maps, *given)
-            return one.turn.turned(cross_BPhw), one.turn.turned(was_BPhw)
-        return accumulated([(one.turn, one(attend, *given)) for one in self.passes], self.weighting)
+        if others or self.weighting.suppress:
+            return accumulated([(one.turn, one(attend, *given)) for one in each], self.weighting)
+        cross_BPhw, was_BPhw = first(weighted_maps, *given)
+        return first.turn.turned(cross_BPhw), first.turn.turned(was_BPhw)
+
+    def _each(self) -> list[_OnePass]:
+        return [one for one in self.passes if isinstance(one, _OnePass)]
 
 
 class _OnePass(nn.Module):

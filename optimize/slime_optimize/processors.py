@@ -163,7 +163,7 @@ class Riding(QueryKeys):
 def accumulate_pairs(query_BHNd: Tensor, key_BHNd: Tensor, cross_BPhw: Tensor) -> Tensor:
     """eq. 6 of one layer from its (scaled) queries and keys -> (B,P,h,w), mean over heads."""
     values_BNP = cross_BPhw.flatten(2).transpose(1, 2).to(query_BHNd.dtype)
-    if torch.jit.is_tracing():
+    if torch.onnx.is_in_onnx_export():
         mixed_BNP = (_chances(query_BHNd, key_BHNd) @ values_BNP.unsqueeze(1)).mean(1)
     else:
         mixed_BNP = _in_groups(query_BHNd, key_BHNd, values_BNP.contiguous())
@@ -232,7 +232,7 @@ def _unread(name: str) -> Plain:
 
 
 def _mixed(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-    if torch.jit.is_tracing():
+    if torch.onnx.is_in_onnx_export():
         return _chances(query * scale, key) @ value
     return F.scaled_dot_product_attention(query, key, value, scale=scale)
 
