@@ -22,11 +22,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from benchmarks.peaks import enlarge_queries, unit_latents
+from benchmarks.pictures import picture
 from diffusers import AutoencoderKL, AutoencoderTiny, DDIMScheduler, UNet2DConditionModel
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from slime_export.parity import random_images
 from slime_image import fit
 from slime_optimize.backbone import TOKENS, Backbone, embedded_folder, load_backbone
 from slime_optimize.predict import Predictor
@@ -134,11 +134,6 @@ def _filled(build: Callable[[], Any], chance: torch.Generator) -> Any:
         else:
             weight.normal_(0.0, 1 / math.sqrt(weight[0].numel()), generator=chance)
     return model
-
-
-def picture(side: int, seed: int) -> npt.NDArray[np.uint8]:
-    """Coloured clouds, uint8 (side, side, 3)."""
-    return random_images(np.random.default_rng(seed), 1, side)[0]
 
 
 def random_segmenter(backbone: Backbone, parts: int, seed: int = 0) -> Segmenter:

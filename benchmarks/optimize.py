@@ -14,55 +14,23 @@ import argparse
 import json
 import os
 import platform
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
 from benchmarks.optimize_page import page, table
+from benchmarks.sides import ROOT, BenchmarkError, Side, cpu, free_bytes, python, started, write
 
-ROOT = Path(__file__).resolve().parents[1]
 SHAPES = ("embedded", "sd21", "sd15")
 LESSONS = {"published": ("published",), "ours": ("guided", "plain")}
 _STEPS = {"embedded": 16}
 _FEW = 3  # steps of a large backbone
 _MOST_BYTES = 20e9  # of the published form; beyond it both are measured on smaller images
 _BESIDES = 1.25  # of the published form's need: what the resting side keeps
-
-
-class BenchmarkError(RuntimeError):
-    """It cannot be measured here; one line says why."""
-
-
-@dataclass(kw_only=True)
-class Side:
-    """A process that takes steps when told."""
-
-    name: str
-    process: subprocess.Popen[str]
-
-    def ask(self, order: str = "") -> dict[str, Any]:
-        """Its next line, after `order` where there is one."""
-        assert self.process.stdin and self.process.stdout
-        if order:
-            self.process.stdin.write(order + "\n")
-            self.process.stdin.flush()
-        line = self.process.stdout.readline()
-        if not line:
-            raise BenchmarkError(f"side {self.name}: ended with code {self.process.wait()}; its own words are above")
-        answer: dict[str, Any] = json.loads(line)
-        return answer
-
-    def end(self) -> dict[str, Any]:
-        """Its last line."""
-        assert self.process.stdin
-        self.process.stdin.close()
-        return self.ask()
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
@@ -86,7 +54,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "notes": notes,
         "rows": rows,
         "ratios": _ratios(rows),
-        "machine": {"cpu": _cpu(), "cores": os.cpu_count(), "python": platform.python_version(), **ready},
+        "machine": {"cpu": cpu(), "cores": os.cpu_count(), "python": platform.python_version(), **ready},
     }
 
 
@@ -136,7 +104,7 @@ def _pixels(options: argparse.Namespace, backbone: str) -> tuple[int, list[str]]
         pixels = pixels * 3 // 4
         notes = [f"at {told['native']} px the published form needs {told['bytes'] / 1e9:.1f} GB: both at {pixels} px"]
         told = _forecast(backbone, pixels, options.parts)
-    needed, free = told["bytes"] * _BESIDES, _free_bytes()
+    needed, free = told["bytes"] * _BESIDES, free_bytes()
     if options.device == "cpu" and needed > free:
         raise BenchmarkError(
             f"memory: {free / 1e9:.1f} GB are free, both sides need about {needed / 1e9:.1f} GB at {pixels} px; "
@@ -148,23 +116,14 @@ def _pixels(options: argparse.Namespace, backbone: str) -> tuple[int, list[str]]
 
 
 def _most(device: str) -> float:
-    return min(_MOST_BYTES, _free_bytes() / _BESIDES) if device == "cpu" else _MOST_BYTES
+    return min(_MOST_BYTES, free_bytes() / _BESIDES) if device == "cpu" else _MOST_BYTES
 
 
 def _forecast(backbone: str, pixels: int | None, parts: int) -> dict[str, float]:
     size = ["--pixels", str(pixels)] if pixels else []
-    told = _python("benchmarks.optimize_side", "forecast", backbone, "--parts", str(parts), *size)
+    told = python("benchmarks.optimize_side", "forecast", backbone, "--parts", str(parts), *size)
     answer: dict[str, float] = json.loads(told)
     return answer
-
-
-def _free_bytes() -> float:
-    """Memory that can be had without swapping; where the system does not tell, no limit."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return float("inf")
-    return next(float(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
 
 
 @contextmanager
@@ -177,45 +136,14 @@ def _written(shape: str) -> Iterator[str]:
     (ROOT / "build").mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(dir=ROOT / "build", prefix=f"random-{shape}-") as folder:
         print(f"writing random weights of {shape}", flush=True)
-        _python("benchmarks.make_random_backbone", "--like", shape, "--out", folder)
+        python("benchmarks.make_random_backbone", "--like", shape, "--out", folder)
         os.sync()
         yield folder
 
 
-@contextmanager
-def _started(name: str, backbone: str, pixels: int, options: argparse.Namespace) -> Iterator[Side]:
+def _started(name: str, backbone: str, pixels: int, options: argparse.Namespace) -> AbstractContextManager[Side]:
     words = ("--pixels", pixels, "--parts", options.parts, "--steps", options.steps, "--device", options.device)
-    process = subprocess.Popen(
-        [*_command("benchmarks.optimize_side", name, backbone), *map(str, (*words, "--threads", options.threads))],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        cwd=ROOT,
-    )
-    with process:
-        try:
-            yield Side(name=name, process=process)
-        finally:
-            process.kill()
-
-
-def _python(*words: str) -> str:
-    done = subprocess.run(_command(*words), stdout=subprocess.PIPE, text=True, cwd=ROOT, check=False)
-    if done.returncode:
-        raise BenchmarkError(f"{words[0]}: ended with code {done.returncode}; its own words are above")
-    return done.stdout
-
-
-def _command(module: str, *words: str) -> list[str]:
-    return [sys.executable, "-m", module, *words]
-
-
-def _cpu() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+    return started(name, "benchmarks.optimize_side", name, backbone, *words, "--threads", options.threads)
 
 
 def _keep(result: dict[str, Any], json_file: Path | None, page_file: Path | None) -> None:
@@ -223,15 +151,9 @@ def _keep(result: dict[str, Any], json_file: Path | None, page_file: Path | None
     kept = json.loads(json_file.read_text()) if json_file and json_file.exists() else {}
     kept[result["shape"]] = result
     if json_file:
-        _write(json_file, json.dumps(kept, indent=1) + "\n")
+        write(json_file, json.dumps(kept, indent=1) + "\n")
     if page_file:
-        _write(page_file, page(kept))
-
-
-def _write(path: Path, text: str) -> None:
-    beside = path.with_name(f".{path.name}.partial")
-    beside.write_text(text)
-    os.replace(beside, path)
+        write(page_file, page(kept))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

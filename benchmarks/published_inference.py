@@ -62,7 +62,7 @@ class PublishedInference:
     def __call__(self, pixels_B3SS: Tensor) -> Tensor:
         """Pixels in [-1, 1] -> masks of part numbers, int64 (B,S,S). One by one: its batch is the two halves."""
         side = int(pixels_B3SS.shape[-1])
-        return torch.stack([self.mask(*self.maps(self.encode(one[None])), side) for one in pixels_B3SS])
+        return torch.stack([self.scores(*self.maps(self.encode(one[None])), side).argmax(0) for one in pixels_B3SS])
 
     @torch.no_grad()
     def encode(self, pixels_13SS: Tensor) -> Tensor:
@@ -85,8 +85,8 @@ class PublishedInference:
         return torch.stack(cross).mean(0), torch.stack(self_).mean(0)
 
     @torch.no_grad()
-    def mask(self, cross_Khw: Tensor, self_Nhw: Tensor, side: int) -> Tensor:
-        """Part numbers, int64 (S,S)."""
+    def scores(self, cross_Khw: Tensor, self_Nhw: Tensor, side: int) -> Tensor:
+        """What the mask is the argmax of, (K,S,S); 0 for parts that are left out."""
         scores_KSS = cross_Khw.new_zeros(self.parts, side, side)
         cross_KN = cross_Khw.flatten(1)
         kept = torch.where(cross_KN.amax(1) >= self.threshold)[0].tolist()
@@ -100,4 +100,4 @@ class PublishedInference:
             steepness = (was_SS.max() - was_SS.min()) / (high - low)
             steepness = torch.where((steepness == 0) | steepness.isnan(), 1e-7, steepness)
             scores_KSS[part] = was_SS / steepness + (low - was_SS.min() / steepness)
-        return scores_KSS.argmax(0)
+        return scores_KSS

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from benchmarks.make_random_backbone import LEAST_SHARE, SHAPES, Shape, bare, picture, random_segmenter, shares, write
+from benchmarks.make_random_backbone import LEAST_SHARE, SHAPES, Shape, bare, random_segmenter, shares, write
+from benchmarks.pictures import picture
 from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
 
 from benchmarks import make_random_backbone

@@ -45,7 +45,7 @@ def test_masks_equal_ours(backbone: Backbone, segmenter: Segmenter, published: b
     predictor, yardstick = Predictor(segmenter, backbone), PublishedInference.of(segmenter, backbone)
     scores = finished(*predictor.maps(_latents()), segmenter.settings.weighting(SIDE))
     maps = yardstick.maps(_latents(), segmenter.noise.double())
-    mask = yardstick.mask(*maps, SIDE)
+    mask = yardstick.scores(*maps, SIDE).argmax(0)
     assert len(mask.unique()) > 1
     assert float((segment(scores, SIDE, SIDE) == mask).double().mean()) > 0.999
 
@@ -64,7 +64,7 @@ def test_images_to_masks(backbone: Backbone, segmenter: Segmenter) -> None:
 
 def test_nothing_passes_and_all_is_background(backbone: Backbone, segmenter: Segmenter) -> None:
     yardstick = replace(PublishedInference.of(segmenter, backbone), threshold=1.0)
-    assert not yardstick.mask(*yardstick.maps(_latents()), SIDE).any()
+    assert not yardstick.scores(*yardstick.maps(_latents()), SIDE).any()
 
 
 def test_holds_both_halves_square_maps(backbone: Backbone, segmenter: Segmenter) -> None:

@@ -174,7 +174,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
         return {"native": 512, "bytes": 48e6 * (pixels or 512)}
 
     monkeypatch.setattr(optimize, "_forecast", told)
-    monkeypatch.setattr(optimize, "_free_bytes", lambda: 24e9)
+    monkeypatch.setattr(optimize, "free_bytes", lambda: 24e9)
     return monkeypatch
 
 
@@ -250,4 +250,4 @@ def test_the_whole_benchmark(folders: dict[str, Path], tmp_path: Path, capfd: py
 
 def test_a_side_that_fails_is_told_in_one_line() -> None:
     with pytest.raises(optimize.BenchmarkError, match=r"^benchmarks\.none: ended with code 1; its own words"):
-        optimize._python("benchmarks.none")
+        optimize.python("benchmarks.none")

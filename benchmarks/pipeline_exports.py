@@ -1,0 +1,187 @@
+"""The ONNX files that benchmarks.pipeline measures, made once and kept in a folder; a process of its own makes them.
+
+    python -m benchmarks.pipeline_exports BACKBONE WORK --parts 6 --forms encoder averaged weighted
+
+    WORK/KEY/encoder  tiny_encoder  averaged-6  weighted-6  int8-6     each model.onnx and counts.json
+    WORK/KEY/segmenter-6                                               random embeddings
+
+KEY is of the backbone and of the code that decides the graphs. Prints, as JSON, where each lies and what is in it, or
+the reason why it is missing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import hashlib
+import json
+import os
+import shutil
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from benchmarks.make_random_backbone import LATENT_CHANNELS, random_segmenter
+from benchmarks.pictures import picture
+
+from slime_export import graph, onnx
+from slime_export.encoder import Encoder
+from slime_export.onnx import Signature
+from slime_export.unet import MapsUNet
+from slime_optimize.backbone import Backbone, load_backbone
+from slime_optimize.errors import BackboneError
+from slime_optimize.predict import Predictor
+from slime_optimize.segmenter import Segmenter
+from slime_was.contract import ACCUMULATED, CROSS, LATENTS, PIXELS, SELF, WEIGHTING
+from slime_was.options import LENGTH
+
+FORMS = ("encoder", "tiny_encoder", "averaged", "weighted", "int8")
+BY_SEGMENTER = ("averaged", "weighted", "int8")
+COUNTS = "counts.json"
+_CALIBRATION = range(100, 108)  # seeds of the pictures that an int8 model's ranges are measured on
+_DECISIVE = (
+    *(f"slime_export.{name}" for name in ("encoder", "onnx", "quantise", "unet")),
+    *(f"slime_optimize.{name}" for name in ("attention", "layers", "passes", "processors")),
+    "benchmarks.make_random_backbone",
+    "benchmarks.pipeline_exports",
+)
+
+
+class MissingError(RuntimeError):
+    """A form that cannot be had here; one line says why."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exports:
+    """A backbone's folder of models.
+
+    `given`: segmenters by a name of their own; any other name is a number of parts, and means random embeddings.
+    `pictures`: what int8 is calibrated on, in place of clouds.
+    """
+
+    backbone: Backbone
+    folder: Path
+    given: Mapping[str, Path] = field(default_factory=dict)
+    pictures: Sequence[npt.NDArray[np.uint8]] = ()
+
+    @classmethod
+    def of(cls, backbone: Backbone, work: Path, **more: Any) -> Exports:
+        folder = work / _key(backbone)
+        folder.mkdir(parents=True, exist_ok=True)
+        return cls(backbone=backbone, folder=folder, **more)
+
+    def segmenter(self, name: str) -> Path:
+        """The folder of the segmenter of that name."""
+        if name in self.given:
+            return self.given[name]
+        folder = self.folder / f"segmenter-{name}"
+        if not folder.exists():
+            random_segmenter(self.backbone, int(name)).save(folder)
+        return folder
+
+    def made(self, form: str, name: str) -> dict[str, Any]:
+        """Where the segmenter's model lies, its MACs and bytes; made if it is not there. Raises MissingError."""
+        folder = self.folder / (f"{form}-{name}" if form in BY_SEGMENTER else form)
+        if not folder.exists():
+            waiting = folder.with_name(f".{folder.name}.partial")
+            shutil.rmtree(waiting, ignore_errors=True)
+            waiting.mkdir()
+            print(f"exporting {folder.name}", file=sys.stderr, flush=True)
+            self._makers[form](waiting, name)
+            gc.collect()
+            (waiting / COUNTS).write_text(json.dumps(asdict(graph.counts(waiting / onnx.FILE))))
+            os.replace(waiting, folder)
+        return {"path": str(folder / onnx.FILE)} | json.loads((folder / COUNTS).read_text())
+
+    @property
+    def _makers(self) -> dict[str, Callable[[Path, str], None]]:
+        return {
+            "encoder": lambda folder, _: self._encoder("kl", folder),
+            "tiny_encoder": lambda folder, _: self._encoder("tiny", folder),
+            "averaged": lambda folder, name: self._unet(folder, name, weighted=False),
+            "weighted": lambda folder, name: self._unet(folder, name, weighted=True),
+            "int8": self._int8,
+        }
+
+    def _encoder(self, encoder: str, folder: Path) -> None:
+        size, latent = self.backbone.image_size, self.backbone.latent_size
+        try:
+            module = Encoder(self.backbone, encoder)
+        except BackboneError as error:
+            raise MissingError(str(error)) from error
+        ends = Signature(inputs={PIXELS: (3, size, size)}, outputs={LATENTS: (LATENT_CHANNELS, latent, latent)})
+        onnx.write(module, ends, folder)
+
+    def _unet(self, folder: Path, name: str, *, weighted: bool) -> None:
+        latent = self.backbone.latent_size
+        maps = {ACCUMULATED: (-1, latent, latent)} if weighted else {SELF: (latent**2, latent**2)}
+        ends = Signature(
+            inputs={LATENTS: (LATENT_CHANNELS, latent, latent)},
+            outputs={CROSS: (-1, latent, latent), **maps, WEIGHTING: (LENGTH,)},
+        )
+        segmenter = Segmenter.load(self.segmenter(name))
+        onnx.write(MapsUNet(segmenter, self.backbone, weighted=weighted), ends, folder)
+
+    def _int8(self, folder: Path, name: str) -> None:
+        try:
+            from slime_export.quantise import quantised
+        except ImportError as error:
+            raise MissingError("slime_export.quantise is not there") from error
+        predictor = Predictor(Segmenter.load(self.segmenter(name)), self.backbone)
+        clouds = [picture(self.backbone.image_size, seed) for seed in _CALIBRATION]
+        feeds = [{LATENTS: predictor.latents([each]).numpy()} for each in self.pictures or clouds]
+        quantised(Path(self.made("weighted", name)["path"]), folder, feeds)
+
+
+def _key(backbone: Backbone) -> str:
+    digest = hashlib.sha256(backbone.hash.encode())
+    for module in _DECISIVE:
+        try:
+            found = find_spec(module)
+        except ModuleNotFoundError:
+            found = None
+        if found and found.origin:
+            digest.update(Path(found.origin).read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def main() -> None:
+    options = _arguments()
+    answers, sys.stdout = sys.stdout, sys.stderr
+    torch.set_num_threads(options.threads)
+    exports = Exports.of(load_backbone(options.backbone), options.work)
+    told: dict[str, Any] = {
+        "image_size": exports.backbone.image_size,
+        "segmenters": {str(parts): str(exports.segmenter(str(parts))) for parts in options.parts},
+        "models": {
+            f"{form}-{parts}": _told(exports, form, str(parts)) for parts in options.parts for form in options.forms
+        },
+    }
+    json.dump(told, answers)
+
+
+def _told(exports: Exports, form: str, name: str) -> dict[str, Any]:
+    try:
+        return exports.made(form, name)
+    except MissingError as error:
+        return {"missing": str(error)}
+
+
+def _arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("backbone", help="embedded, or a folder in diffusers layout")
+    parser.add_argument("work", type=Path)
+    parser.add_argument("--parts", nargs="+", default=["6"])
+    parser.add_argument("--forms", nargs="+", choices=FORMS, default=FORMS)
+    parser.add_argument("--threads", type=int, default=1)
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    main()
