@@ -13,7 +13,9 @@ import numpy as np
 import pytest
 from exporting import Exported, Snapshot
 
-from slime_export import layout, parity
+from slime_export import layout, parity, record
+from slime_image import decode
+from slime_optimize import training_image
 
 ONE_KIND = pytest.mark.parametrize("exported", ["sd15"], indirect=True)
 SCRIPT = Path(__file__).resolve().parents[2] / "export" / "build.py"
@@ -57,6 +59,25 @@ def test_publishing_again_under_the_folders_name(
     assert all(stage in said for stage in ("loading segmenter", "tracing the UNet: ", "comparing with PyTorch: "))
     assert f"published car version 2 in {repository}" in said
     assert layout.versions(repository / "car_unet") == [1, 2]
+
+
+@ONE_KIND
+@pytest.mark.usefixtures("without_tracing")
+def test_the_training_image_goes_along(
+    build: ModuleType, exported: Exported, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    repository = shutil.copytree(exported.repository, tmp_path / "repository")
+    folder = Path(shutil.copytree(exported.folder, tmp_path / "car"))
+    (image,) = parity.random_images(np.random.default_rng(5), 1, 100)
+    training_image.save(folder, image, exported.predictor.backbone.image_size)
+    for said, version in (("", 2), (f"{folder}: has no training.png; a generated image is tried", 3)):
+        assert build.main([str(folder), "--repository", str(repository)]) == 0
+        shown = capsys.readouterr().out
+        assert said in shown and ("generated" in shown) == bool(said)
+        check = record.read(repository / "car" / str(version)).check
+        assert check.training_image == (not said)
+        assert np.array_equal(check.mask_HW, exported.predictor.mask(decode(check.image)))
+        (folder / training_image.FILE).unlink(missing_ok=True)
 
 
 def test_parameters_are_what_the_client_reads(exported: Exported) -> None:

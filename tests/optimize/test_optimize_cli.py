@@ -15,7 +15,8 @@ from PIL import Image
 
 import backbones
 from painting import PARTS, ROOT, Files, Main, paint
-from slime_optimize import Segmenter
+from slime_image import fit, load
+from slime_optimize import Segmenter, training_image
 
 
 @pytest.fixture
@@ -96,7 +97,12 @@ def test_flags_beat_the_backbones_own_settings(
 def test_several_images(run: Main, options: dict[str, list[str]], files: Files, tmp_path: Path) -> None:
     two = {"image": [files.image, files.image], "mask": [files.mask, files.mask]}
     assert run(line(options, **two)) == 0
-    assert len(Segmenter.load(tmp_path / "out").training_images) == 2
+    made = Segmenter.load(tmp_path / "out")
+    assert len(made.training_images) == 2
+    kept = training_image.find(tmp_path / "out")
+    assert kept is not None and kept.shape == (made.image_size, made.image_size, 3)
+    # Bytes again, so half a step of 255 at most.
+    assert np.abs(fit(kept, made.image_size) - fit(load(files.image), made.image_size)).max() <= 0.5 / 127.5 + 1e-6
 
 
 def test_as_a_command(options: dict[str, list[str]], tmp_path: Path) -> None:
