@@ -159,7 +159,8 @@ class Run:
             for turn, kind in enumerate(kinds):
                 _wait(lambda turn=turn: len(asking.answers) >= requests * turn // len(kinds))
                 self._roll_back() if kind == "rollback" else self._publish()
-            _wait(lambda: len(asking.answers) >= requests)
+            last = max(self.contents)
+            _wait(lambda: len(asking.answers) >= requests and any(each.version == last for each in asking.answers))
         return asking.answers
 
     def _publish(self) -> None:
