@@ -37,10 +37,24 @@ class Engine:
             raise EngineError(f"TensorRT: {path.name} does not load ({reason}); build it again on this GPU and version")
         self._context = self._engine.create_execution_context()
         names = [self._engine.get_tensor_name(index) for index in range(self._engine.num_io_tensors)]
+        self.inputs = tuple(name for name in names if self._engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT)
         self.outputs = tuple(name for name in names if self._engine.get_tensor_mode(name) == trt.TensorIOMode.OUTPUT)
 
     def __call__(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        """Inputs by name -> outputs by name."""
+        """Inputs by name -> outputs by name. A batch larger than the engine's is run in several."""
+        total, largest = len(inputs[self.inputs[0]]), self.largest
+        chunks = [slice(start, start + largest) for start in range(0, total, largest)]
+        answers = [self._answer({name: value[chunk] for name, value in inputs.items()}) for chunk in chunks]
+        return {name: np.concatenate([each[name] for each in answers]) for name in self.outputs}
+
+    @property
+    def largest(self) -> int:
+        """The largest batch the engine was built for."""
+        _, _, most = self._engine.get_tensor_profile_shape(self.inputs[0], 0)
+        batch, *_ = most
+        return int(batch)
+
+    def _answer(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         answers = self.run({name: torch.from_numpy(value).to(self._device) for name, value in inputs.items()})
         return {name: value.cpu().numpy() for name, value in answers.items()}
 

@@ -329,6 +329,11 @@ class ICudaEngine:
         return self.tensors[name]
 
     @checked
+    def get_tensor_profile_shape(self, name: str, profile_index: int) -> list[list[int]]:
+        shapes: list[list[int]] = self.told["profiles"][profile_index][name]
+        return shapes
+
+    @checked
     def create_execution_context(self) -> IExecutionContext:
         return IExecutionContext(self.told)
 

@@ -13,6 +13,7 @@ import fake_tensorrt
 import numpy as np
 import onnx
 import pytest
+import torch
 from exporting import Exported
 from onnx import TensorProto, helper, numpy_helper
 
@@ -166,12 +167,13 @@ def test_an_engine_answers_as_the_onnx_file(trt: ModuleType, tmp_path: Path) -> 
     path = scaled(tmp_path / "model.onnx")
     engine = Engine(tensorrt.build(path, tmp_path, say=lambda _: None), device="cpu")
     assert engine.outputs == ("Y",)
-    for batch in (1, 3):
+    assert engine.largest == 8
+    for batch in (1, 3, 19):  # the last in three
         inputs = {"X": np.random.default_rng(batch).normal(size=(batch, 4, 3)).astype(np.float32).transpose(0, 2, 1)}
         expected = parity.OnnxModel(path)({"X": np.ascontiguousarray(inputs["X"])})
         np.testing.assert_array_equal(engine(inputs)["Y"], expected["Y"])
     with pytest.raises(EngineError, match=r"input X of shape \(9, 3, 4\) is outside the engine's batches"):
-        engine({"X": np.zeros((9, 3, 4), np.float32)})
+        engine.run({"X": torch.zeros(9, 3, 4)})
 
 
 def test_a_plan_that_does_not_load_is_one_line(trt: ModuleType, tmp_path: Path) -> None:
