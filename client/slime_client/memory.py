@@ -7,6 +7,7 @@ switched off, no room) everything goes in-band from then on.
 
 import mmap
 import os
+import threading
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -64,6 +65,7 @@ class Regions:
         # Of calls that were given up: the server may still read or write there, so no other call may.
         self._retired: list[Region] = []
         self._sizes: dict[str, int] = {}
+        self._lock = threading.Lock()
 
     def lend(self, size: int, deadline: Deadline) -> Steps[Region | None]:
         """A region of at least `size` bytes, or None where the call is to go in-band."""
@@ -100,18 +102,24 @@ class Regions:
             yield from self._unregister_retired(deadline)
 
     def _make(self, size: int, deadline: Deadline) -> Steps[Region | None]:
-        if sum(list(self._sizes.values())) + size > _MOST_BYTES:
-            return None
         name = f"slime-client-{os.getpid()}-{uuid.uuid4().hex}"
+        if not self._has_room_for(name, size):
+            return None
         try:
             with _block(name, size) as memory:
                 region = Region(name=name, memory=memory)
-                self._sizes[name] = size
                 yield from self._registering(region, deadline)
         except (OSError, SegmenterError) as error:
             self._allowed = getattr(error, "code", None) in _GIVEN_UP
             return None
         return region
+
+    def _has_room_for(self, name: str, size: int) -> bool:
+        with self._lock:
+            if sum(self._sizes.values()) + size > _MOST_BYTES:
+                return False
+            self._sizes[name] = size
+            return True
 
     def _registering(self, region: Region, deadline: Deadline) -> Steps[None]:
         try:
@@ -135,7 +143,8 @@ class Regions:
                 if (yield from self._in_use(taken[0], deadline)):
                     self._retired.append(taken.pop(0))
                 else:
-                    self._sizes.pop(taken.pop(0).name, None)
+                    with self._lock:
+                        del self._sizes[taken.pop(0).name]
         finally:
             self._retired += taken
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -58,11 +59,17 @@ def test_as_they_come(server: FakeTriton, asynchronous: bool) -> None:
 
 @pytest.mark.parametrize("asynchronous", [False, True])
 def test_64_in_flight_and_never_more_over_one_connection(server: FakeTriton, asynchronous: bool) -> None:
-    server.delay_s = 0.4
-    answers = several(server, 100, 64, True, asynchronous)
-    assert widths(answers) == list(range(1, 101))
-    assert server.most_flying <= 64
-    assert server.most_flying >= 56
+    together = threading.Barrier(64)
+
+    def first_64_wait_for_each_other(data: bytes) -> npt.NDArray[np.uint8]:
+        mask = right_half(data)
+        if mask.shape[1] <= 64:
+            together.wait(timeout=20)
+        return mask
+
+    server.mask_of = first_64_wait_for_each_other
+    assert widths(several(server, 100, 64, True, asynchronous)) == list(range(1, 101))
+    assert server.most_flying == 64
     assert len(server.peers) == 1
 
 
