@@ -24,6 +24,8 @@ from slime_client.steps import Steps, Work
 DEFAULT_TIMEOUT_S = 30.0
 LIVE_TIMEOUT_S = 5.0
 _CLOSING_S = 2.0
+# Publishing takes 64.
+_LONGEST_NAME = 256
 
 
 class SegmenterCore:
@@ -169,6 +171,7 @@ def checked_url(url: str) -> str:
 
 
 def _checked_name(name: str) -> str:
-    if not isinstance(name, str) or not name:
-        raise SegmenterError(f"segmenter: got {name!r}, expected the name it was published under", INVALID_ARGUMENT)
+    if not isinstance(name, str) or not name or len(name) > _LONGEST_NAME or not name.isascii():
+        got = repr(name)[:_LONGEST_NAME]
+        raise SegmenterError(f"segmenter: got {got}, expected the name it was published under", INVALID_ARGUMENT)
     return name

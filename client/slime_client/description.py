@@ -9,6 +9,8 @@ from slime_client import names
 from slime_client.errors import INTERNAL, NOT_FOUND, SegmenterError
 from slime_client.mask import Colour
 
+_LONGEST_REASON = 200
+
 
 @dataclass(frozen=True, kw_only=True)
 class Description:
@@ -85,6 +87,8 @@ def names_from_registry(said: str, *, url: str) -> list[str]:
 
 
 def _described(said: Mapping[str, Any], segmenter: str, *, model: str) -> Description:
+    if not isinstance(said[names.PARTS], list):
+        raise ValueError(f"parts are {said[names.PARTS]!r}")
     known = (names.PARTS, names.COLOURS, names.FORM, names.MODEL)
     return Description(
         name=segmenter,
@@ -97,7 +101,8 @@ def _described(said: Mapping[str, Any], segmenter: str, *, model: str) -> Descri
 
 
 def _nonsense(url: str, segmenter: str, error: Exception) -> SegmenterError:
-    message = f"{url}: segmenter {segmenter!r} describes itself wrongly ({error}); publish it again"
+    reason = str(error)[:_LONGEST_REASON]
+    message = f"{url}: segmenter {segmenter!r} describes itself wrongly ({reason}); publish it again"
     return SegmenterError(message, INTERNAL)
 
 

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from PIL import Image, ImageOps
 
 from slime_client.errors import INVALID_ARGUMENT, SegmenterError
-from slime_client.files import read_file
+from slime_client.files import MAX_BYTES, read_file
 
 ImageLike: TypeAlias = Union[str, "os.PathLike[str]", bytes, npt.NDArray[np.uint8], Image.Image]
 
@@ -44,6 +44,8 @@ class EncodedImage:
     def __post_init__(self) -> None:
         if not self.data:
             raise _bad(self.label, "empty", "a JPEG, PNG or WebP image")
+        if len(self.data) > MAX_BYTES:
+            raise _bad(self.label, f"{len(self.data) >> 20} MiB", f"at most {MAX_BYTES >> 20}; make it smaller")
 
 
 def encode(image: ImageLike, *, compress: bool = False) -> EncodedImage:

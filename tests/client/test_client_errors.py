@@ -233,8 +233,21 @@ def test_a_bad_timeout(server: FakeTriton, timeout: Any) -> None:
     assert "positive number of seconds" in str(failure(lambda: Segmenter(server.url, "car", timeout=timeout)))
 
 
-def test_a_bad_name(server: FakeTriton) -> None:
-    assert "published under" in str(failure(lambda: Segmenter(server.url, "")))
+@pytest.mark.parametrize("name", ["", "x" * 1_000_000, "\ud800", None, b"car"], ids=lambda name: repr(name)[:12])
+def test_a_bad_name(server: FakeTriton, name: Any) -> None:
+    error = failure(lambda: Segmenter(server.url, name))
+    assert error.code == "INVALID_ARGUMENT"
+    assert "published under" in str(error)
+    assert len(str(error)) < 400
+
+
+def test_more_than_a_message_holds(server: FakeTriton, car: Segmenter, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("slime_client.images.MAX_BYTES", 1 << 20)
+    for image in (bytes(1 << 21), np.zeros((1000, 1000, 3), np.uint8)):
+        error = failure(lambda image=image: car.segment(image))  # type: ignore[misc]
+        assert error.code == "INVALID_ARGUMENT"
+        assert "got 2 MiB, expected at most 1" in str(error)
+    assert not server.received
 
 
 def test_the_error_survives_a_process_boundary() -> None:
