@@ -19,6 +19,8 @@ from onnx.reference import ReferenceEvaluator
 Shape = tuple[int, ...]
 Array = npt.NDArray[Any]
 _SHORT = 64
+# What may have short constants for inputs and still says nothing of sizes.
+_WEIGHTS = ("QuantizeLinear", "DequantizeLinear")
 _DECIDING = (TensorProto.INT64, TensorProto.INT32, TensorProto.BOOL, TensorProto.FLOAT)
 
 
@@ -72,7 +74,7 @@ class _Walk:
         inputs = [name for name in node.input if name]
         if node.op_type == "Shape" and inputs[0] in self.kinds:
             self._keep(node.output[0], self._shape(node))
-        elif inputs and all(name in self.values for name in inputs):
+        elif inputs and all(name in self.values for name in inputs) and node.op_type not in _WEIGHTS:
             for name, value in zip(node.output, self._computed(node, inputs), strict=True):
                 self._keep(name, value)
         elif all(name in self.kinds for name in inputs):
