@@ -21,9 +21,7 @@ SIDE = 8
 def main(argv: list[str]) -> int:
     address = argv[0] if argv else DEFAULT
     try:
-        asked = [name for name in _ready(address) if _asks_for_an_image(address, name)]
-        for segmenter in asked:
-            _segment(address, segmenter)
+        asked = [ensemble for ensemble in _ready(address) if _segments(address, ensemble)]
     except (OSError, http.client.HTTPException, ValueError, KeyError) as error:
         print(f"unhealthy: {error!r}", file=sys.stderr)
         return 1
@@ -40,20 +38,47 @@ def _ready(address: str) -> list[str]:
     return sorted({each["name"] for each in statistics["model_stats"]})
 
 
-def _asks_for_an_image(address: str, model: str) -> bool:
+def _segments(address: str, model: str) -> bool:
+    """Whether it is a segmenter, or segmenters that share one network; ValueError where it does not answer rightly."""
     config = _asked(address, "GET", f"/v2/models/{model}/config")
-    return config.get("platform") == "ensemble" and [each["name"] for each in config["input"]] == ["IMAGE"]
-
-
-def _segment(address: str, segmenter: str) -> None:
-    picture = _png()
-    data = struct.pack("<I", len(picture)) + picture
-    image = {"name": "IMAGE", "shape": [1], "datatype": "BYTES", "parameters": {"binary_data_size": len(data)}}
-    head = json.dumps({"inputs": [image], "outputs": [{"name": "MASK"}]}).encode()
-    headers = {"Inference-Header-Content-Length": str(len(head))}
-    (mask,) = _asked(address, "POST", f"/v2/models/{segmenter}/infer", head + data, headers)["outputs"]
+    if config.get("platform") != "ensemble":
+        return False
+    given = {"IMAGE": _png()}
+    if "SEGMENTER" in [each["name"] for each in config["input"]]:
+        segmenter = _shared(address, model)
+        if segmenter is None:
+            return False
+        given["SEGMENTER"] = segmenter.encode()
+    mask = _infer(address, model, given, "MASK")
     if mask["shape"] != [SIDE, SIDE]:
-        raise ValueError(f"{segmenter}: got a mask of shape {mask['shape']}, expected {[SIDE, SIDE]}")
+        raise ValueError(f"{model}: got a mask of shape {mask['shape']}, expected {[SIDE, SIDE]}")
+    return True
+
+
+def _shared(address: str, ensemble: str) -> str | None:
+    """The name of one of its segmenters; None where it has none."""
+    for name in _described(address, ""):
+        if _described(address, name)["model"] == ensemble:
+            return str(name)
+    return None
+
+
+def _described(address: str, name: str) -> Any:
+    """What `segmenters` says of one; of an empty name, the list of all."""
+    return json.loads(_infer(address, "segmenters", {"SEGMENTER": name.encode()}, "DESCRIPTION")["data"][0])
+
+
+def _infer(address: str, model: str, given: dict[str, bytes], wanted: str) -> dict[str, Any]:
+    data = {name: struct.pack("<I", len(value)) + value for name, value in given.items()}
+    inputs = [
+        {"name": name, "shape": [1], "datatype": "BYTES", "parameters": {"binary_data_size": len(value)}}
+        for name, value in data.items()
+    ]
+    head = json.dumps({"inputs": inputs, "outputs": [{"name": wanted}]}).encode()
+    headers = {"Inference-Header-Content-Length": str(len(head))}
+    answer = _asked(address, "POST", f"/v2/models/{model}/infer", head + b"".join(data.values()), headers)
+    output: dict[str, Any] = answer["outputs"][0]
+    return output
 
 
 def _asked(

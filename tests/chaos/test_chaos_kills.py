@@ -66,14 +66,16 @@ def test_killed_server(server: Served) -> None:
     wait_for_regions(pid, before)
 
 
-def test_hung_server(server: Served) -> None:
-    """It lives and its ports accept, but nothing comes back."""
-    frozen = server_of(server.launcher.pid)
-    os.kill(frozen, signal.SIGSTOP)
-    deadline = time.monotonic() + 90
+@pytest.mark.parametrize("which", ["server", "was"])
+def test_hung_process(server: Served, which: str) -> None:
+    """It lives, and its ports accept, but nothing comes back."""
+    pid = server.launcher.pid
+    before = server_of(pid)
+    os.kill(before if which == "server" else stubs_of(pid)[which], signal.SIGSTOP)
+    deadline = time.monotonic() + 150
     while ask(server.grpc, "toy", PICTURE, 1.0).status != "OK":
         assert time.monotonic() < deadline
-    assert server_of(server.launcher.pid) != frozen
+    assert server_of(pid) != before
 
 
 def test_stopping_answers_what_is_under_way(toy_repository: Path) -> None:

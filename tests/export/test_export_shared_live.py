@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,7 +17,7 @@ import torch
 from exporting import shared_segmenter
 
 from backbones import build
-from serving import Served, served
+from serving import ROOT, Served, served
 from slime_client import Segmenter as Client
 from slime_client import SegmenterError
 from slime_export import listing, onnx
@@ -106,6 +108,12 @@ def test_a_segmenter_is_live_as_soon_as_it_is_published(publish: Publisher, serv
     assert (np.asarray(answer.array) == publish.mask(two)).mean() > 0.999
     with Client(server.grpc, "one") as client:
         assert (np.asarray(client.segment(png(IMAGE)).array) == publish.mask(publish.segmenter(1))).mean() > 0.999
+
+
+def test_the_containers_health_check_asks_one_of_them(server: Served) -> None:
+    command = [sys.executable, "-S", str(ROOT / "serve" / "health.py"), server.http]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.stdout.startswith("healthy: shared_"), done.stderr
 
 
 def test_a_new_version_is_followed_by_clients_that_are_connected(publish: Publisher, server: Served) -> None:
