@@ -13,7 +13,7 @@ from pathlib import Path
 from slime_export import accelerators, access, tensorrt
 from slime_export.errors import BusyError, EngineError, ExportError, ParityError, ServerError
 from slime_export.pipeline import export
-from slime_export.request import Request
+from slime_export.request import EMBEDDINGS, Request
 from slime_export.room import disk_line
 from slime_image import ImageError
 from slime_optimize.errors import InputError, failed
@@ -58,6 +58,12 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_form(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("what is served")
+    group.add_argument(
+        "--embedding",
+        choices=EMBEDDINGS,
+        default=Request.embedding,
+        help="baked: a UNet for each segmenter; shared: one UNet for many, each a file of its own (default: baked)",
+    )
     group.add_argument(
         "--maps",
         choices=MAPS,

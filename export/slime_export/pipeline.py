@@ -27,6 +27,7 @@ from slime_export.request import Request
 from slime_export.room import require_room
 from slime_export.server import Server
 from slime_export.session import OnnxModel
+from slime_export.shared_export import export_shared
 from slime_optimize import training_image
 from slime_optimize.errors import InputError
 from slime_optimize.evaluation import Data, read_data
@@ -43,7 +44,7 @@ def export(request: Request, say: Say = print) -> tuple[Published, Report]:
     Raises InputError, ExportError, ParityError, EngineError, ServerError, BusyError or OSError, with the repository as
     it was.
     """
-    return _Export(request, say).run()
+    return export_shared(request, say) if request.embedding == "shared" else _Export(request, say).run()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,6 +16,9 @@ from slime_export.session import providers_for
 from slime_optimize.segmenter import Segmenter
 from slime_was.form import Form
 
+# Baked into a graph of its own, or an input of one that many segmenters share.
+EMBEDDINGS = ("baked", "shared")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
@@ -35,6 +38,7 @@ class Request:
     access: Access = field(default_factory=Access)
     backbone: str | None = None
     tiny_encoder: str | None = None
+    embedding: str = EMBEDDINGS[0]
     maps: str = Form.maps
     precision: str = Form.precision
     encoder: str | None = None
@@ -51,6 +55,8 @@ class Request:
     def __post_init__(self) -> None:
         if self.keep < KEEP:
             raise ExportError(f"--keep: got {self.keep}, expected {KEEP} or more: the new version and the one before")
+        if self.embedding not in EMBEDDINGS:
+            raise ExportError(f"--embedding: got {self.embedding!r}, expected {' or '.join(EMBEDDINGS)}")
         if self.accelerator is not None and self.accelerator not in KINDS:
             raise ExportError(f"--accelerator: got {self.accelerator!r}, expected {' or '.join(KINDS)}")
         if self.accelerator is not None and self.format != "onnx":

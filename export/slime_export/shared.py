@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from slime_export.onnx import Signature
-from slime_export.parity import OnnxModel
+from slime_export.session import OnnxModel
 from slime_optimize.passes import passes
 from slime_optimize.segmenter import Segmenter
 from slime_store import Entry
@@ -105,6 +105,7 @@ class AsBaked:
 
     def __init__(self, model: OnnxModel, entry: Entry, group: Group) -> None:
         self._model, self._entry, self._group = model, entry, group
+        self.outputs = (*model.outputs, WEIGHTING)
 
     def __call__(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         batch, parts = len(inputs[LATENTS]), len(self._entry.description["parts"])
