@@ -25,7 +25,6 @@ from slime_export.encoder import Encoder
 from slime_export.errors import ExportError, ServerError
 from slime_export.lock import staging
 from slime_export.parity import random_images
-from slime_export.pipeline import encoder_signature
 from slime_export.record import Check, png
 from slime_export.removal import remove
 from slime_export.rollback import rollback
@@ -33,6 +32,7 @@ from slime_export.server import Server
 from slime_export.shared import group_of, signature
 from slime_export.shared_publication import SharedCandidate, publish_shared
 from slime_export.shared_store import groups
+from slime_export.tracing import encoder_signature
 from slime_export.unet import SharedUNet
 from slime_optimize.backbone import Backbone, load_backbone
 from slime_optimize.predict import Predictor
@@ -76,9 +76,12 @@ class Publisher:
             assert folder
             folder.mkdir()
         group = group_of(segmenter, FORM)
-        predictor = Predictor(segmenter, self.backbone)
         onnx.write(SharedUNet(segmenter, self.backbone, 8, weighted=True), signature(group), staged / ".unet")
-        onnx.write(Encoder(self.backbone), encoder_signature(predictor), staged / ".encoder")
+        onnx.write(
+            Encoder(self.backbone),
+            encoder_signature(self.backbone.image_size, self.backbone.latent_size),
+            staged / ".encoder",
+        )
         return folders
 
 
