@@ -15,15 +15,15 @@ from toy import PARTS, build_repository
 from tritonclient.grpc import InferenceServerClient
 
 from serving import Served, png, served
-from slime_client import Mask, Segmenter, SegmenterError, aio, segmenters
+from slime_client import Access, Mask, Segmenter, SegmenterError, aio, segmenters
 from slime_client.cli import main
 
 pytestmark = pytest.mark.triton
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    repository = build_repository(tmp_path_factory.mktemp("client") / "repository")
+def described_repository(folder: Path) -> Path:
+    """The toy's, with a name and a colour for each of its parts."""
+    repository = build_repository(folder)
     config = repository / "toy" / "config.pbtxt"
     parameters = {"parts": [f"part {number}" for number in range(PARTS)], "colours": [[9, 9, 9]] * PARTS}
     text = "".join(
@@ -32,7 +32,12 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     )
     kept = [line for line in config.read_text().splitlines(keepends=True) if 'key: "parts"' not in line]
     config.write_text("".join(kept) + text)
-    with served(repository) as running:
+    return repository
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    with served(described_repository(tmp_path_factory.mktemp("client") / "repository")) as running:
         yield running
 
 
@@ -105,3 +110,17 @@ def test_the_command(server: Served, image: npt.NDArray[np.uint8], tmp_path: Pat
     for number in range(3):
         with np.load(tmp_path / "out" / f"{number}.npz") as arrays:
             assert arrays["mask"].shape == (20 + number, 800)
+
+
+def test_a_key_opens_listing_and_shared_memory(image: npt.NDArray[np.uint8], tmp_path: Path) -> None:
+    (tmp_path / "key").write_text("0123456789abcdef-0123456789abcdef\n")
+    access = Access(access_key=tmp_path / "key")
+    repository = described_repository(tmp_path / "repository")
+    with served(repository, "--admin-key-file", str(tmp_path / "key")) as server:
+        with pytest.raises(SegmenterError) as caught:
+            segmenters(server.grpc)
+        assert caught.value.code == "UNAUTHENTICATED"
+        assert [description.name for description in segmenters(server.grpc, access=access)] == ["toy"]
+        with Segmenter(server.grpc, "toy") as keyless, Segmenter(server.grpc, "toy", access=access) as keyed:
+            np.testing.assert_array_equal(keyless.segment(image).array, keyed.segment(image).array)
+            assert [segmenter._regions._allowed for segmenter in (keyless, keyed)] == [False, True]
