@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -19,6 +21,8 @@ from slime_optimize.backbone import load_backbone
 from slime_optimize.predict import load_predictor
 from slime_optimize.segmenter import Segmenter
 from slime_optimize.settings import Settings
+
+SCRIPT = Path(__file__).resolve().parents[2] / "export" / "build.py"
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -94,3 +98,29 @@ def snapshot() -> Callable[[Path], Snapshot]:
         return inside | hidden | {".": None if folder.exists() else b"missing"}
 
     return take
+
+
+@pytest.fixture(scope="session")
+def command() -> ModuleType:
+    specification = importlib.util.spec_from_file_location("export_build", SCRIPT)
+    assert specification and specification.loader
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def mistake(
+    command: ModuleType, capsys: pytest.CaptureFixture[str], snapshot: Callable[[Path], Snapshot]
+) -> Callable[..., str]:
+    """(repository, code, *arguments) -> the one line; the repository stays as it was."""
+
+    def run(repository: Path, code: int, *arguments: object) -> str:
+        before = snapshot(repository)
+        assert command.main([str(each) for each in (*arguments, "--repository", repository)]) == code
+        assert snapshot(repository) == before
+        line = capsys.readouterr().err.splitlines()[-1]
+        assert line.startswith("error: ")
+        return line
+
+    return run

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from backbones import LATENT_SIZE
 from slime_export.parity import Report
 from slime_export.repository import Published
 from slime_optimize.backbone import Backbone
+from slime_optimize.layers import Layers
 from slime_optimize.predict import Predictor
 from slime_optimize.segmenter import Segmenter
 from slime_optimize.settings import Settings
@@ -54,3 +55,31 @@ def shared_segmenter(backbone: Backbone, seed: int, parts: int, settings: dict[s
         preset="paper",
         seed=seed,
     )
+
+
+LATE = "up_blocks.3.attentions.{}.transformer_blocks.0.attn2"
+OPTIONS: dict[str, dict[str, Any]] = {
+    "best": {"readout": "parts", "rescale": True, "mirrored": True, "guide": 0.1},
+    "passes": {"t_test": 100, "more_t": [300], "draws": 2},
+    # As the embedded backbone reads them: some of the layers come after a self layer, or before no other.
+    "late": {"layers": {"cross": [*Layers().cross, LATE.format(0), LATE.format(2)], "self": list(Layers().self_)}},
+    "suppressed": {"suppress": True, "drop_background": True, "threshold": 0.012},
+    "published": {
+        "channel_order": "bgr",
+        "drop_background": True,
+        "suppress": True,
+        "rescale": True,
+        "patches": 2,
+        "patch_side": 0.75,
+    },
+}
+
+
+def changed(folder: Path, settings: dict[str, Any]) -> Segmenter:
+    """The segmenter in `folder` with other settings, written back."""
+    made = Segmenter.load(folder)
+    after = made.settings.changed(settings)
+    noise = torch.randn(after.draws, 4, LATENT_SIZE, LATENT_SIZE, generator=torch.Generator().manual_seed(1))
+    segmenter = replace(made, settings=after, noise=noise)
+    segmenter.save(folder)
+    return segmenter

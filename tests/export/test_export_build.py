@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import shutil
 from collections.abc import Callable
@@ -11,48 +10,21 @@ from types import ModuleType
 
 import numpy as np
 import pytest
-from exporting import Exported, Snapshot
+from exporting import Exported
 
 from slime_export import layout, parity, record
 from slime_image import decode
 from slime_optimize import training_image
 
 ONE_KIND = pytest.mark.parametrize("exported", ["sd15"], indirect=True)
-SCRIPT = Path(__file__).resolve().parents[2] / "export" / "build.py"
-
-
-@pytest.fixture(scope="module")
-def build() -> ModuleType:
-    specification = importlib.util.spec_from_file_location("export_build", SCRIPT)
-    assert specification and specification.loader
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture
-def mistake(
-    build: ModuleType, capsys: pytest.CaptureFixture[str], snapshot: Callable[[Path], Snapshot]
-) -> Callable[..., str]:
-    """(repository, code, *arguments) -> the one line; the repository stays as it was."""
-
-    def run(repository: Path, code: int, *arguments: object) -> str:
-        before = snapshot(repository)
-        assert build.main([str(each) for each in (*arguments, "--repository", repository)]) == code
-        assert snapshot(repository) == before
-        line = capsys.readouterr().err.splitlines()[-1]
-        assert line.startswith("error: ")
-        return line
-
-    return run
 
 
 @ONE_KIND
 def test_publishing_again_under_the_folders_name(
-    build: ModuleType, exported: Exported, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    command: ModuleType, exported: Exported, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     repository = shutil.copytree(exported.repository, tmp_path / "repository")
-    assert build.main([str(exported.folder), "--repository", str(repository)]) == 0
+    assert command.main([str(exported.folder), "--repository", str(repository)]) == 0
     said = capsys.readouterr().out
     # The VAE encoder is there already.
     assert "tracing the VAE encoder" not in said

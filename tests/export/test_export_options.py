@@ -3,42 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
+from exporting import OPTIONS, changed
 
-from backbones import LATENT_SIZE
+from slime_export import parity
 from slime_export.errors import ExportError
 from slime_export.pipeline import export
+from slime_export.references import answered
+from slime_export.report import Report
 from slime_export.repository import reading_of
 from slime_export.request import Request
-from slime_optimize.segmenter import Segmenter
-
-OPTIONS: dict[str, dict[str, Any]] = {
-    "best": {"readout": "parts", "rescale": True, "mirrored": True, "guide": 0.1},
-    "passes": {"t_test": 100, "more_t": [300], "draws": 2},
-    "published": {
-        "channel_order": "bgr",
-        "drop_background": True,
-        "suppress": True,
-        "rescale": True,
-        "patches": 2,
-        "patch_side": 0.75,
-    },
-}
-
-
-def changed(folder: Path, settings: dict[str, Any]) -> Segmenter:
-    """The segmenter in `folder` with other settings, written back."""
-    made = Segmenter.load(folder)
-    after = made.settings.changed(settings)
-    noise = torch.randn(after.draws, 4, LATENT_SIZE, LATENT_SIZE, generator=torch.Generator().manual_seed(1))
-    segmenter = replace(made, settings=after, noise=noise)
-    segmenter.save(folder)
-    return segmenter
+from slime_export.session import OnnxModel
+from slime_export.tracing import trace_unet
+from slime_optimize.predict import load_predictor
+from slime_was.form import Form
 
 
 @pytest.mark.parametrize("name", sorted(OPTIONS))
@@ -52,6 +32,20 @@ def test_exported_with_the_same_masks(name: str, tmp_path: Path, make_segmenter:
     config = (tmp_path / "repository" / reading.model / "config.pbtxt").read_text()
     assert f'string_value: "{segmenter.settings.channel_order}"' in config
     assert ("FITTED" in (tmp_path / "repository" / "car" / "config.pbtxt").read_text()) == (name == "best")
+
+
+@pytest.mark.parametrize("name", sorted(OPTIONS))
+def test_the_weighted_form_gives_the_same_masks(name: str, tmp_path: Path, make_segmenter: Callable[..., Path]) -> None:
+    folder = make_segmenter(tmp_path)
+    changed(folder, OPTIONS[name])
+    predictor = load_predictor(folder)
+    images = parity.trial_images(predictor)
+    expected = answered(predictor, images, weighted=True, own_error=False)
+    assert all((mask == found).all() for mask, found in zip(predictor.masks(images), expected.masks, strict=True))
+    unet = trace_unet(predictor, Form(maps="weighted"), tmp_path / "unet", 10**9)
+    report = Report(comparisons=parity.measured(expected, OnnxModel(unet / "model.onnx")))
+    assert not report.failures
+    assert {"CROSS", "WAS", "WEIGHTING"} == set(report.comparisons[0].tensors)
 
 
 def test_more_crops_than_a_batch_are_refused(tmp_path: Path, make_segmenter: Callable[..., Path]) -> None:
