@@ -33,10 +33,11 @@ from tritonclient import grpc
 from slime_export import record
 from slime_export.changes import linked
 from slime_export.lock import staging
-from slime_export.pipeline import Request, export
+from slime_export.pipeline import export
 from slime_export.record import Check
 from slime_export.removal import remove
 from slime_export.repository import Candidate, publish
+from slime_export.request import Request
 from slime_export.rollback import rollback
 from slime_export.server import Server
 from slime_optimize.backbone import Backbone, load_backbone
@@ -157,10 +158,9 @@ class Run:
         kinds = _spread(publishes, rollbacks)
         with Asking(self.watched.url, NAME, self.variants[0].check.image) as asking:
             for turn, kind in enumerate(kinds):
-                _wait(lambda turn=turn: len(asking.answers) >= requests * turn // len(kinds))
+                _wait_for(asking.answers, requests * turn // len(kinds))
                 self._roll_back() if kind == "rollback" else self._publish()
-            last = max(self.contents)
-            _wait(lambda: len(asking.answers) >= requests and any(each.version == last for each in asking.answers))
+            _wait_for(asking.answers, requests, max(self.contents))
         return asking.answers
 
     def _publish(self) -> None:
@@ -197,8 +197,7 @@ class Run:
         if answer.ended < begun or answer.begun > ended:
             return f"version {answer.version} was not live during the call"
         expected = self.contents[answer.version].check.mask_HW
-        same = answer.mask_HW is not None and answer.mask_HW.shape == expected.shape
-        if not same or (answer.mask_HW == expected).mean() < AGREEMENT:
+        if not _same(answer, expected):
             return f"version {answer.version} answered with another version's mask"
         return ""
 
@@ -224,7 +223,7 @@ def new_names(run: Run, count: int) -> tuple[list[float], list[float]]:
             variant.publish(run.repository, name, run.watched)
             answer = ask(client, name, variant.check.image)
             published.append(time.perf_counter() - begun)
-            if answer.error or (answer.mask_HW != variant.check.mask_HW).mean() > 1 - AGREEMENT:
+            if not _same(answer, variant.check.mask_HW):
                 raise SystemExit(f"error: {name} answers wrongly: {answer.error or 'another mask'}")
             begun = time.perf_counter()
             remove(run.repository, name, run.watched, say=_quiet)
@@ -258,9 +257,9 @@ def variant(folder: Path, seed: int, backbone: Backbone) -> tuple[Variant, float
 
 
 def require_different(masks: Sequence[record.Mask]) -> None:
-    """Or an answer of the wrong version would look right."""
+    """By ten times what an answer may differ by, or one of the wrong version would look right."""
     for one, other in itertools.combinations(masks, 2):
-        if (one == other).mean() > 0.95:
+        if np.equal(one, other).mean() > 1 - 10 * (1 - AGREEMENT):
             raise SystemExit("error: two of the segmenters give nearly the same mask; try other seeds")
 
 
@@ -303,6 +302,13 @@ def main() -> int:
     return 1 if wrong else 0
 
 
+def _same(answer: Answer, expected_HW: record.Mask) -> bool:
+    mask_HW = answer.mask_HW
+    if mask_HW is None or mask_HW.shape != expected_HW.shape:
+        return False
+    return float(np.equal(mask_HW, expected_HW).mean()) >= AGREEMENT
+
+
 def _spread(publishes: int, rollbacks: int) -> list[str]:
     """Rollbacks evenly among the publications, the first after the second of them."""
     kinds = ["publish"] * publishes
@@ -311,9 +317,13 @@ def _spread(publishes: int, rollbacks: int) -> list[str]:
     return kinds
 
 
-def _wait(until: Callable[[], bool]) -> None:
-    while not until():
-        time.sleep(0.005)
+def _wait_for(answers: Sequence[Answer], count: int, version: int | None = None) -> None:
+    """Until there are `count` answers and one of them is `version`'s. Raises TimeoutError where none comes any more."""
+    deadline = time.monotonic() + 600
+    while len(answers) < count or (version is not None and all(each.version != version for each in answers)):
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"{len(answers)} answers after 600 s, expected {count}, and one of version {version}")
+        time.sleep(0.02)
 
 
 def _summary(values: Sequence[float]) -> dict[str, float]:
