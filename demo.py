@@ -122,10 +122,10 @@ def run(script: str, *arguments: object) -> None:
 
 
 @contextmanager
-def server(repository: Path) -> Iterator[str]:
+def server(repository: Path, *more: str) -> Iterator[str]:
     """serve/launch.py on free ports for as long as the block runs; yields its gRPC address."""
     ports = [word for name in ("grpc", "http", "metrics") for word in (f"--{name}-port", "0")]
-    command = [sys.executable, str(ROOT / "serve/launch.py"), "--repository", str(repository), *ports]
+    command = [sys.executable, str(ROOT / "serve/launch.py"), "--repository", str(repository), *ports, *more]
     print("$ python serve/launch.py", *command[2:], flush=True)
     launcher = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:

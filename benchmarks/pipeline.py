@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 from benchmarks.pipeline_figures import growth_figures, result_of
+from benchmarks.pipeline_onnx import SESSIONS
 from benchmarks.pipeline_page import page, plot, table
 from benchmarks.sides import ROOT, BenchmarkError, Side, cpu, python, started, write
 
@@ -48,6 +49,16 @@ _FEW = 3
 _LARGE = 5e8  # bytes of a UNet; beyond it, variants do not stay in memory between their turns
 
 
+@dataclass(frozen=True)
+class Wanted:
+    """One process to measure. `session`: options of ONNX Runtime's, by name; `triton`: behind the server."""
+
+    name: str
+    parts: int
+    session: str = "served"
+    triton: bool = False
+
+
 @dataclass(frozen=True, kw_only=True)
 class Runner:
     """How a variant's process is started. `kept`: those that stay until the end."""
@@ -55,50 +66,49 @@ class Runner:
     options: argparse.Namespace
     exports: Mapping[str, Any]
     resident: bool
-    kept: dict[str, Side] = field(default_factory=dict)
+    kept: dict[Wanted, Side] = field(default_factory=dict)
     ready: dict[str, dict[str, Any]] = field(default_factory=dict)
-    peaks: dict[str, float] = field(default_factory=dict)
+    peaks: dict[Wanted, float] = field(default_factory=dict)
 
-    def missing(self, name: str, parts: int) -> str:
+    def missing(self, name: str) -> str:
         """Why the variant cannot be measured, or nothing."""
-        models = [self.exports["models"][f"{form}-{parts}"] for form in SERVED.get(name, ())]
-        return next((model["missing"] for model in models if "missing" in model), "")
+        return next((model["missing"] for model in self._models(name) if "missing" in model), "")
 
-    def macs(self, name: str, parts: int) -> int:
+    def macs(self, name: str) -> int:
         """Of the variant's graphs; 0 where PyTorch runs."""
-        return sum(self.exports["models"][f"{form}-{parts}"]["macs"] for form in SERVED.get(name, ()))
+        return sum(model["macs"] for model in self._models(name))
 
     @contextmanager
-    def turn(self, name: str, parts: int, session: str = "served") -> Iterator[Side]:
-        """The variant's process: one that stayed, or one for this turn, whose peak memory is then noted."""
-        key = f"{name}-{parts}-{session}"
-        if key in self.kept:
-            yield self.kept[key]
+    def turn(self, wanted: Wanted) -> Iterator[Side]:
+        """The process: one that stayed, or one for this turn, whose peak memory is then noted."""
+        if wanted in self.kept:
+            yield self.kept[wanted]
             return
-        with started(key, "benchmarks.pipeline_side", *self._words(name, parts, session)) as side:
-            self.ready[name] = side.ask()
+        with started(wanted.name, "benchmarks.pipeline_side", *self._words(wanted)) as side:
+            self.ready.setdefault(wanted.name, side.ask())
             yield side
-            self.peaks[key] = max(self.peaks.get(key, 0), side.end()["peak_bytes"])
+            self.peaks[wanted] = max(self.peaks.get(wanted, 0), side.end()["peak_bytes"])
 
-    def stay(self, stack: ExitStack, name: str, parts: int, session: str = "served") -> None:
-        """Keeps the variant in memory, where they stay, until `stack` closes; its peak is noted there."""
+    def stay(self, stack: ExitStack, wanted: Wanted) -> None:
+        """Keeps the process, where all fit in memory, until `stack` closes; its peak is noted there."""
         if self.resident:
-            side = stack.enter_context(self.turn(name, parts, session))
-            self.kept[side.name] = side
-            stack.callback(self.kept.pop, side.name)
+            self.kept[wanted] = stack.enter_context(self.turn(wanted))
+            stack.callback(self.kept.pop, wanted)
 
-    def peak(self, name: str, parts: int, session: str = "served") -> float:
-        return self.peaks[f"{name}-{parts}-{session}"]
+    def _models(self, name: str) -> list[dict[str, Any]]:
+        return [self.exports["models"][f"{form}-{self.options.parts}"] for form in SERVED.get(name, ())]
 
-    def _words(self, name: str, parts: int, session: str) -> list[object]:
-        common = ["--device", self.options.device, "--threads", self.options.threads, "--session", session]
-        if name == PRODUCT:
+    def _words(self, wanted: Wanted) -> list[object]:
+        options = self.options
+        common = ["--device", options.device, "--threads", options.threads, "--session", wanted.session]
+        if wanted.name == PRODUCT:
             return [PRODUCT, *common]
-        if name in SERVED:
-            encoder, unet = (self.exports["models"][f"{form}-{parts}"]["path"] for form in SERVED[name])
-            return ["onnx", "--encoder", encoder, "--unet", unet, *common]
-        folder = self.exports["segmenters"][str(parts)]
-        return [name, "--segmenter", folder, "--backbone", self.options.backbone, *common]
+        if wanted.name in SERVED:
+            forms = [f"{form}-{wanted.parts}" for form in SERVED[wanted.name]]
+            encoder, unet = (self.exports["models"][form]["path"] for form in forms)
+            return ["triton" if wanted.triton else "onnx", "--encoder", encoder, "--unet", unet, *common]
+        folder = self.exports["segmenters"][str(wanted.parts)]
+        return [wanted.name, "--segmenter", folder, "--backbone", options.backbone, *common]
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
@@ -107,13 +117,13 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         name = Path(options.backbone).name if options.backbone else options.shape
         options.backbone = options.backbone or stack.enter_context(_written(options))
         runner = _runner(options, sorted({options.parts, *(GROWTH_PARTS if options.growth else ())}))
-        variants = [each for each in options.variants if not runner.missing(each, options.parts)]
-        absent = {each: runner.missing(each, options.parts) for each in options.variants if each not in variants}
-        runs = rounds(runner, {each: (each, options.parts) for each in (PRODUCT, *variants)}, options.rounds, {})
-        peaks = {each: runner.peak(each, options.parts) for each in variants}
+        variants = [each for each in options.variants if not runner.missing(each)]
+        absent = {each: runner.missing(each) for each in options.variants if each not in variants}
+        runs = rounds(runner, {each: Wanted(each, options.parts) for each in (PRODUCT, *variants)}, options.rounds, {})
+        peaks = {each: runner.peaks[Wanted(each, options.parts)] for each in variants}
         batches = _batches(runner, variants, options)
         macs, masks = _counted(runner, variants, options)
-        grown = _grown(runner, options) if options.growth else {}
+        more = {name: of(runner, variants, options) for name, of in MORE.items() if getattr(options, name)}
     return {
         "shape": name,
         "parts": options.parts,
@@ -123,22 +133,22 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "missing": absent,
         "models": {key: _without(model, "path") for key, model in runner.exports["models"].items()},
         **result_of(runs, batches, peaks, macs, masks),
-        "growth": grown,
+        **more,
         "machine": _machine(runner, options),
     }
 
 
 def rounds(
-    runner: Runner, sides: Mapping[str, tuple[str, int]], count: int, order: Mapping[str, Any]
+    runner: Runner, sides: Mapping[str, Wanted], count: int, order: Mapping[str, Any]
 ) -> dict[str, list[dict[str, float]]]:
     """Seconds of each side's turns, by its key: `order` once of each, there and back by turns, `count` times."""
     seconds: dict[str, list[dict[str, float]]] = {key: [] for key in sides}
     with ExitStack() as stack:
-        for name, parts in sides.values():
-            runner.stay(stack, name, parts)
+        for wanted in sides.values():
+            runner.stay(stack, wanted)
         for turn in range(count):
-            for key, (name, parts) in sides.items() if turn % 2 == 0 else reversed(sides.items()):
-                with runner.turn(name, parts) as side:
+            for key in list(sides) if turn % 2 == 0 else reversed(list(sides)):
+                with runner.turn(sides[key]) as side:
                     seconds[key].append(side.ask(json.dumps(order))["seconds"])
             told = ", ".join(f"{key} {1e3 * each[-1]['total']:.0f} ms" for key, each in seconds.items())
             print(f"round {turn + 1} of {count} {json.dumps(order)}: {told}", flush=True)
@@ -147,7 +157,7 @@ def rounds(
 
 def _batches(runner: Runner, variants: Sequence[str], options: argparse.Namespace) -> dict[str, dict[int, Any]]:
     """Seconds of larger batches. The published form takes one image at a time."""
-    sides = {each: (each, options.parts) for each in variants if each != "published"}
+    sides = {each: Wanted(each, options.parts) for each in variants if each != "published"}
     found: dict[str, dict[int, Any]] = {each: {} for each in variants}
     for batch in options.batches:
         if batch > 1:
@@ -163,23 +173,44 @@ def _counted(
     macs, masks = {}, {}
     with tempfile.TemporaryDirectory() as scratch:
         for name in variants:
-            with runner.turn(name, options.parts) as side:
-                macs[name] = runner.macs(name, options.parts) or side.ask('{"count": true}')["macs"]
+            with runner.turn(Wanted(name, options.parts)) as side:
+                macs[name] = runner.macs(name) or side.ask('{"count": true}')["macs"]
                 masks[name] = np.load(side.ask(json.dumps({"save": f"{scratch}/{name}.npy"}))["saved"])
     return macs, masks
 
 
-def _grown(runner: Runner, options: argparse.Namespace) -> dict[str, Any]:
-    """Seconds by number of parts and by the image's side."""
-    grown: dict[str, Any] = {"parts": {}, "sides": {}}
-    growing = [each for each in GROWING if not runner.missing(each, options.parts)]
-    sides = {f"{name}-{parts}": (name, parts) for name in growing for parts in GROWTH_PARTS}
-    grown["parts"] = growth_figures(rounds(runner, sides, options.rounds, {}))
+def _grown(runner: Runner, variants: Sequence[str], options: argparse.Namespace) -> dict[str, Any]:
+    """Milliseconds by number of parts and by the image's side."""
+    growing = [each for each in GROWING if each in variants]
+    sides = {f"{name}-{parts}": Wanted(name, parts) for name in growing for parts in GROWTH_PARTS}
+    by_parts, by_side = growth_figures(rounds(runner, sides, options.rounds, {})), {}
     for times in GROWTH_SIDES:
         pixels = times * runner.exports["image_size"]
-        of_side = {f"{name}-{pixels}": (name, options.parts) for name in growing}
-        grown["sides"] |= growth_figures(rounds(runner, of_side, max(2, options.rounds // 3), {"side": pixels}))
-    return grown
+        of_side = {f"{name}-{pixels}": Wanted(name, options.parts) for name in growing}
+        by_side |= growth_figures(rounds(runner, of_side, max(2, options.rounds // 3), {"side": pixels}))
+    return {"parts": by_parts, "sides": by_side}
+
+
+def _served(runner: Runner, variants: Sequence[str], options: argparse.Namespace) -> dict[str, Any]:
+    """Milliseconds of whole requests to the server, and of the same models in one process, by turns."""
+    names = [each for each in ("averaged", "weighted") if each in variants]
+    sides = {
+        f"{name}-{int(over)}": Wanted(name, options.parts, triton=over) for name in names for over in (False, True)
+    }
+    found = growth_figures(rounds(runner, sides, options.rounds, {}))
+    return {name: {"served_ms": found[f"{name}-1"], "process_ms": found[f"{name}-0"]} for name in names}
+
+
+def _sessions(runner: Runner, variants: Sequence[str], options: argparse.Namespace) -> dict[str, Any]:
+    """Milliseconds and peak memory by options of ONNX Runtime's session."""
+    names = [each for each in ("averaged", "weighted") if each in variants]
+    every = [Wanted(name, options.parts, session) for name in names for session in SESSIONS]
+    found = growth_figures(rounds(runner, {f"{each.name}, {each.session}": each for each in every}, options.rounds, {}))
+    peaks = {f"{each.name}, {each.session}": round(runner.peaks[each] / 1e9, 3) for each in every}
+    return {key: {"ms": found[key], "peak_gb": peaks[key]} for key in found}
+
+
+MORE = {"growth": _grown, "triton": _served, "sessions": _sessions}
 
 
 def _runner(options: argparse.Namespace, parts: Sequence[int]) -> Runner:
@@ -256,6 +287,8 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--batches", type=int, nargs="+", default=BATCHES)
     parser.add_argument("--parts", type=int, default=6, help="with the background (6)")
     parser.add_argument("--growth", action="store_true", help="also by number of parts and by the image's side")
+    parser.add_argument("--triton", action="store_true", help="also what the server adds")
+    parser.add_argument("--sessions", action="store_true", help="also by options of ONNX Runtime's session")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of the variant whose turn it is (all)")
     parser.add_argument("--work", type=Path, default=ROOT / "build" / "pipeline", help="where ONNX files are kept")

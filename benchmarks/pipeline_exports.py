@@ -27,26 +27,25 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from benchmarks.make_random_backbone import LATENT_CHANNELS, random_segmenter
+from benchmarks.make_random_backbone import random_segmenter
 from benchmarks.pictures import picture
 
 from slime_export import graph, onnx
 from slime_export.encoder import Encoder
-from slime_export.onnx import Signature
+from slime_export.tracing import encoder_signature, unet_signature
 from slime_export.unet import MapsUNet
 from slime_optimize.backbone import Backbone, load_backbone
 from slime_optimize.errors import BackboneError
 from slime_optimize.predict import Predictor
 from slime_optimize.segmenter import Segmenter
-from slime_was.contract import ACCUMULATED, CROSS, LATENTS, PIXELS, SELF, WEIGHTING
-from slime_was.options import LENGTH
+from slime_was.contract import LATENTS, Form
 
 FORMS = ("encoder", "tiny_encoder", "averaged", "weighted", "int8")
 BY_SEGMENTER = ("averaged", "weighted", "int8")
 COUNTS = "counts.json"
 _CALIBRATION = range(100, 108)  # seeds of the pictures that an int8 model's ranges are measured on
 _DECISIVE = (
-    *(f"slime_export.{name}" for name in ("encoder", "onnx", "quantise", "unet")),
+    *(f"slime_export.{name}" for name in ("encoder", "onnx", "quantise", "tracing", "unet")),
     *(f"slime_optimize.{name}" for name in ("attention", "layers", "passes", "processors")),
     "benchmarks.make_random_backbone",
     "benchmarks.pipeline_exports",
@@ -110,23 +109,17 @@ class Exports:
         }
 
     def _encoder(self, encoder: str, folder: Path) -> None:
-        size, latent = self.backbone.image_size, self.backbone.latent_size
         try:
             module = Encoder(self.backbone, encoder)
         except BackboneError as error:
             raise MissingError(str(error)) from error
-        ends = Signature(inputs={PIXELS: (3, size, size)}, outputs={LATENTS: (LATENT_CHANNELS, latent, latent)})
-        onnx.write(module, ends, folder)
+        onnx.write(module, encoder_signature(self.backbone.image_size, self.backbone.latent_size), folder)
 
     def _unet(self, folder: Path, name: str, *, weighted: bool) -> None:
-        latent = self.backbone.latent_size
-        maps = {ACCUMULATED: (-1, latent, latent)} if weighted else {SELF: (latent**2, latent**2)}
-        ends = Signature(
-            inputs={LATENTS: (LATENT_CHANNELS, latent, latent)},
-            outputs={CROSS: (-1, latent, latent), **maps, WEIGHTING: (LENGTH,)},
-        )
+        form = Form(maps="weighted" if weighted else "averaged")
         segmenter = Segmenter.load(self.segmenter(name))
-        onnx.write(MapsUNet(segmenter, self.backbone, weighted=weighted), ends, folder)
+        module = MapsUNet(segmenter, self.backbone, weighted=weighted)
+        onnx.write(module, unet_signature(self.backbone.latent_size, form), folder)
 
     def _int8(self, folder: Path, name: str) -> None:
         try:

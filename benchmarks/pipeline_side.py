@@ -76,6 +76,9 @@ class Variant(ABC):
     def peak_bytes(self) -> int:
         return high_water()
 
+    def close(self) -> None:  # noqa: B027  most have nothing
+        """What else runs for it is ended."""
+
     def decoded(self, files: Sequence[bytes]) -> tuple[list[tuple[int, int]], npt.NDArray[np.float32]]:
         """(height, width) of each image, and all fitted, (B,3,S,S)."""
         images = [slime_image.decode(each) for each in files]
@@ -130,6 +133,10 @@ def _variant(options: argparse.Namespace) -> Variant:
         from benchmarks.pipeline_onnx import Served
 
         return Served(options)
+    if options.kind == "triton":
+        from benchmarks.pipeline_triton import Triton
+
+        return Triton(options)
     if options.kind == "product":
         from benchmarks.pipeline_product import Product
 
@@ -142,12 +149,16 @@ def _variant(options: argparse.Namespace) -> Variant:
 def main() -> None:
     options = _arguments()
     answers, sys.stdout = sys.stdout, sys.stderr  # whatever a library prints is not an answer
-    serve(_variant(options), sys.stdin, answers)
+    variant = _variant(options)
+    try:
+        serve(variant, sys.stdin, answers)
+    finally:
+        variant.close()
 
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("kind", choices=["published", "torch", "onnx", "product"])
+    parser.add_argument("kind", choices=["published", "torch", "onnx", "triton", "product"])
     parser.add_argument("--segmenter", type=Path, help="of the two in PyTorch")
     parser.add_argument("--backbone", help="where the segmenter's is now")
     parser.add_argument("--encoder", type=Path, help="model.onnx")

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
+_PATIENCE_S = 90.0
 
 
 class BenchmarkError(RuntimeError):
@@ -59,7 +60,17 @@ def started(name: str, module: str, *words: object) -> Iterator[Side]:
         try:
             yield Side(name=name, process=process)
         finally:
-            process.kill()
+            _end(process)
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    """At the end of its input it ends by itself, and what runs for it as well."""
+    assert process.stdin
+    process.stdin.close()
+    try:
+        process.wait(_PATIENCE_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
 
 
 def python(module: str, *words: object) -> str:

@@ -97,7 +97,7 @@ def test_page() -> None:
 def test_page_of_further_measurements() -> None:
     more = {
         "accuracy": figures({"weighted": {"car": 53.0, "face": 40.0}, "int8": {"car": 52.5, "face": 38.5}}, [0]),
-        "triton": {"rows": {"weighted": {"served_ms": 12.0, "process_ms": 10.0}}, "note": "Over loopback."},
+        "triton": {"weighted": {"served_ms": 12.0, "process_ms": 10.0}},
         "sessions": {"served": {"ms": 10.0, "peak_gb": 0.2}},
     }
     text = pipeline_page.page({"embedded": _result("embedded") | more})

@@ -1,0 +1,98 @@
+"""The same models behind the server: a repository of links to them, serve/launch.py on it, asked over gRPC."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import tempfile
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from benchmarks.pipeline_onnx import opened
+from benchmarks.pipeline_side import Mask, Stages, Variant
+from benchmarks.sides import ROOT
+from demo import server
+
+from slime_client import Segmenter
+from slime_was import Weighting, contract
+from slime_was.contract import CROSS, SELF
+from slime_was.form import Form
+
+NAME = "measured"
+
+
+class Triton(Variant):
+    """From bytes to masks over loopback; the stage `unet` holds all of it, because one waits for the whole.
+
+    It is the server's memory that counts there, so that no peak is told.
+    """
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self._threads = options.threads
+        self._stack = ExitStack()
+        scratch = self._stack.enter_context(tempfile.TemporaryDirectory(dir=options.unet.parents[1]))
+        self.image_size = build(Path(scratch), options)
+        url = self._stack.enter_context(server(Path(scratch), "--no-verify", "--threads", str(options.threads)))
+        self._client = self._stack.enter_context(Segmenter(url, NAME))
+
+    @property
+    def about(self) -> dict[str, Any]:
+        return {"device": "cpu", "threads": self._threads, "versions": {}}
+
+    def masks(self, files: Sequence[bytes], stage: Stages) -> list[Mask]:
+        with stage("unet"):
+            return [self._client.segment(each, timeout=600).array for each in files]
+
+    def close(self) -> None:
+        self._stack.close()
+
+
+def build(repository: Path, options: argparse.Namespace) -> int:
+    """A repository of the two models; returns the image's side."""
+    side, latents, weighting, form, parts = _read(options)
+    reading = contract.Reading(image_size=side, weighting=weighting)
+    for model, config in ((contract.PREPROCESS, contract.preprocess_config(reading)), (contract.WAS, None)):
+        shutil.copytree(ROOT / "model_repository" / model, repository / model)
+        if config:
+            (repository / model / "config.pbtxt").write_text(config)
+    channels, size, _ = latents
+    encoder = contract.vae_encoder_config(
+        backbone=NAME, image_size=side, latent_channels=channels, latent_size=size, form=form
+    )
+    unet = contract.unet_config(segmenter=NAME, parts=parts, latent_channels=channels, latent_size=size, form=form)
+    told = {"form": "baked", "image_size": str(side)}
+    told |= {"parts": json.dumps([f"part {part}" for part in range(parts)])}
+    told |= {"colours": json.dumps([[part] * 3 for part in range(parts)])}
+    ensemble = contract.ensemble_config(
+        segmenter=NAME, versions=contract.Versions(), parameters=told, reading=reading, form=form
+    )
+    _model(repository / form.encoder_model, encoder, options.encoder)
+    _model(repository / contract.unet_name(NAME, form), unet, options.unet)
+    _model(repository / NAME, ensemble, None)
+    return side
+
+
+def _read(options: argparse.Namespace) -> tuple[int, tuple[int, int, int], Weighting, Form, int]:
+    """The image's side, the latents' shape, the weighting, the form and the number of parts, from one run."""
+    encoder = opened(options.encoder, options)
+    side = int(encoder.get_inputs()[0].shape[-1])
+    unet = opened(options.unet, options)
+    latents = tuple(int(size) for size in unet.get_inputs()[0].shape[1:])
+    names = [output.name for output in unet.get_outputs()]
+    answer = unet.run([CROSS, contract.WEIGHTING], {contract.LATENTS: np.zeros((1, *latents), np.float32)})
+    form = Form(maps="averaged" if SELF in names else "weighted")
+    channels, height, width = latents
+    return side, (channels, height, width), Weighting.from_vector(answer[1][0]), form, int(answer[0].shape[1])
+
+
+def _model(folder: Path, config: str, file: Path | None) -> None:
+    """The weights stay where they are."""
+    version = folder / "1"
+    version.mkdir(parents=True)
+    (folder / "config.pbtxt").write_text(config)
+    for each in file.parent.glob("model.onnx*") if file else ():
+        (version / each.name).hardlink_to(each)
