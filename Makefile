@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo test lint results speed serve clean
+.PHONY: demo test lint results speed performance serve clean
 
 demo: $(INSTALLED)
 	$(BIN)/python demo.py
@@ -25,6 +25,11 @@ results: $(INSTALLED)
 speed: $(INSTALLED)
 	$(BIN)/python -m benchmarks.optimize --shape embedded --json docs/optimise-speed.json
 	$(BIN)/python -m benchmarks.optimize --shape sd21 --json docs/optimise-speed.json --page docs/optimise-speed.md
+
+performance: $(INSTALLED)
+	$(BIN)/python -m benchmarks.pipeline --shape embedded --growth --triton --sessions --json docs/performance.json
+	$(BIN)/python -m benchmarks.pipeline_accuracy --json docs/performance.json
+	$(BIN)/python -m benchmarks.pipeline --shape sd21 --triton --json docs/performance.json --page docs/performance.md
 
 serve: $(INSTALLED)
 	$(BIN)/python demo.py --stop-after export

@@ -13,6 +13,7 @@ from benchmarks.pictures import picture
 from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
 
 from benchmarks import make_random_backbone
+from slime_image import fit
 from slime_optimize import Backbone, load_backbone
 from slime_optimize.predict import Predictor
 from slime_optimize.segmenter import Segmenter
@@ -36,7 +37,7 @@ def backbone(folder: Path) -> Backbone:
 
 
 def test_latents_are_as_a_trained_encoders(backbone: Backbone) -> None:
-    pixels = torch.from_numpy(picture(128, 0)).permute(2, 0, 1)[None] / 127.5 - 1
+    pixels = torch.from_numpy(fit(picture(128, 0), 128))[None]
     latents, sampled = backbone.encode(pixels), backbone.encode(pixels, torch.Generator())
     assert latents.shape == (1, 4, 16, 16)
     torch.testing.assert_close(latents.std((0, 2, 3)), torch.ones(4), rtol=0.01, atol=0)
