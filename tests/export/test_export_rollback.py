@@ -14,7 +14,7 @@ import pytest
 from exporting import Snapshot
 from test_export_repository import FakeServer, assert_servable, killed, run
 
-from slime_export import changes, layout, record
+from slime_export import changes, common, layout, record
 from slime_export.errors import ExportError, ServerError
 from slime_export.removal import remove
 from slime_export.rollback import rollback
@@ -115,14 +115,10 @@ def test_old_content_that_was_damaged_does_not_serve_again(repository: Path) -> 
 
 def test_code_of_then_serves_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What a version was made of counts, also when `was` has had two versions since."""
-    from slime_export import repository as publication
-
     repository = tmp_path / "repository"
-    real = publication.wanted_files
+    real = common.wanted_files
     for generation in ("old", "newer", "newest"):
-        monkeypatch.setattr(
-            publication, "wanted_files", lambda kind, g=generation: {**real(kind), "model.py": g.encode()}
-        )
+        monkeypatch.setattr(common, "wanted_files", lambda kind, g=generation: {**real(kind), "model.py": g.encode()})
         run(repository, keep=3)
     assert layout.versions(repository / "was") == [1, 2, 3]
     rollback(repository, "car", 1, say=quiet)
