@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx as onnx_library
 
-from slime_export import engine, onnx, precision, tensorrt
+from slime_export import engine, onnx, precision, quantise, tensorrt
 from slime_export.errors import ExportError
 from slime_export.exported import Network
 from slime_export.session import OnnxModel, providers_for
@@ -24,13 +24,20 @@ Feeds = Sequence[Mapping[str, npt.NDArray[np.float32]]]
 MOST_IMAGES = 16
 
 
-def lowered(folder: Path, into: Path, form: Form, feeds: Feeds, external_over: int) -> Path:
-    """The fp32 model of `folder` in the form's precision, in the folder `into`, or `folder` itself for fp32."""
+def lowered(
+    folder: Path, into: Path, form: Form, feeds: Feeds, external_over: int, passes: quantise.Check | None = None
+) -> Path:
+    """The fp32 model of `folder` in the form's precision, in the folder `into`, or `folder` itself for fp32.
+
+    An int8 model that `passes` refuses keeps what hurts most in float; quantised.json beside it says what, and why.
+    """
     if form.precision == "fp32":
         return folder
     into.mkdir(parents=True)
     if form.precision == "int8":
-        raise ExportError("--precision int8: is not there yet; give fp32 or fp16")
+        source = folder / onnx.FILE
+        quantise.quantised(source, into, feeds, passes=passes, external_over=external_over).write()
+        return into
     model = onnx_library.load(str(folder / onnx.FILE))
     low: precision.Low = "fp16" if form.precision == "fp16" else "bf16"
     onnx.save(precision.convert(model, low), into, external_over)

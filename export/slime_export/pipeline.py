@@ -177,7 +177,8 @@ class _Export:
         request, form = self.request, made.form
         there = self._encoder_there(made.segmenter, form)
         with self._stage(f"writing {form.precision}"):
-            unet = lowering.lowered(made.unet, work / "lowered_unet", form, made.feeds, request.external_over)
+            passes = self._check_of(made, there or made.encoder)
+            unet = lowering.lowered(made.unet, work / "lowered_unet", form, made.feeds, request.external_over, passes)
             encoder = there or self._lowered_encoder(made, lowering.encoder_form(form), work)
             graphs = {each: _counts(folder) for each, folder in (("unet", unet), ("encoder", encoder))}
         if form.format == "tensorrt":
@@ -192,13 +193,26 @@ class _Export:
         assert made.encoder, "traced where the repository has none"
         return lowering.lowered(made.encoder, work / "lowered_encoder", form, (), self.request.external_over)
 
+    def _check_of(self, made: _FromPyTorch, encoder: Path | None) -> Callable[[Path], bool]:
+        """Whether an int8 UNet, served with this fp32 encoder, is within the gate."""
+        assert encoder, "traced where the repository has none"
+        return lambda path: not self._report(made, _Lowered(encoder=encoder, unet=path.parent, graphs={})).failures
+
     def _proven(self, made: _FromPyTorch, low: _Lowered) -> Report:
         """The report of what will serve. Raises ParityError past the gate."""
+        report = self._report(made, low)
+        if report.failures:
+            report = replace(report, drift=self._drift(made, report, low))
+        self.say(report.table())
+        report.require()
+        return report
+
+    def _report(self, made: _FromPyTorch, low: _Lowered) -> Report:
         form, its_form = made.form, lowering.encoder_form(made.form)
         with self._stage("comparing with PyTorch"):
             latents = parity.encoded(made.answers, lowering.opened(low.encoder, its_form))
             comparisons = parity.measured(made.answers, lowering.opened(low.unet, form), latents)
-        report = Report(
+        return Report(
             comparisons=comparisons,
             gate=self.request.held_to,
             form=form,
@@ -206,11 +220,6 @@ class _Export:
             score=self._score(made, low),
             graphs=low.graphs,
         )
-        if report.failures:
-            report = replace(report, drift=self._drift(made, report, low))
-        self.say(report.table())
-        report.require()
-        return report
 
     def _score(self, made: _FromPyTorch, low: _Lowered) -> Score | None:
         if made.data is None or made.before is None:

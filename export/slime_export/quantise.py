@@ -11,8 +11,9 @@ What is too sensitive is found by measuring (`slime_export.sensitivity`) and lef
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -25,9 +26,12 @@ from slime_export.errors import ExportError
 from slime_export.graph import products, without_weights
 from slime_export.sensitivity import Group
 from slime_export.shapes import inferred
+from slime_optimize.files import write_text
 
 # Of the MACs that can be in int8. With Stable Diffusion's 84 % of all, three quarters of all stay.
 LEAST_KEPT = 0.9
+FILE = "quantised.json"
+Check = Callable[[Path], bool]  # whether a written model is good enough
 _TYPES = ("Conv", "MatMul")
 
 
@@ -43,13 +47,18 @@ class Quantised:
     excluded: tuple[Group, ...]
     passed: bool
 
+    def write(self) -> None:
+        """Writes quantised.json beside the model."""
+        told = {"share": self.share, "passed": self.passed, "excluded": [asdict(each) for each in self.excluded]}
+        write_text(self.path.parent / FILE, json.dumps(told, indent=2) + "\n")
+
 
 def quantised(
     path: Path,
     folder: Path,
     feeds: Feeds,
     *,
-    passes: Callable[[Path], bool] | None = None,
+    passes: Check | None = None,
     least_kept: float = LEAST_KEPT,
     external_over: int = onnx.EXTERNAL_OVER,
 ) -> Quantised:
