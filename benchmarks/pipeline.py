@@ -183,7 +183,8 @@ def _grown(runner: Runner, variants: Sequence[str], options: argparse.Namespace)
     """Milliseconds by number of parts and by the image's side."""
     growing = [each for each in GROWING if each in variants]
     sides = {f"{name}-{parts}": Wanted(name, parts) for name in growing for parts in GROWTH_PARTS}
-    by_parts, by_side = growth_figures(rounds(runner, sides, options.rounds, {})), {}
+    by_parts = growth_figures(rounds(runner, sides, options.rounds, {}))
+    by_side: dict[str, float] = {}
     for times in GROWTH_SIDES:
         pixels = times * runner.exports["image_size"]
         of_side = {f"{name}-{pixels}": Wanted(name, options.parts) for name in growing}

@@ -93,7 +93,7 @@ def _step(row: Mapping[str, Any], stage: str) -> float:
     return float(row["ms"] if stage == "total" else row["stages_ms"][stage])
 
 
-def growth_figures(seconds: Mapping[str, Seconds]) -> dict[str, Any]:
+def growth_figures(seconds: Mapping[str, Seconds]) -> dict[str, float]:
     """Medians in milliseconds, by key."""
     return {key: _ms(median(each["total"] for each in of)) for key, of in seconds.items()}
 

@@ -14,6 +14,7 @@ from benchmarks.pipeline_exports import Exports, MissingError
 from benchmarks.pipeline_onnx import Served
 from benchmarks.pipeline_side import STAGES, serve
 from benchmarks.pipeline_torch import KINDS
+from benchmarks.pipeline_triton import Triton
 
 import backbones
 from benchmarks import pipeline, pipeline_exports
@@ -65,6 +66,19 @@ def test_exact_variants_give_the_same_masks(exports: Exports, tmp_path: Path) ->
             assert float((masks == expected).mean()) > 0.999
 
 
+@pytest.mark.triton
+def test_behind_the_server(exports: Exports, tmp_path: Path) -> None:
+    paths = {"encoder": Path(exports.made("encoder", "5")["path"]), "unet": Path(exports.made("averaged", "5")["path"])}
+    expected, _ = _masks(Served(_options(**paths)), tmp_path)
+    behind = Triton(_options(**paths))
+    try:
+        masks, _ = _masks(behind, tmp_path)
+    finally:
+        behind.close()
+    assert float((masks == expected).mean()) > 0.999
+    assert not list(exports.folder.glob("tmp*"))
+
+
 def test_published_form(exports: Exports, tmp_path: Path) -> None:
     _masks(KINDS["published"](_options(segmenter=exports.segmenter("5"), backbone=None)), tmp_path)
 
@@ -77,7 +91,7 @@ def test_files_are_made_once_and_whole(exports: Exports, monkeypatch: pytest.Mon
     def failing(*_: Any) -> None:
         raise OSError("disk full")
 
-    monkeypatch.setattr(pipeline_exports.onnx, "write", failing)
+    monkeypatch.setattr("slime_export.onnx.write", failing)
     with pytest.raises(OSError, match="disk full"):
         exports.made("averaged", "3")
     assert not (exports.folder / "averaged-3").exists()
