@@ -4,7 +4,7 @@
 
 Orders come as lines of JSON on standard input, each answered by one on standard output:
 
-    {"batch": 1, "side": 512}   pictures of that side, from bytes to masks: seconds of each stage
+    {"batch": 1, "side": 512}   pictures of that side, from bytes to masks: seconds of each stage; `first`: a seed
     {"save": PATH}              masks of three pictures, as an array in that file
     {"count": true}             multiply-accumulates of one picture, where PyTorch runs it
 
@@ -110,7 +110,8 @@ def serve(variant: Variant, orders: TextIO, answers: TextIO) -> None:
 
 def _run(variant: Variant, order: dict[str, Any]) -> dict[str, float]:
     side = order.get("side", variant.image_size)
-    files = [_file(side, seed) for seed in range(order.get("batch", 1))]
+    first = order.get("first", 0)
+    files = [_file(side, seed) for seed in range(first, first + order.get("batch", 1))]
     stage = variant.stages()
     begin = time.perf_counter()
     variant.masks(files, stage)
