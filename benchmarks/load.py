@@ -25,6 +25,8 @@ from benchmarks.load_server import Counts, Launched, difference, launched, per_r
 from benchmarks.sides import BenchmarkError, Side, cpu, started, write
 
 from benchmarks import load_figures, load_page, load_repository
+from slime_export import layout
+from slime_was.contract import is_unet
 
 CLIENTS = (1, 2, 4, 8)
 MOST = CLIENTS[-1]
@@ -89,7 +91,8 @@ class Floor:
         self.rates.setdefault(MOST, []).append(MOST / _mean(turns))
 
     def _turns(self, bench: Bench, batch: int, seconds: float) -> list[dict[str, float]]:
-        until, found = time.perf_counter() + seconds, []
+        until = time.perf_counter() + seconds
+        found: list[dict[str, float]] = []
         while time.perf_counter() < until:
             order = {"batch": batch, "side": bench.side, "first": len(found) % 8 if batch == 1 else 0}
             found.append(bench.floor.ask(json.dumps(order))["seconds"])
@@ -166,8 +169,8 @@ def measured(bench: Bench, options: argparse.Namespace) -> dict[str, Any]:
     for turn in range(options.rounds):
         say(f"overload, round {turn + 1} of {options.rounds}")
         asked(bench, peak, clients=MOST, seconds=options.seconds)
-        order = {"rate": OVERLOAD * capacity, "seconds": options.open_seconds, "deadline": DEADLINE_S, "seed": turn}
-        asked(bench, overload, **order)
+        much = OVERLOAD * capacity
+        asked(bench, overload, rate=much, seconds=options.open_seconds, deadline=DEADLINE_S, seed=turn)
     return {
         "floor": floor.summary(),
         "closed": {str(clients): runs.summary() for clients, runs in closed.items()},
@@ -197,7 +200,7 @@ def ratios(floor: Floor, closed: Mapping[int, Runs], one_by_one: Runs, overload:
 
 def unet_batch(models: Mapping[str, Mapping[str, float]]) -> float:
     """Mean over all UNets that were asked."""
-    own = [each for model, each in models.items() if load_repository.is_unet(model)]
+    own = [each for model, each in models.items() if is_unet(model)]
     return sum(each["requests"] for each in own) / sum(each["requests"] / each["batch"] for each in own)
 
 
@@ -206,8 +209,8 @@ def soaked(bench: Bench, requests: int, seconds: float) -> dict[str, Any]:
     samples, done, begun = [bench.server.memory()], 0, time.perf_counter()
     errors: dict[str, int] = {}
     while done < requests and time.perf_counter() - begun < seconds:
-        order = {"clients": SOAK_CLIENTS, "seconds": SOAK_SAMPLE_S, "count": requests - done}
-        figures = load_figures.summary(asked(bench, Runs(), **order))
+        answer = asked(bench, Runs(), clients=SOAK_CLIENTS, seconds=SOAK_SAMPLE_S, count=requests - done)
+        figures = load_figures.summary(answer)
         done += figures["requests"] - figures["rejects"] - sum(figures["errors"].values())
         for status, count in (figures["errors"] | {"UNAVAILABLE": figures["rejects"]}).items():
             errors[status] = errors.get(status, 0) + count
@@ -254,7 +257,7 @@ def _result(options: argparse.Namespace) -> dict[str, Any]:
     if options.repository is None:
         options.repository = Path("build/load/repository")
         load_repository.export(options.segmenter, options.repository, "car", "--maps", options.maps)
-    options.segmenters = options.segmenters or load_repository.layout.segmenters(options.repository)[:1]
+    options.segmenters = options.segmenters or layout.segmenters(options.repository)[:1]
     before = machine()
     known = json.loads(options.json.read_text()) if options.json and options.json.exists() else {}
     with prepared(options) as bench:

@@ -14,11 +14,11 @@ _ABOUT = """# Under load
 
 Written by `python -m benchmarks.load`; do not edit. One machine runs everything: the server as `serve/launch.py` starts
 it, the client, which is a process of its own that sends prepared JPEG files over gRPC and takes masks, and the floor:
-the same ONNX files, `slime_image` and `slime_was` called one after the other in one process. In each round the floor, the
-closed loops and a second server whose networks compute one image at a time take turns, so what the machine does beside
-falls on all of them. Latency is counted from when a request was due: in the open loop that is when the Poisson process
-says so, whether or not the client or the server was free. Each ratio is the geometric mean over rounds, with the 95 %
-interval that resampling the rounds gives.
+the same ONNX files, `slime_image` and `slime_was` called one after the other in one process. In each round the floor,
+the closed loops and a second server whose networks compute one image at a time take turns, so what the machine does
+beside falls on all of them. Latency is counted from when a request was due: in the open loop that is when the Poisson
+process says so, whether or not the client or the server was free. Each ratio is the geometric mean over rounds, with
+the 95 % interval that resampling the rounds gives.
 """
 
 
@@ -34,7 +34,7 @@ def goals(result: Result) -> str:
 
 
 _GOALS = (
-    ("p50 from bytes to mask, one client over gRPC, to the stages' sum in one process", "latency_to_floor", "≤", 1.25, ".2f"),
+    ("p50 of one client over gRPC, to the sum of the stages in one process", "latency_to_floor", "≤", 1.25, ".2f"),
     ("throughput at saturation to that in one process", "throughput_to_floor", "≥", 0.9, ".2f"),
     ("mean batch of the UNet with 8 clients", "unet_batch", "≥", 3.0, ".1f"),
     ("throughput with batches to that of one image at a time, 8 clients", "batched_to_one_by_one", "≥", 1.0, ".2f"),
@@ -71,10 +71,10 @@ def markdown(result: Result, plot: Path | None = None) -> str:
     blocks = [_ABOUT, "## In short", goals(result), *_note(result)]
     blocks += [
         "## Closed loop",
-        _table({"1 client" if key == "1" else f"{key} clients": row for key, row in result["closed"].items()}),
+        closed_table({"1 client" if key == "1" else f"{key} clients": row for key, row in result["closed"].items()}),
     ]
     blocks += [_one_by_one(result), "## Open loop"]
-    blocks += [_table({f"{row['rate']:.1f} a second": row for row in result["open"].values()})]
+    blocks += [closed_table({f"{row['rate']:.1f} a second": row for row in result["open"].values()})]
     blocks += [f"## {result['overload']['rate'] / result['capacity']:g} times the capacity", _overload(result)]
     blocks += ["## Where the time goes", _stages(result)]
     if "soak" in result:
@@ -88,7 +88,7 @@ def _note(result: Result) -> list[str]:
     return [result["note"]] if result.get("note") else []
 
 
-def _table(rows: Mapping[str, Any]) -> str:
+def closed_table(rows: Mapping[str, Any]) -> str:
     lines = [
         "| | requests | masks a second | p50 ms | p95 | p99 | rejected | other errors | client's CPU |",
         "|---|---:|---:|---:|---:|---:|---:|---|---:|",
@@ -119,7 +119,7 @@ def _one_by_one(result: Result) -> str:
 def _overload(result: Result) -> str:
     row = result["overload"]
     rejected = f"{row['rejects']} of {row['requests']} rejected, in {_ms(row['reject_p50_ms'])} ms (median)"
-    return f"{_table({'open loop': row})}\n\n{rejected}; every request's deadline was {row['deadline_s']:g} s."
+    return f"{closed_table({'open loop': row})}\n\n{rejected}; every request's deadline was {row['deadline_s']:g} s."
 
 
 def _stages(result: Result) -> str:

@@ -72,15 +72,22 @@ def image_side(repository: Path, name: str) -> int:
 
 
 @contextmanager
-def without_batches(repository: Path) -> Iterator[Path]:
-    """The same repository, but for networks that compute one image at a time; beside it, as its files are linked."""
-    with tempfile.TemporaryDirectory(prefix=".one-by-one-", dir=repository.parent) as root:
+def copied(repository: Path) -> Iterator[Path]:
+    """A repository of its own to change, beside the other, as its files are linked: replace them, never write them."""
+    with tempfile.TemporaryDirectory(prefix=".copy-", dir=repository.parent) as root:
         copy = Path(root) / "repository"
         shutil.copytree(repository, copy, copy_function=os.link)
+        yield copy
+
+
+@contextmanager
+def without_batches(repository: Path) -> Iterator[Path]:
+    """The same, but for networks that compute one image at a time."""
+    with copied(repository) as copy:
         (copy / "manifest.json").unlink(missing_ok=True)
         for config in copy.glob("*/config.pbtxt"):
             text = config.read_text()
-            config.unlink()  # It is the repository's own file as well.
+            config.unlink()
             config.write_text(_BATCH.sub("max_batch_size: 1", text))
         yield copy
 
