@@ -15,12 +15,12 @@ from exporting import shared_segmenter
 from backbones import LATENT_SIZE
 from slime_export import onnx
 from slime_export.parity import OnnxModel
-from slime_export.shared import AsBaked, entry_of, group_of, signature
+from slime_export.shared import AsBaked, entry_of, given, group_of, signature
 from slime_export.unet import MapsUNet, SharedUNet
 from slime_optimize.backbone import Backbone, load_backbone
 from slime_optimize.segmenter import Segmenter
 from slime_optimize.settings import Settings
-from slime_was.contract import LATENTS
+from slime_was.contract import ACCUMULATED, CROSS, LATENTS
 from slime_was.form import Form
 
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -48,11 +48,18 @@ def test_one_graph_for_segmenters_of_different_parts(name: str, maps: str, backb
     onnx.write(module, signature(group), tmp_path)
     model = OnnxModel(tmp_path / onnx.FILE)
     latents = torch.randn(2, 4, LATENT_SIZE, LATENT_SIZE, generator=torch.Generator().manual_seed(3))
-    for each in two:
+    entries = [entry_of(each, group, {}) for each in two]
+    alone = [given(entry, group, 1) for entry in entries]
+    mixed = model(
+        {LATENTS: latents.numpy(), **{name: np.concatenate([each[name] for each in alone]) for name in alone[0]}}
+    )
+    for turn, each in enumerate(two):
         with torch.no_grad():
             expected = MapsUNet(each, backbone, weighted=form.weighted)(latents)
-        entry = entry_of(each, group, {})
-        got = AsBaked(model, entry, group)({LATENTS: latents.numpy()})
+        got = AsBaked(model, entries[turn], group)({LATENTS: latents.numpy()})
+        for name, value in mixed.items():  # a batch of both has each one's own maps
+            own = value[turn, : len(each.parts)] if name in (CROSS, ACCUMULATED) else value[turn]
+            np.testing.assert_allclose(own, got[name][turn], atol=1e-5)
         for value, known in zip(got.values(), expected, strict=True):
             assert value.shape == known.shape
             np.testing.assert_allclose(value, known.numpy(), atol=1e-4 * float(known.abs().max()))
