@@ -160,7 +160,7 @@ def plot(result: Result, path: Path) -> None:
             rows = list(result[name].values())
             panel.plot([row["throughput"] for row in rows], [row[key] for row in rows], "o-", label=f"p{share}")
     for clients, row in result["closed"].items():
-        left.annotate(f" {clients}", (row["throughput"], row["p99_ms"]))
+        left.annotate(f" {clients}", (row["throughput"], row["p50_ms"]))
     left.axhline(result["floor"]["p50_ms"], color="grey", linestyle=":", label="one process, p50")
     left.set_title("closed loop (number: clients)", loc="left")
     right.set_title("open loop, rising rates", loc="left")
