@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from benchmarks.load import Runs, machine, say
+from benchmarks.load import Runs, machine, say, unet_batch
 from benchmarks.load_server import Launched, difference, launched
 from benchmarks.pictures import picture
 from benchmarks.sides import ROOT, BenchmarkError, Side, started, write
@@ -40,7 +40,6 @@ from slime_export.shared_publication import SharedCandidate, publish_shared
 from slime_optimize.backbone import Backbone, load_backbone
 from slime_optimize.predict import Predictor
 from slime_optimize.segmenter import Segmenter
-from slime_was.contract import is_unet
 from slime_was.form import Form
 
 BAKED, SHARED = "car", "car-shared"
@@ -229,7 +228,7 @@ def mixed(bench: Bench, names: Sequence[str], options: argparse.Namespace) -> di
         "names": {"one": 1, "mixed": len(some), "different": len(names)},
         "closed": {kind: each.summary() for kind, each in runs.items()},
         "mixed_to_one": load_figures.ratio(runs["mixed"].throughputs(), runs["one"].throughputs()),
-        "unet_batch": next(each["batch"] for name, each in runs["different"].models().items() if is_unet(name)),
+        "unet_batch": unet_batch(runs["different"].models()),
     }
 
 
