@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from slime_was import Weighting, accumulate, scores, sharpened
-from slime_was.guided import joint_bilateral
+from slime_was.guided import _padded, joint_bilateral
 from slime_was.interpolation import enlarge, extremes
 
 Floats = np.ndarray[Any, Any]
@@ -116,6 +116,13 @@ def test_guided_edges_follow_the_image() -> None:
 def test_a_loose_guide_is_a_blur_and_no_more() -> None:
     image, coarse = 2 * random(3, 32, 32) - 1, np.ones((2, 8, 8), np.float32)
     np.testing.assert_allclose(joint_bilateral(coarse, image, 0.1), 1, rtol=1e-5)
+
+
+def test_what_is_smoothed_lies_row_by_row() -> None:
+    """Otherwise every one of the 81 shifts reads memory across."""
+    padded = _padded(random(5, 8, 8), 2)
+    assert padded.flags.c_contiguous
+    assert np.array_equal(padded[:, 2:-2, 2:-2], random(5, 8, 8))
 
 
 def test_large_images_guide_at_four_pixels_a_sample() -> None:
