@@ -61,7 +61,7 @@ def test_optimise_then_evaluate(
     assert run(line(options, backbone=folders[kind])) == 0
     assert "3 parts, mean IoU on the training data" in capsys.readouterr().out
     out = tmp_path / "out"
-    written = ["preview.png", "report.html", "segmenter.json", "segmenter.safetensors"]
+    written = ["preview.png", "report.html", "segmenter.json", "segmenter.safetensors", "training.png"]
     assert sorted(p.name for p in out.iterdir()) == written
     with Image.open(out / "preview.png") as preview:
         assert preview.width == 3 * 264 + 8
