@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +10,7 @@ import numpy.typing as npt
 import onnx as onnx_library
 
 from slime_export import engine, onnx, precision, quantise, tensorrt
+from slime_export.calibration import Feeds
 from slime_export.errors import ExportError
 from slime_export.exported import Network
 from slime_export.session import OnnxModel, providers_for
@@ -19,7 +20,7 @@ from slime_optimize.predict import Predictor
 from slime_was.contract import LATENTS
 from slime_was.form import Form
 
-Feeds = Sequence[Mapping[str, npt.NDArray[np.float32]]]
+Image = npt.NDArray[np.uint8]
 # Ranges settle within a few images; each costs an encoding and a pass.
 MOST_IMAGES = 16
 
@@ -68,16 +69,21 @@ def opened_file(path: Path, form: Form) -> OnnxModel:
     return OnnxModel(path, providers_for(form.precision))
 
 
-def calibrating(predictor: Predictor, folder: Path | None, training: npt.NDArray[np.uint8] | None) -> Feeds:
-    """Latents that ranges are measured on: of up to MOST_IMAGES images of `folder`, or of the training image."""
-    found = [] if folder is None else sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
-    if folder is not None and not found:
-        raise ExportError(f"--calibration {folder}: no image there, expected {', '.join(IMAGE_SUFFIXES)}")
+def calibrating(folder: Path | None, training: Image | None) -> list[Image]:
+    """Images that ranges are measured on: up to MOST_IMAGES of `folder`, evenly chosen, or the training image."""
     if folder is None and training is None:
         raise ExportError(
             "--precision int8: the segmenter keeps no training image to measure ranges on; give --calibration DIR "
             "with some of the images it is for"
         )
-    step = max(1, len(found) // MOST_IMAGES)
-    images = [load(path) for path in found[::step][:MOST_IMAGES]] if found else [training]
-    return [{LATENTS: predictor.latents([image]).cpu().numpy()} for image in images if image is not None]
+    if folder is None:
+        return [training] if training is not None else []
+    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+    if not found:
+        raise ExportError(f"--calibration {folder}: no image there, expected {', '.join(IMAGE_SUFFIXES)}")
+    return [load(path) for path in found[:: -(-len(found) // MOST_IMAGES)]]
+
+
+def feeds_of(predictor: Predictor, images: Sequence[Image]) -> Feeds:
+    """What the UNet is given for each image."""
+    return [{LATENTS: predictor.latents([image]).cpu().numpy()} for image in images]

@@ -34,18 +34,19 @@ def batches(image_size: int) -> tuple[int, ...]:
     return FEWER_BATCHES if image_size**2 > MANY_PIXELS else BATCHES
 
 
-def trial_images(predictor: Predictor, first: Image | None = None, seed: int = 0) -> list[Image]:
-    """Images for the largest batch: `first`, where there is one, and fresh ones drawn from `seed`."""
+def trial_images(predictor: Predictor, *given: Image | None, seed: int = 0) -> list[Image]:
+    """Images for the largest batch: those that are given, and fresh ones drawn from `seed`."""
     size = predictor.backbone.image_size
     drawn = random_images(np.random.default_rng(seed), max(batches(size)), size)
-    return drawn if first is None else [first, *drawn[1:]]
+    first = [image for image in given if image is not None][: len(drawn)]
+    return [*first, *drawn[len(first) :]]
 
 
 def compare(
     predictor: Predictor, encoder: Network, unet: Network, *, image: Image | None = None, seed: int = 0
 ) -> Report:
     """Both models against `predictor`, on images drawn from `seed`; `image` takes the place of the first."""
-    images = trial_images(predictor, image, seed)
+    images = trial_images(predictor, image, seed=seed)
     references = answered(predictor, images, weighted=ACCUMULATED in unet.outputs, own_error=False)
     return Report(comparisons=measured(references, unet, encoded(references, encoder)))
 

@@ -13,12 +13,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from slime_export import drift, graph, layout, lowering, onnx, parity, references, tensorrt, tracing
+from slime_export import drifting, graph, layout, lowering, onnx, parity, references, tensorrt, tracing
+from slime_export.calibration import Feeds
 from slime_export.drift import Drift
 from slime_export.exported import Exported, mean_iou
 from slime_export.graph import Counts
 from slime_export.lock import staging
-from slime_export.lowering import Feeds
 from slime_export.record import Check, png
 from slime_export.references import References
 from slime_export.report import EXACT, Report, Score
@@ -33,7 +33,7 @@ from slime_optimize.errors import InputError
 from slime_optimize.evaluation import Data, read_data
 from slime_optimize.predict import Predictor, load_predictor
 from slime_optimize.segmenter import Segmenter
-from slime_was.contract import LATENTS, PIXELS, Form
+from slime_was.contract import LATENTS, Form
 
 Say = Callable[[str], None]
 
@@ -134,14 +134,15 @@ class _Export:
         request, training = self.request, training_image.find(self.request.folder)
         if training is None:
             self.say(f"{request.folder}: has no {training_image.FILE}; a generated image is tried in its place")
-        feeds = lowering.calibrating(predictor, request.calibration, training) if form.precision == "int8" else ()
+        usual = lowering.calibrating(request.calibration, training) if form.precision == "int8" else []
         require_room(work, predictor.backbone, form)
-        images = parity.trial_images(predictor, training)
+        # Lower precisions are held to the masks, so they are tried on images of the kind that is to come.
+        images = parity.trial_images(predictor, training, *usual)
         with self._stage("running PyTorch, in fp32 and float64"):
             answers = references.answered(predictor, images, weighted=form.weighted, own_error=True)
         there = self._encoder_there(predictor.segmenter, form)
         before = None
-        if data:
+        if data is not None:
             with self._stage(f"measuring PyTorch on {len(data)} images"):
                 before = mean_iou(predictor, data)
         encoder = None
@@ -156,7 +157,7 @@ class _Export:
             answers=answers,
             encoder=encoder,
             unet=unet,
-            feeds=feeds,
+            feeds=lowering.feeds_of(predictor, usual),
             data=data,
             before=before,
             training=training is not None,
@@ -236,28 +237,19 @@ class _Export:
         return Score(before=made.before, after=after, images=len(made.data), source=str(self.request.evaluate))
 
     def _drift(self, made: _FromPyTorch, report: Report, low: _Lowered) -> Drift | None:
-        if made.form.format == "tensorrt":
+        form, answers = made.form, made.answers
+        if form.format == "tensorrt":
             return None  # an engine's insides cannot be read
-        if made.form.precision == "fp32":
+        if form.precision == "fp32":
             return self._drift_from_pytorch(made, report)
-        its_form = lowering.encoder_form(made.form)
-        if _begins_in_encoder(report) and made.encoder:
-            return _between(made.encoder, low.encoder, its_form, {PIXELS: made.answers.first(1).crops_B3SS})
-        return _between(made.unet, low.unet, made.form, {LATENTS: made.answers.first(1).tensors[LATENTS]})
+        if report.begins_with(LATENTS) and made.encoder:
+            return drifting.encoder_from_fp32(answers, made.encoder, low.encoder, lowering.encoder_form(form))
+        return drifting.unet_from_fp32(answers, made.unet, low.unet, form)
 
     def _drift_from_pytorch(self, made: _FromPyTorch, report: Report) -> Drift | None:
-        first, predictor = made.answers.first(1), self._loaded()
-        if _begins_in_encoder(report):
-            if made.encoder is None:
-                return None
-            model = predictor.backbone.encoder_model(made.segmenter.settings.encoder)
-            expected = drift.of_modules(model, lambda: predictor.latents(first.images))
-            got = drift.of_graph(made.encoder / onnx.FILE, {PIXELS: first.crops_B3SS}, OnnxModel)
-        else:
-            latents = predictor.latents(first.images)
-            expected = drift.of_modules(predictor.backbone.unet, lambda: predictor.maps(latents))
-            got = drift.of_graph(made.unet / onnx.FILE, {LATENTS: first.tensors[LATENTS]}, OnnxModel)
-        return drift.found(got, expected)
+        if not report.begins_with(LATENTS):
+            return drifting.unet_from_pytorch(self._loaded(), made.answers, made.unet)
+        return drifting.encoder_from_pytorch(self._loaded(), made.answers, made.encoder) if made.encoder else None
 
     def _check(self, made: _FromPyTorch) -> Check:
         """What the served segmenter has to answer: PyTorch's mask of its training image, or of a generated one."""
@@ -283,12 +275,3 @@ def _counts(folder: Path) -> Counts | None:
 
 def _onnx(folder: Path) -> OnnxModel:
     return OnnxModel(folder / onnx.FILE)
-
-
-def _begins_in_encoder(report: Report) -> bool:
-    return report.failures[0].startswith(LATENTS)
-
-
-def _between(exact: Path, low: Path, form: Form, inputs: dict[str, parity.Array]) -> Drift | None:
-    expected = drift.of_graph(exact / onnx.FILE, inputs, OnnxModel)
-    return drift.found(drift.of_graph(low / onnx.FILE, inputs, lambda path: lowering.opened_file(path, form)), expected)

@@ -103,6 +103,10 @@ class Report:
                 )
         return found + self._lost()
 
+    def begins_with(self, tensor: str) -> bool:
+        """Whether the first failure is this tensor's."""
+        return self.failures[0].startswith(tensor)
+
     def _lost(self) -> list[str]:
         if self.score is None or self.gate.iou_points is None:
             return []
