@@ -65,8 +65,8 @@ def quantised(
     """Writes `folder`/model.onnx, the fp32 model in `path` in int8, calibrated on `feeds` (inputs by name).
 
     Where `passes` is given and refuses the written model, groups of nodes are ranked by the error that each one's
-    quantisation causes on the outputs, and the worst 1, 2, 4, … are left in float, until it passes or less than
-    `least_kept` of what can be in int8 would be. `folder` must exist and be another than `path`'s.
+    quantisation causes on the outputs, and the worst 1, 2, 4, … for what they save are left in float, until it passes
+    or less than `least_kept` of what can be in int8 would be. `folder` must exist and be another than `path`'s.
     Raises ExportError without feeds, or where there is nothing to quantise.
     """
     if not feeds:
@@ -86,7 +86,7 @@ def quantised(
     result = attempt(())
     if result.passed:
         return result
-    ranked = sensitivity.ranked(path, result.path, list(plan.macs), feeds[:1])
+    ranked = plan.dearest(sensitivity.ranked(path, result.path, list(plan.macs), feeds[:1]))
     most = plan.most(ranked, least_kept)
     for count in _doubled(most):
         result = attempt(ranked[:count])
@@ -129,10 +129,17 @@ class Plan:
     def share(self, nodes: Iterable[str]) -> float:
         return sum(self.macs[name] for name in nodes) / self.total
 
+    def dearest(self, groups: Sequence[Group]) -> list[Group]:
+        """Most error for each MAC first; squared, because that is how errors of many layers add up."""
+        return sorted(groups, key=lambda group: -(group.error**2) / self._of(group))
+
     def most(self, ranked: Sequence[Group], least_kept: float) -> int:
         """How many of the first groups can be left out with `least_kept` of these nodes' MACs still in int8."""
-        out = np.cumsum([sum(self.macs[name] for name in group.nodes) for group in ranked])
+        out = np.cumsum([self._of(group) for group in ranked])
         return int((out <= (1 - least_kept) * sum(self.macs.values())).sum())
+
+    def _of(self, group: Group) -> int:
+        return sum(self.macs[name] for name in group.nodes)
 
 
 def _second(node: NodeProto) -> str:
@@ -143,6 +150,7 @@ def _quantised(model: ModelProto, nodes: Sequence[str], measured: Mapping[str, R
     from onnxruntime.quantization import CalibrationMethod, QuantType
     from onnxruntime.quantization.calibrate import TensorsData
     from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
+    from onnxruntime.quantization.quant_utils import add_infer_metadata
 
     del model.graph.value_info[:]
     types = inferred(model).types
@@ -150,6 +158,7 @@ def _quantised(model: ModelProto, nodes: Sequence[str], measured: Mapping[str, R
     model.graph.value_info.extend(
         helper.make_tensor_value_info(name, kind, None) for name, kind in types.items() if name in made
     )
+    add_infer_metadata(model)  # or the library copies the model to a file and back, to infer types itself
     as_arrays = {name: (np.float32(low), np.float32(high)) for name, (low, high) in measured.items()}
     quantiser = QDQQuantizer(
         model,
@@ -168,6 +177,7 @@ def _quantised(model: ModelProto, nodes: Sequence[str], measured: Mapping[str, R
     result: ModelProto = quantiser.model.model
     _give_back_floats(result, set(nodes))
     del result.graph.value_info[:]
+    del result.metadata_props[:]
     return result
 
 
