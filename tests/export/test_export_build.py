@@ -36,14 +36,14 @@ def test_publishing_again_under_the_folders_name(
 @ONE_KIND
 @pytest.mark.usefixtures("without_tracing")
 def test_the_training_image_goes_along(
-    build: ModuleType, exported: Exported, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    command: ModuleType, exported: Exported, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     repository = shutil.copytree(exported.repository, tmp_path / "repository")
     folder = Path(shutil.copytree(exported.folder, tmp_path / "car"))
     (image,) = parity.random_images(np.random.default_rng(5), 1, 100)
     training_image.save(folder, image, exported.predictor.backbone.image_size)
     for said, version in (("", 2), (f"{folder}: has no training.png; a generated image is tried", 3)):
-        assert build.main([str(folder), "--repository", str(repository)]) == 0
+        assert command.main([str(folder), "--repository", str(repository)]) == 0
         shown = capsys.readouterr().out
         assert said in shown and ("generated" in shown) == bool(said)
         check = record.read(repository / "car" / str(version)).check
