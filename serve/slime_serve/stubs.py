@@ -11,6 +11,7 @@ from pathlib import Path
 
 _PROC = Path("/proc")
 _NAME = "triton_python_backend_stub"
+SCAN = 10  # looks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,26 +24,35 @@ class Stub:
 
 
 class Stubs:
-    """Those of the server ``pid``, followed from one look to the next."""
+    """Those of the server ``pid``, followed from one look to the next.
+
+    All of its threads are gone through in one look of SCAN alone: they are hundreds, and looks come ten a second.
+    """
 
     def __init__(self, pid: int) -> None:
         self._server = pid
         self._known: dict[int, Stub] = {}
         self._ending: set[int] = set()
+        self._looks = 0
 
     def dead(self) -> list[Stub]:
         """Those that were dead at the last look already and still are not reaped; each is told of once."""
-        children = _children(self._server)
-        zombies = {pid for pid in children if pid in self._known and _state(pid) == "Z"}
+        if self._looks % SCAN == 0:
+            self._scan()
+        self._looks += 1
+        states = {pid: _state(pid, self._server) for pid in self._known}
+        zombies = {pid for pid, state in states.items() if state == "Z"}
         dead = [self._known.pop(pid) for pid in zombies & self._ending]
         self._ending = zombies
-        # The command line of a zombie is gone, so it is read while they live.
-        for pid in children - self._known.keys():
-            if stub := _stub(pid):
-                self._known[pid] = stub
-        for pid in self._known.keys() - children:
+        for pid in [pid for pid, state in states.items() if state is None]:
             del self._known[pid]
         return dead
+
+    def _scan(self) -> None:
+        """The command line of a zombie is gone, so it is read while they live."""
+        for pid in _children(self._server) - self._known.keys():
+            if stub := _stub(pid):
+                self._known[pid] = stub
 
 
 def _children(pid: int) -> set[int]:
@@ -54,10 +64,12 @@ def _children(pid: int) -> set[int]:
     return found
 
 
-def _state(pid: int) -> str:
+def _state(pid: int, parent: int) -> str | None:
+    """Its letter in /proc; None where it is gone, or was another's."""
     with contextlib.suppress(OSError):
-        return (_PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()[0]
-    return "X"
+        state, its_parent = (_PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()[:2]
+        return state if int(its_parent) == parent else None
+    return None
 
 
 def _stub(pid: int) -> Stub | None:
