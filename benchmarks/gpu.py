@@ -105,7 +105,7 @@ class Bench:
         latents_B4hw = self.full["kl"].encoder(pixels_B3SS)
         noise_14hw = self.segmenter.noise[:1].to(self.device)
         each = [self.published.maps(one[None], noise_14hw) for one in latents_B4hw]
-        return torch.stack([self.published.mask(*maps, self.backbone.image_size) for maps in each])
+        return torch.stack([self.published.scores(*maps, self.backbone.image_size).argmax(0) for maps in each])
 
     def _masks(self, maps: Maps) -> Tensor:
         return masks(maps, self.weighting, self.backbone.image_size)

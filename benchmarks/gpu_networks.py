@@ -46,15 +46,11 @@ class Networks(nn.Module):
         self.encoder, self.unet, self.weighting = encoder, unet, weighting
         self.precision, self.layout = torch.float32, torch.contiguous_format
 
-    @property
-    def _passes(self) -> list[Any]:
-        return list(self.unet.passes)
-
     def in_half(self) -> Networks:
         """Itself, in fp16 with channels last, for tensor cores. Shared weights change with it."""
         self.precision, self.layout = torch.float16, torch.channels_last
         self.to(dtype=self.precision, memory_format=self.layout)  # type: ignore[call-overload]
-        for one in self._passes:
+        for one in self.unet.maps.passes:
             for name in one.layers.cross:
                 # The maps that are read, 77 tokens wide, in fp32, as exported graphs have them. Fused self-attention
                 # keeps its softmax in fp32 by itself.
@@ -63,8 +59,7 @@ class Networks(nn.Module):
 
     def forward(self, pixels_B3SS: Tensor) -> Maps:
         latents_B4hw = self.encoder(pixels_B3SS.to(self.precision).contiguous(memory_format=self.layout))
-        runs = [(one.turn, one(attend, latents_B4hw)) for one in self._passes]
-        cross_BPhw, was_BPhw = accumulated(runs, self.weighting)
+        cross_BPhw, was_BPhw = accumulated(self.unet.runs(attend, latents_B4hw), self.weighting)
         return cross_BPhw.float(), was_BPhw.float()
 
 

@@ -52,6 +52,10 @@ class MapsUNet(nn.Module):
         cross_BPhw, attended = self.maps(latents_B4hw, self.text, self.noise)
         return cross_BPhw, attended, self.vector.expand(latents_B4hw.shape[0], -1)
 
+    def runs(self, maps_of: Callable[..., Any], latents_B4hw: Tensor) -> list[tuple[Pass, Any]]:
+        """What `maps_of`, of slime_optimize.attention, reads in each pass."""
+        return self.maps.runs(maps_of, latents_B4hw, self.text, self.noise, None)
+
 
 class SharedUNet(nn.Module):
     """LATENTS (B,4,h,w), TEXT (B,T,D), NOISE (B,4R,h,w), PRESENT (B,P) -> CROSS (B,P,h,w), SELF or WAS, all float32.
@@ -93,17 +97,21 @@ class _Maps(nn.Module):
         given = (latents_B4hw, text, noise, present_BP)
         return self._weighted(*given) if self.weighted else self._averaged(*given)
 
+    def runs(self, maps_of: Callable[..., Any], *given: Tensor | None) -> list[tuple[Pass, Any]]:
+        """What `maps_of` reads in each pass."""
+        return [(one.turn, one(maps_of, *given)) for one in self._each()]
+
     def _averaged(self, *given: Tensor | None) -> tuple[Tensor, Tensor]:
-        runs = [(one.turn, one(attention_maps, *given)) for one in self._each()]
+        runs = self.runs(attention_maps, *given)
         cross_BPhw = mean([turn.turned(maps.cross_BPhw) for turn, maps in runs])
         width = int(cross_BPhw.shape[-1])  # while a graph is traced, sizes are tensors
         return cross_BPhw, mean([turn.turned_self(maps.self_BNN, width) for turn, maps in runs])
 
     def _weighted(self, *given: Tensor | None) -> tuple[Tensor, Tensor]:
-        first, *others = each = self._each()
+        first, *others = self._each()
         # Values that are known only after the last pass, or at the end of one, cannot ride along in it.
         if others or self.weighting.suppress:
-            return accumulated([(one.turn, one(attend, *given)) for one in each], self.weighting)
+            return accumulated(self.runs(attend, *given), self.weighting)
         cross_BPhw, was_BPhw = first(weighted_maps, *given)
         return first.turn.turned(cross_BPhw), first.turn.turned(was_BPhw)
 
