@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from benchmarks.load_server import Counts, Launched, difference, launched, per_request, together
+from benchmarks.load_server import Counts, Launched, cpu_seconds, difference, launched, per_request, together
 from benchmarks.sides import BenchmarkError, Side, cpu, started, write
 
 from benchmarks import load_figures, load_page, load_repository
@@ -52,13 +52,23 @@ class Bench:
 
 @dataclass
 class Runs:
-    """Answers of one kind of run, round by round, and what the server counted meanwhile."""
+    """Answers of one kind of run, round by round, what the server counted meanwhile, and the CPU time it used."""
 
     answers: list[dict[str, Any]] = field(default_factory=list)
     counted: list[Counts] = field(default_factory=list)
+    cpu_seconds: float = 0.0
+
+    @contextmanager
+    def watched(self, server: Launched) -> Iterator[None]:
+        before, used = server.counts(), server.cpu_seconds()
+        yield
+        self.cpu_seconds += server.cpu_seconds() - used
+        self.counted.append(difference(before, server.counts()))
 
     def summary(self) -> dict[str, Any]:
-        return load_figures.summary(load_figures.pooled(self.answers)) | {"models": self.models()}
+        figures = load_figures.summary(load_figures.pooled(self.answers))
+        masks = max(1.0, figures["throughput"] * figures["seconds"])
+        return figures | {"cpu_ms": 1000 * self.cpu_seconds / masks, "models": self.models()}
 
     def models(self) -> dict[str, dict[str, float]]:
         return per_request(together(self.counted))
@@ -70,10 +80,9 @@ class Runs:
 def asked(bench: Bench, runs: Runs, *, batched: bool = True, **order: Any) -> dict[str, Any]:
     """One order of the client, noted in `runs`."""
     server, client = (bench.server, bench.client) if batched else (bench.one_by_one, bench.client_of_one_by_one)
-    before = server.counts()
-    answer = client.ask(json.dumps({"targets": bench.targets, "side": bench.side, **order}))
+    with runs.watched(server):
+        answer = client.ask(json.dumps({"targets": bench.targets, "side": bench.side, **order}))
     runs.answers.append(answer)
-    runs.counted.append(difference(before, server.counts()))
     return answer
 
 
@@ -83,6 +92,7 @@ class Floor:
 
     singles: list[list[dict[str, float]]] = field(default_factory=list)
     rates: dict[int, list[float]] = field(default_factory=dict)
+    cpu_ms: dict[int, list[float]] = field(default_factory=dict)
 
     def measure(self, bench: Bench, seconds: float) -> None:
         self.singles.append(self._turns(bench, 1, seconds))
@@ -91,11 +101,13 @@ class Floor:
         self.rates.setdefault(MOST, []).append(MOST / _mean(turns))
 
     def _turns(self, bench: Bench, batch: int, seconds: float) -> list[dict[str, float]]:
-        until = time.perf_counter() + seconds
+        until, used = time.perf_counter() + seconds, cpu_seconds(bench.floor.process.pid)
         found: list[dict[str, float]] = []
         while time.perf_counter() < until:
             order = {"batch": batch, "side": bench.side, "first": len(found) % 8 if batch == 1 else 0}
             found.append(bench.floor.ask(json.dumps(order))["seconds"])
+        each = (cpu_seconds(bench.floor.process.pid) - used) / (batch * len(found))
+        self.cpu_ms.setdefault(batch, []).append(1000 * each)
         return found
 
     def medians_ms(self) -> list[float]:
@@ -113,6 +125,7 @@ class Floor:
             "p50_ms": load_figures.percentile([1000 * _stages(each) for each in every], 50),
             "stages_ms": {name: load_figures.percentile([1000 * each[name] for each in every], 50) for name in names},
             "throughput": {str(batch): sum(rates) / len(rates) for batch, rates in self.rates.items()},
+            "cpu_ms": {str(batch): sum(spent) / len(spent) for batch, spent in self.cpu_ms.items()},
         }
 
 

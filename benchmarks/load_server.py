@@ -8,6 +8,7 @@ with launched(repository) as server:
 
 from __future__ import annotations
 
+import os
 import queue
 import signal
 import subprocess
@@ -51,6 +52,10 @@ class Launched:
         for pid in (self.pid, *descendants(self.pid)):
             found[_name(pid)] = found.get(_name(pid), 0.0) + _resident(pid)
         return found | {"/dev/shm": sum(map(_allocated, SHARED_MEMORY.glob(f"slime_{self.pid}_*"))) / MIB}
+
+    def cpu_seconds(self) -> float:
+        """That all processes of the server have used so far, the launcher included."""
+        return sum(map(cpu_seconds, (self.pid, *descendants(self.pid))))
 
 
 @contextmanager
@@ -123,6 +128,14 @@ def descendants(pid: int) -> list[int]:
         with suppress(OSError):
             children += map(int, path.read_text().split())
     return children + [each for child in children for each in descendants(child)]
+
+
+def cpu_seconds(pid: int) -> float:
+    """That the process has used so far, on all cores."""
+    with suppress(OSError):
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return 0.0
 
 
 def _counters(said: Mapping[str, Any]) -> dict[str, int]:

@@ -4,7 +4,7 @@
 
 One server serves one segmenter in both forms: single requests by turns give the ratio of their latencies, and runs of
 eight clients by turns that of their throughputs. Then segmenters with random embeddings are published while the server
-runs, each checked by it and asked once by a client that looks it up; the server's memory before and after, throughput
+runs, checked by it, each then asked by a client that looks it up; the server's memory before and after, throughput
 over fifty of them beside one, and the UNet's batches when every request names another. Some baked ones are published
 in the same way for comparison.
 """
@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 from benchmarks.load import Runs, machine, say, unet_batch
-from benchmarks.load_server import Launched, difference, launched
+from benchmarks.load_server import Launched, launched
 from benchmarks.pictures import picture
 from benchmarks.sides import ROOT, BenchmarkError, Side, started, write
 
@@ -47,6 +47,7 @@ CLIENTS = 8
 MIXED = 50
 AGREEMENT = 0.99  # of a mask's pixels
 CHUNK = 25  # pairs of one order
+_UNCHECKED = Check(image=b"", mask_HW=np.zeros((1, 1), np.uint8), agreement=0.0, training_image=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,12 +67,11 @@ class Bench:
 
     def ask(self, names: Sequence[str], runs: Runs | None = None, **order: Any) -> dict[str, Any]:
         """One order of the client."""
-        before = self.server.counts()
-        targets = [self.target(name) for name in names]
-        answer = self.client.ask(json.dumps({"targets": targets, "side": self.side, **order}))
-        if runs is not None:
-            runs.answers.append(answer)
-            runs.counted.append(difference(before, self.server.counts()))
+        runs = runs or Runs()
+        order = {"targets": [self.target(name) for name in names], "side": self.side, **order}
+        with runs.watched(self.server):
+            answer = self.client.ask(json.dumps(order))
+        runs.answers.append(answer)
         return answer
 
 
@@ -136,12 +136,21 @@ def another(bench: Bench, seed: int) -> tuple[Segmenter, Check]:
     return segmenter, Check(image=png(image_HW3), mask_HW=mask_HW, agreement=AGREEMENT, training_image=False)
 
 
-def published_shared(bench: Bench, name: str, segmenter: Segmenter, check: Check) -> None:
+def published_unseen(bench: Bench, name: str, seed: int) -> None:
+    """Into the repository alone; the running server sees the file when it is first asked for it."""
+    chance = torch.Generator().manual_seed(seed)
+    text = torch.randn(bench.segmenter.text_embedding.shape, generator=chance)
+    segmenter = replace(bench.segmenter, text_embedding=text, seed=seed)
+    published_shared(bench, name, segmenter, _UNCHECKED, checked=False)
+
+
+def published_shared(bench: Bench, name: str, segmenter: Segmenter, check: Check, checked: bool = True) -> None:
+    server = Server(bench.server.url) if checked else None
     with staging(bench.repository, say=_quiet) as staged:
         candidate = SharedCandidate(
             name=name, segmenter=segmenter, form=bench.form, check=check, unet=None, encoder=None
         )
-        publish_shared(bench.repository, staged, candidate, Server(bench.server.url), say=_quiet)
+        publish_shared(bench.repository, staged, candidate, server, say=_quiet)
 
 
 def published_baked(bench: Bench, name: str, segmenter: Segmenter, check: Check) -> None:
@@ -170,23 +179,29 @@ def to_first_answer(bench: Bench, name: str, check: Check, change: Callable[[], 
     return seconds
 
 
-def many(bench: Bench, count: int) -> tuple[list[str], dict[str, Any]]:
-    """Publishes so many, shared; their names, and what it took."""
+def many(bench: Bench, count: int, timed: int) -> tuple[list[str], dict[str, Any]]:
+    """Publishes so many, shared; their names, and what it took. Those after the first `timed` are not checked."""
     bench.ask([SHARED], clients=CLIENTS, seconds=1e6, count=count)
     before, seconds, names = bench.server.memory(), [], [f"many-{turn:03}" for turn in range(count)]
     for turn, name in enumerate(names):
-        segmenter, check = another(bench, turn)
-        change = lambda name=name, it=segmenter, check=check: published_shared(bench, name, it, check)  # noqa: E731
-        seconds.append(to_first_answer(bench, name, check, change))
+        if turn < timed:
+            segmenter, check = another(bench, turn)
+            change = lambda name=name, it=segmenter, check=check: published_shared(bench, name, it, check)  # noqa: E731
+            seconds.append(to_first_answer(bench, name, check, change))
+        else:
+            published_unseen(bench, name, turn)
         if turn % 20 == 19:
             say(f"published {turn + 1} of {count}")
+    answered = load_figures.summary(bench.ask(names, clients=CLIENTS, seconds=1e6, count=count))
     after = bench.server.memory()
     sizes = [path.stat().st_size for path in (bench.repository / "segmenters").glob("store/many-*")]
     return names, {
         "count": count,
+        "answered": answered["requests"] - answered["rejects"] - sum(answered["errors"].values()),
         "file_mb": max(sizes) / 1e6,
         "memory_mb_each": (sum(after.values()) - sum(before.values())) * 1.048576 / count,
         "memory_mib": {name: {"before": before.get(name, 0.0), "after": value} for name, value in after.items()},
+        "timed": len(seconds),
         "publish_to_answer_s": _spread(seconds),
     }
 
@@ -262,7 +277,7 @@ def _result(options: argparse.Namespace) -> dict[str, Any]:
     with prepared(options) as bench:
         say("both forms by turns")
         result["compared"] = compared(bench, options)
-        names, result["many"] = many(bench, options.count)
+        names, result["many"] = many(bench, options.count, options.timed)
         say("mixed traffic")
         result["mixed"] = mixed(bench, names, options)
         say("baked ones")
@@ -281,6 +296,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=6, help="of runs with eight clients")
     parser.add_argument("--seconds", type=float, default=5.0, help="of each run")
     parser.add_argument("--count", type=int, default=200, help="of shared segmenters published")
+    parser.add_argument("--timed", type=int, default=200, help="of these, checked and timed to their first answer")
     parser.add_argument("--baked", type=int, default=3, help="of baked ones published")
     parser.add_argument("--no-whole", dest="whole", action="store_false", help="do not time export/build.py itself")
     parser.add_argument("--json", type=Path, metavar="FILE")

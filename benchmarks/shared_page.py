@@ -75,7 +75,7 @@ def _publishing(result: Result) -> str:
     for form, key in (("shared", "many"), ("baked in", "baked")):
         own = result[key]
         times = " | ".join(f"{own['publish_to_answer_s'][name]:.2f}" for name in ("median", "p95", "max"))
-        lines.append(f"| {form} | {own['count']} | {times} |")
+        lines.append(f"| {form} | {own.get('timed', own['count'])} | {times} |")
     if whole := result.get("whole_command_s"):
         lines += [
             "",
@@ -88,6 +88,7 @@ def _publishing(result: Result) -> str:
 def _memory(result: Result) -> str:
     many, baked = result["many"], result["baked"]
     lines = [
+        f"{many['answered']} of {many['count']} answered in the end. "
         f"{many['memory_mb_each']:.3f} MB for each shared segmenter, whose file is {many['file_mb']:.2f} MB; "
         f"{baked['memory_mb_each']:.0f} MB for each baked one.",
         "",

@@ -18,13 +18,14 @@ ROW: dict[str, Any] = {
     "reject_p50_ms": None,
     "errors": {"INTERNAL": 2},
     "client_cpu_share": 0.01,
+    "cpu_ms": 9.0,
     "rate": 9.0,
     "deadline_s": 5.0,
     "models": {"car_unet": {"batch": 3.5, **dict.fromkeys(PARTS, 1.0)}},
 }
 RESULT: dict[str, Any] = {
     "machine": {"cpu": "an abacus", "cores": 2, "date": "today", "load_before": [0.1, 0.2, 0.3]},
-    "floor": {"p50_ms": 1.0, "stages_ms": {"unet": 0.5}, "throughput": {"1": 1.0}},
+    "floor": {"p50_ms": 1.0, "stages_ms": {"unet": 0.5}, "throughput": {"1": 1.0}, "cpu_ms": {"1": 7.0}},
     "closed": {"1": ROW, "8": ROW},
     "one_by_one": ROW,
     "capacity": 3.0,
