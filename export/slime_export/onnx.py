@@ -64,6 +64,8 @@ def save(model: ModelProto, folder: Path, external_over: int = EXTERNAL_OVER) ->
     external = sum(len(each.raw_data) for each in model.graph.initializer) > external_over
     kept = {"save_as_external_data": True, "location": DATA, "size_threshold": 1024} if external else {}
     onnx.save_model(model, str(path), **kept)
+    if external:  # onnx makes this one for its owner alone, and the server may be another
+        (folder / DATA).chmod(path.stat().st_mode)
     check(path)
     return path
 

@@ -110,6 +110,8 @@ def test_large_models_keep_their_weights_in_a_plain_file_beside(exported: Export
     assert sorted(each.name for each in tmp_path.iterdir()) == ["model.onnx", "model.onnx.data"]
     assert not data.is_symlink()
     assert data.stat().st_size > 1000
+    # Triton may run as another user than who exported.
+    assert data.stat().st_mode == path.stat().st_mode
     pixels = np.random.default_rng(0).uniform(-1, 1, (2, 3, 64, 64)).astype(np.float32)
     whole = OnnxModel(exported.repository / "vae_encoder" / "1" / "model.onnx")
     np.testing.assert_array_equal(OnnxModel(path)({"PIXELS": pixels})["LATENTS"], whole({"PIXELS": pixels})["LATENTS"])
