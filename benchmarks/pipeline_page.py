@@ -39,6 +39,7 @@ _SD = {
     "memory_averaged": ("<=", 0.85),
     "weighted_to_averaged": (">=", 1.0),
     "int8_unet": (">=", 1.8),
+    "int8_share": (">=", 0.75),
     "tiny_encoder": (">=", 5.0),
     "int8_tiny": (">=", 6.0),
 }
@@ -137,6 +138,7 @@ def verdicts(result: Result) -> list[tuple[str, float, str, float, str]]:
     dearer = flatness(result.get("growth", {}).get("parts", {}))
     found = {**result["ratios"], **{f"24_parts_{name}": more for name, more in dearer.items()}}
     found |= {f"agreement_{name}": share for name, share in result["agreement"].items()}
+    found |= _int8_share(result)
     wanted = dict(WANTED.get(result["shape"], {}))
     for name in EXACT:
         wanted |= {f"24_parts_{name}": ("<=", FLAT), f"agreement_{name}": (">=", AGREE)}
@@ -145,6 +147,14 @@ def verdicts(result: Result) -> list[tuple[str, float, str, float, str]]:
         for name, (sign, bound) in wanted.items()
         if name in found
     ]
+
+
+def _int8_share(result: Result) -> dict[str, float]:
+    """Of the int8 UNet's multiply-accumulates."""
+    model = result.get("models", {}).get(f"int8-{result['parts']}", {})
+    return (
+        {"int8_share": round(model["macs_by_precision"].get("int8", 0) / model["macs"], 3)} if "macs" in model else {}
+    )
 
 
 def _holds(found: float, sign: str, bound: float) -> bool:

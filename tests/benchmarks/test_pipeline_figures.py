@@ -38,8 +38,15 @@ def _result(shape: str = "sd21") -> dict[str, Any]:
     batches = {"weighted": {2: [_seconds(3.5)]}}
     figures = result_of(runs, batches, peaks, dict.fromkeys(names, PRODUCT_MACS), masks)
     machine = {"cpu": "A CPU", "device": "cpu", "threads": 2, "versions": {"torch": "2", "cuda": "None"}}
-    about = {"pixels": 512, "parts": 6, "rounds": 3, "resident": False, "missing": {"int8_tiny": "no tiny encoder"}}
+    about: dict[str, Any] = {
+        "pixels": 512,
+        "parts": 6,
+        "rounds": 3,
+        "resident": False,
+        "missing": {"int8_tiny": "no tiny encoder"},
+    }
     grown = {"parts": {f"weighted-{parts}": 100.0 + parts for parts in (2, 24)}, "sides": {"weighted-512": 7.0}}
+    about["models"] = {"int8-6": {"macs": 200, "macs_by_precision": {"int8": 160, "fp32": 40}}}
     return {"shape": shape, **about, **figures, "growth": grown, "machine": machine}
 
 
@@ -81,6 +88,7 @@ def test_verdicts() -> None:
     assert told["averaged"] == (3.0, "reached") and told["memory_averaged"] == (0.75, "reached")
     assert told["24_parts_weighted"] == (round(124 / 102 - 1, 4), "not reached")
     assert told["agreement_weighted"] == (1.0, "reached")
+    assert told["int8_share"] == (0.8, "reached")
     assert not {"int8_tiny", "agreement_int8"} & set(told)
 
 
