@@ -24,7 +24,8 @@ import numpy as np
 import torch
 from benchmarks.gpu_networks import Graphed, Maps, Networks, NotRunError, OnnxOnDevice, Served, masks
 from benchmarks.gpu_page import ROWS, page, table
-from benchmarks.make_random_backbone import SEGMENTER, SHAPES, picture, random_segmenter, write
+from benchmarks.make_random_backbone import SEGMENTER, SHAPES, random_segmenter, write
+from benchmarks.pictures import picture
 from benchmarks.published_inference import PublishedInference
 from torch import Tensor, nn
 

@@ -104,7 +104,8 @@ class Exports:
             gc.collect()
             (waiting / COUNTS).write_text(json.dumps(asdict(graph.counts(waiting / onnx.FILE))))
             os.replace(waiting, folder)
-        return {"path": str(folder / onnx.FILE)} | json.loads((folder / COUNTS).read_text())
+        counted: dict[str, Any] = json.loads((folder / COUNTS).read_text())
+        return {"path": str(folder / onnx.FILE)} | counted
 
     @property
     def _makers(self) -> dict[str, Callable[[Path, str], None]]:
