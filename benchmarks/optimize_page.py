@@ -11,6 +11,8 @@ _ROWS = {
     "published": "published form",
     "guided": "ours, the same guided loss",
     "plain": "ours, the paper's plain loss",
+    "guided_reused": "ours, guided, each view in three steps",
+    "plain_reused": "ours, plain, each view in three steps",
 }
 _SHAPES = {
     "embedded": "The embedded backbone",
@@ -18,7 +20,13 @@ _SHAPES = {
     "sd15": "SD-1.5's shapes",
 }
 # Shape, ratio: at least.
-WANTED = {("sd21", "guided"): 1.8, ("sd21", "plain"): 2.7, ("sd21", "memory"): 2.0}
+WANTED = {
+    ("sd21", "guided"): 1.8,
+    ("sd21", "plain"): 2.7,
+    ("sd21", "guided_reused"): 1.8,
+    ("sd21", "plain_reused"): 2.7,
+    ("sd21", "memory"): 2.0,
+}
 
 _ABOUT = """# How long a training step takes
 
@@ -34,8 +42,10 @@ making the view.
 
 **Ours**: one pass with gradient, and for the guided loss one without; attention that is computed again in the backward
 pass, so that no N x N map is ever there, WAS included. Making a view for each step and encoding it is counted, ahead in
-batches where images are small; one column tells how it is without, on latents encoded before. The guided loss and its
-gradient equal the published form's (within 1e-5 in float64: a test).
+batches where images are small; one column tells how it is without, on latents encoded before. With the setting
+`view_uses` (`--view-uses 3`) three steps, each with noise and timesteps of its own, share an encoded view: the last two
+rows, with the one encoding in their mean. The guided loss and its gradient equal the published form's (within 1e-5 in
+float64: a test).
 """
 
 
@@ -47,9 +57,10 @@ def table(result: Result) -> str:
         "| times faster | on latents encoded before | times smaller |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    for name, told in _ROWS.items():
-        row = rows[name]
-        than = ("1", "", "1") if name == "published" else (ratios[name], ratios[f"{name}_encoded"], ratios["memory"])
+    for name in filter(rows.__contains__, _ROWS):  # a shape that was measured with fewer ways shows fewer
+        row, told = rows[name], _ROWS[name]
+        encoded = ratios.get(f"{name}_encoded", "")
+        than = ("1", "", "1") if name == "published" else (ratios[name], encoded, ratios["memory"])
         lines.append(
             f"| {told} | {row['ms']:.0f} | {row['least_ms']:.0f} to {row['most_ms']:.0f} | {row['encode_ms']:.0f} "
             f"| {row['peak_gb']:.2f} GB | {' | '.join(map(str, than))} |"
@@ -67,7 +78,7 @@ def _wanted(result: Result) -> list[str]:
     told = [
         f"{ratio} at least {least}: {'reached' if result['ratios'][ratio] >= least else 'not reached'}"
         for (shape, ratio), least in WANTED.items()
-        if shape == result["shape"]
+        if shape == result["shape"] and ratio in result["ratios"]
     ]
     return [f"Wanted: {', '.join(told)}.", ""] if told else []
 
@@ -78,6 +89,6 @@ def _measured_on(result: Result) -> str:
     where = machine["cpu"] if machine["device"] == "cpu" else machine["device"]
     return (
         f"{result['steps']} steps of each after one to warm up; encoding is a mean, the rest of a step a median. "
-        f"Both of ours are one process. {notes[:1].upper()}{notes[1:]}. "
+        f"All of ours are one process. {notes[:1].upper()}{notes[1:]}. "
         f"On {where}, {machine['threads']} threads; {versions}."
     )

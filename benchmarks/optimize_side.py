@@ -2,8 +2,9 @@
 
     python -m benchmarks.optimize_side published|ours|forecast BACKBONE --pixels 512 --parts 6 ...
 
-Each line on standard input is the name of a lesson: `published` there, `guided` or `plain` here. Each answer is a line
-of JSON on standard output: first what it runs on, then seconds of each step, and when the input ends its peak memory.
+Each line on standard input is the name of a lesson: `published` there, `guided`, `plain` or either with `_reused` here.
+Each answer is a line of JSON on standard output: first what it runs on, then seconds of each step, and when the input
+ends its peak memory.
 `forecast` only tells what the published step would need, counted without memory for it.
 
 Shape suffixes: B batch, S image side, h, w latent sides, T tokens, D width, K parts, H, W image sides.
@@ -42,6 +43,7 @@ from slime_optimize.step import Stepper
 from slime_optimize.train import initial_text
 from slime_optimize.views import views
 
+VIEW_USES = 3  # steps that share an encoded view, where that is measured
 _LIBRARIES_BYTES = 6e8  # PyTorch and diffusers, before they hold any tensor
 _ENCODER_BYTES = 1.4e8  # the VAE's encoder
 
@@ -151,6 +153,7 @@ def lessons(side: str, backbone: Backbone, parts: int, steps: int) -> dict[str, 
     if side == "published":
         return {"published": Published(backbone, parts)}
     chosen = {"guided": REFERENCE, "plain": PAPER}
+    chosen |= {f"{name}_reused": replace(settings, view_uses=VIEW_USES) for name, settings in chosen.items()}
     return {name: Ours(backbone, parts, settings, steps) for name, settings in chosen.items()}
 
 
