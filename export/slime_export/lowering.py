@@ -37,7 +37,11 @@ def lowered(
     into.mkdir(parents=True)
     if form.precision == "int8":
         source = folder / onnx.FILE
-        quantise.quantised(source, into, feeds, passes=passes, external_over=external_over).write()
+        symmetric = form.format == "tensorrt"
+        result = quantise.quantised(
+            source, into, feeds, passes=passes, symmetric=symmetric, external_over=external_over
+        )
+        result.write()
         return into
     model = onnx_library.load(str(folder / onnx.FILE))
     low: precision.Low = "fp16" if form.precision == "fp16" else "bf16"

@@ -60,13 +60,15 @@ def quantised(
     *,
     passes: Check | None = None,
     least_kept: float = LEAST_KEPT,
+    symmetric: bool = False,
     external_over: int = onnx.EXTERNAL_OVER,
 ) -> Quantised:
     """Writes `folder`/model.onnx, the fp32 model in `path` in int8, calibrated on `feeds` (inputs by name).
 
     Where `passes` is given and refuses the written model, groups of nodes are ranked by the error that each one's
     quantisation causes on the outputs, and the worst 1, 2, 4, … for what they save are left in float, until it passes
-    or less than `least_kept` of what can be in int8 would be. `folder` must exist and be another than `path`'s.
+    or less than `least_kept` of what can be in int8 would be. `symmetric` is what TensorRT reads: int8 activations
+    with zero points of 0, and float biases. `folder` must exist and be another than `path`'s.
     Raises ExportError without feeds, or where there is nothing to quantise.
     """
     if not feeds:
@@ -77,7 +79,7 @@ def quantised(
     def attempt(excluded: Sequence[Group]) -> Quantised:
         left = {name for group in excluded for name in group.nodes}
         nodes = [name for name in plan.macs if name not in left]
-        model = _quantised(onnx_library.load(str(path)), nodes, measured)
+        model = _quantised(onnx_library.load(str(path)), nodes, measured, symmetric)
         (folder / onnx.DATA).unlink(missing_ok=True)
         written = onnx.save(model, folder, external_over)
         passed = passes is None or passes(written)
@@ -146,7 +148,7 @@ def _second(node: NodeProto) -> str:
     return str(node.input[1]) if len(node.input) > 1 else ""
 
 
-def _quantised(model: ModelProto, nodes: Sequence[str], measured: Mapping[str, Range]) -> ModelProto:
+def _quantised(model: ModelProto, nodes: Sequence[str], measured: Mapping[str, Range], symmetric: bool) -> ModelProto:
     from onnxruntime.quantization import CalibrationMethod, QuantType
     from onnxruntime.quantization.calibrate import TensorsData
     from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
@@ -165,12 +167,16 @@ def _quantised(model: ModelProto, nodes: Sequence[str], measured: Mapping[str, R
         per_channel=True,
         reduce_range=False,  # 7 bits are for CPUs without VNNI, whose sums of 16 bits overflow
         weight_qType=QuantType.QInt8,
-        activation_qType=QuantType.QUInt8,
+        activation_qType=QuantType.QInt8 if symmetric else QuantType.QUInt8,
         tensors_range=TensorsData(CalibrationMethod.MinMax, as_arrays),
         nodes_to_quantize=list(nodes),
         nodes_to_exclude=[],
         op_types_to_quantize=list(_TYPES),
-        extra_options={"OpTypesToExcludeOutputQuantization": ["MatMul"]},
+        extra_options={
+            "OpTypesToExcludeOutputQuantization": ["MatMul"],
+            "ActivationSymmetric": symmetric,
+            "QuantizeBias": not symmetric,
+        },
     )
     quantiser.quantize_model()
     quantiser.model.topological_sort()

@@ -87,6 +87,18 @@ def test_what_is_no_product_reads_unrounded_tensors(floats: Path, feeds: list, t
             assert {makers[name].op_type for name in node.input} == {"DequantizeLinear"}
 
 
+def test_what_tensorrt_reads_has_zero_points_of_0_and_float_biases(floats: Path, feeds: list, tmp_path: Path) -> None:
+    result = quantised(floats, folder(tmp_path), feeds, symmetric=True)
+    graph = onnx.load(result.path).graph
+    constants = {each.name: onnx.numpy_helper.to_array(each) for each in graph.initializer}
+    pairs = [node for node in graph.node if node.op_type in ("QuantizeLinear", "DequantizeLinear")]
+    zeros = [constants[node.input[2]] for node in pairs]
+    assert zeros
+    assert all(zero.dtype == np.int8 and not zero.any() for zero in zeros)
+    assert result.share == Plan.of(floats).share(Plan.of(floats).macs)
+    assert difference(OnnxModel(result.path)(feeds[0])["Y"], OnnxModel(floats)(feeds[0])["Y"]).mean < 0.05
+
+
 def test_ranges_are_the_extremes_over_all_feeds(floats: Path, feeds: list) -> None:
     low, high = ranges(floats, ["X"], feeds)["X"]
     assert (low, high) == (min(each["X"].min() for each in feeds), max(each["X"].max() for each in feeds))
