@@ -39,8 +39,8 @@ MAX_BATCH = 8
 # Latency budget of a request under overload: two full batches wait before the encoder while a third is encoded, five
 # seconds at the most. Before the encoder, so that nothing is refused once that has been paid for.
 ENCODER_QUEUE = Queue(size=2 * MAX_BATCH, seconds=5.0)
-# Images wait encoded here: more of them, as decoding is quick. A flood of huge ones ends here.
-DECODING_QUEUE = Queue(size=8 * MAX_BATCH, seconds=5.0)
+# None before decoding: the batcher of a model with such a limit learned up to a second late that the model was free
+# (seen with Triton 2.51), and requests waited for nothing. Decoding is quick, and refuses by size.
 # The answers of one batch of latents reach the UNet one after the other, within this time, and run as one batch again.
 UNET_DELAY_US = 1000
 # What the committed preprocess/config.pbtxt carries; a repository of another backbone has its own.
@@ -126,7 +126,6 @@ def preprocess_config(reading: Reading | None = None) -> str:
                 "crops": json.dumps(crops),
                 "crop_side": str(reading.weighting.crop_side if crops else reading.image_size),
             },
-            queue=DECODING_QUEUE,
         )
     )
 

@@ -17,7 +17,6 @@ from dataclasses import dataclass, replace
 
 from slime_was.contract import (
     ANSWER,
-    DECODING_QUEUE,
     FITTED,
     FITTED_TENSOR,
     IMAGE_TENSOR,
@@ -101,7 +100,6 @@ def segmenters_config() -> str:
                 _DESCRIBED,
             ),
             parameters={"store": STORE},
-            queue=DECODING_QUEUE,
         )
     )
 
