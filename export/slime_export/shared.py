@@ -19,9 +19,9 @@ from slime_export.session import OnnxModel
 from slime_optimize.passes import passes
 from slime_optimize.segmenter import Segmenter
 from slime_store import Entry
-from slime_was.contract import ACCUMULATED, CROSS, LATENTS, PRESENT, WEIGHTING, map_names
+from slime_was.contract import ACCUMULATED, CROSS, LATENTS, WEIGHTING, map_names
 from slime_was.form import Form
-from slime_was.shared import NOISE, TEXT, Group, most_parts, unet_inputs
+from slime_was.shared import Group, most_parts, unet_inputs
 
 Array = npt.NDArray[np.float32]
 LATENT_CHANNELS = 4
@@ -93,23 +93,16 @@ def signature(group: Group) -> Signature:
     )
 
 
-def given(entry: Entry, group: Group, batch: int) -> dict[str, Array]:
-    """What the shared UNet is given beside LATENTS, for `batch` images or crops of one segmenter."""
-    present_P = (np.arange(group.most_parts) < len(entry.description["parts"])).astype(np.float32)
-    each = {TEXT: entry.text_TD, NOISE: entry.noise_Xhw, PRESENT: present_P}
-    return {name: np.repeat(value[np.newaxis], batch, axis=0) for name, value in each.items()}
-
-
 class AsBaked:
     """A shared UNet with one segmenter's file, called as a UNet that has it baked in: LATENTS to maps and WEIGHTING."""
 
-    def __init__(self, model: OnnxModel, entry: Entry, group: Group) -> None:
-        self._model, self._entry, self._group = model, entry, group
+    def __init__(self, model: OnnxModel, entry: Entry) -> None:
+        self._model, self._entry = model, entry
         self.outputs = (*model.outputs, WEIGHTING)
 
     def __call__(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         batch, parts = len(inputs[LATENTS]), len(self._entry.description["parts"])
-        outputs = self._model({**inputs, **given(self._entry, self._group, batch)})
+        outputs = self._model({**inputs, **self._entry.given(batch)})
         of_parts = {CROSS, ACCUMULATED}
         maps = {name: value[:, :parts] if name in of_parts else value for name, value in outputs.items()}
         return maps | {WEIGHTING: np.repeat(self._entry.weighting[np.newaxis], batch, axis=0)}

@@ -118,7 +118,7 @@ class _SharedExport:
         entry = entry_of(segmenter, group, ensemble_parameters(segmenter))
         with self._stage("comparing with PyTorch"):
             latents = parity.encoded(answers, OnnxModel(networks.encoder / onnx.FILE))
-            unet = AsBaked(OnnxModel(networks.unet / onnx.FILE), entry, group)
+            unet = AsBaked(OnnxModel(networks.unet / onnx.FILE), entry)
             comparisons = parity.measured(answers, unet, latents)
         report = Report(
             comparisons=comparisons,

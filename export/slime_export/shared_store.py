@@ -66,7 +66,7 @@ def numbers(repository: Path, name: str) -> list[int]:
     return [*found, int(read(live).description[VERSION])] if live.exists() else found
 
 
-def roll_back(transaction: Transaction, name: str, to: int | None, keep: int = 0) -> tuple[int, int]:
+def roll_back(transaction: Transaction, name: str, to: int | None) -> tuple[int, int]:
     """Publishes an earlier version's content anew: that of number `to`, or of the one before; (its number, the new)."""
     require(transaction.repository, name)
     earlier = numbers(transaction.repository, name)[:-1]
@@ -77,7 +77,7 @@ def roll_back(transaction: Transaction, name: str, to: int | None, keep: int = 0
     old = read(_history(transaction.repository, name) / f"{wanted}{ENDING}")
     back = replace(old, description={**old.description, CONTENT_OF: old.description.get(CONTENT_OF) or wanted})
     # As many are kept as there are now: the option is the publication's.
-    return wanted, put(transaction, name, back, max(keep, KEEP, len(earlier) + 1))
+    return wanted, put(transaction, name, back, max(KEEP, len(earlier) + 1))
 
 
 def take(transaction: Transaction, name: str) -> None:

@@ -15,7 +15,7 @@ from exporting import shared_segmenter
 from backbones import LATENT_SIZE
 from slime_export import onnx
 from slime_export.parity import OnnxModel
-from slime_export.shared import AsBaked, entry_of, given, group_of, signature
+from slime_export.shared import AsBaked, entry_of, group_of, signature
 from slime_export.unet import MapsUNet, SharedUNet
 from slime_optimize.backbone import Backbone, load_backbone
 from slime_optimize.segmenter import Segmenter
@@ -49,14 +49,14 @@ def test_one_graph_for_segmenters_of_different_parts(name: str, maps: str, backb
     model = OnnxModel(tmp_path / onnx.FILE)
     latents = torch.randn(2, 4, LATENT_SIZE, LATENT_SIZE, generator=torch.Generator().manual_seed(3))
     entries = [entry_of(each, group, {}) for each in two]
-    alone = [given(entry, group, 1) for entry in entries]
+    alone = [entry.given(1) for entry in entries]
     mixed = model(
         {LATENTS: latents.numpy(), **{name: np.concatenate([each[name] for each in alone]) for name in alone[0]}}
     )
     for turn, each in enumerate(two):
         with torch.no_grad():
             expected = MapsUNet(each, backbone, weighted=form.weighted)(latents)
-        got = AsBaked(model, entries[turn], group)({LATENTS: latents.numpy()})
+        got = AsBaked(model, entries[turn])({LATENTS: latents.numpy()})
         for name, value in mixed.items():  # a batch of both has each one's own maps
             own = value[turn, : len(each.parts)] if name in (CROSS, ACCUMULATED) else value[turn]
             np.testing.assert_allclose(own, got[name][turn], atol=1e-5)

@@ -54,16 +54,14 @@ def _read(data: bytes, entry: slime_store.Entry, wanted: list[str]) -> Any:
     image_HW3 = slime_image.decode(data)
     fitted_3SS = slime_image.fit(image_HW3, told["image_size"], told["channel_order"])
     pixels_C3SS = slime_image.cropped(fitted_3SS, told["crops"], told["crop_side"])
-    present_P = (np.arange(told["most_parts"]) < len(told["parts"])).astype(np.float32)
     tensors = {
         "PIXELS": pixels_C3SS,
         "SIZE": np.array(image_HW3.shape[:2], np.int32),
         # One pixel where nothing follows the image's edges: an ensemble wants every tensor.
         "FITTED": fitted_3SS if told["guided"] else fitted_3SS[:, :1, :1],
         "WEIGHTING": entry.weighting[np.newaxis],
+        **entry.given(len(pixels_C3SS)),
     }
-    each = {"TEXT": entry.text_TD, "NOISE": entry.noise_Xhw, "PRESENT": present_P}
-    tensors |= {name: np.repeat(value[np.newaxis], len(pixels_C3SS), axis=0) for name, value in each.items()}
     answer = [pb_utils.Tensor(name, value) for name, value in tensors.items() if name in wanted]
     return pb_utils.InferenceResponse([*answer, *([_text("DESCRIPTION", told)] if "DESCRIPTION" in wanted else [])])
 

@@ -44,14 +44,23 @@ class UnknownSegmenterError(StoreError):
 class Entry:
     """TEXT (T,D), NOISE (4R,h,w), WEIGHTING (LENGTH,), float32, and the description, a JSON object.
 
-    The description has at least parts, colours, model (the ensemble that serves it), image_size, channel_order, crops
-    and crop_side.
+    The description has at least parts, colours, model (the ensemble that serves it), image_size, channel_order, crops,
+    crop_side, guided and most_parts.
     """
 
     text_TD: Array
     noise_Xhw: Array
     weighting: Array
     description: Mapping[str, Any]
+
+    def given(self, batch: int) -> dict[str, Array]:
+        """What the shared UNet is given beside LATENTS: TEXT (B,T,D), NOISE (B,4R,h,w), PRESENT (B,P), float32.
+
+        For B images or crops of this segmenter; PRESENT is 1 in the rooms that its parts take, which come first.
+        """
+        present_P = (np.arange(self.description["most_parts"]) < len(self.description["parts"])).astype(np.float32)
+        each = {"TEXT": self.text_TD, "NOISE": self.noise_Xhw, "PRESENT": present_P}
+        return {name: np.repeat(value[np.newaxis], batch, axis=0) for name, value in each.items()}
 
 
 class Store:
