@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from slime_export.onnx import Signature
 from slime_export.session import OnnxModel
+from slime_export.tracing import LATENT_CHANNELS
 from slime_optimize.passes import passes
 from slime_optimize.segmenter import Segmenter
 from slime_store import Entry
@@ -24,7 +25,6 @@ from slime_was.form import Form
 from slime_was.shared import Group, most_parts, unet_inputs
 
 Array = npt.NDArray[np.float32]
-LATENT_CHANNELS = 4
 # Raised when the graph of a group changes, so that new segmenters get a new one.
 GENERATION = 1
 
