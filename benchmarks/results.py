@@ -39,7 +39,7 @@ from slime_optimize.segmenter import library_versions
 
 ROOT = Path(__file__).resolve().parents[1]
 BOUNDS = "bounds"
-TABLES = ("shots", "was", "losses", "t_test", "presets", "ablation", "tried")
+TABLES = ("shots", "was", "losses", "t_test", "presets", "ablation", "tried", "search")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -117,6 +117,7 @@ def sections(recommended: Mapping[str, Any]) -> dict[str, Section]:
         "presets": _presets(),
         "ablation": _ablation(paper, best),
         "tried": _tried(best),
+        "search": _search(paper),
     }
 
 
@@ -233,6 +234,7 @@ def _tried(best: Settings) -> Section:
     """What the backbone's own settings say of time is the base of what is said of it here."""
     high = best.t_opt[1]
     at_test: dict[str, dict[str, Any]] = {
+        "the mirrored image's maps averaged in": {"mirrored": True},
         "two draws of noise": {"draws": 2},
         "three timesteps": {"more_t": [best.t_test // 2, (best.t_test + high) // 2]},
         "2 x 2 patches of 5/8 of the side": {"patches": 2, "patch_side": 0.625},
@@ -259,6 +261,27 @@ def _tried(best: Settings) -> Section:
             *(
                 Variant(label=label, optimisation=Optimisation(preset="best", changes=changes), measurement=validation)
                 for label, changes in learned.items()
+            ),
+        ),
+    )
+
+
+def _search(paper: Settings) -> Section:
+    """The preset's own row says what `slime.json` of the backbone has taken from this."""
+    rates = [rate for rate in (0.01, 0.03, 0.1, 0.3) if rate != paper.learning_rate]
+    changes: dict[str, dict[str, Any]] = {
+        **{f"learning rate {rate}": {"learning_rate": rate} for rate in rates},
+        "twice the steps": {"steps": 2 * paper.total_steps(1)},
+    }
+    validation = Measurement(split="validation")
+    return Section(
+        title="The learning rate and the steps of `paper`",
+        text="1-shot, on validation images: `paper` was given the same search, so that the comparison is fair.",
+        variants=(
+            Variant(label=f"`paper`: {paper.learning_rate}, {paper.total_steps(1)} steps", measurement=validation),
+            *(
+                Variant(label=label, optimisation=Optimisation(changes=values), measurement=validation)
+                for label, values in changes.items()
             ),
         ),
     )

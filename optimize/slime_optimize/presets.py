@@ -40,7 +40,6 @@ BEST = PAPER.changed(
         "recolour": 0.9,
         "threshold": 0.0,
         "rescale": True,
-        "mirrored": True,
         "guide": 0.1,
     }
 )
