@@ -3,6 +3,7 @@
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import grpc
@@ -14,7 +15,7 @@ PathLike = str | os.PathLike[str]
 
 # Images of any size: gRPC's own limit is 4 MiB, protobuf's 2 GiB.
 _LARGEST_MESSAGE = 2**31 - 1
-OPTIONS = [
+_OPTIONS = [
     ("grpc.max_send_message_length", _LARGEST_MESSAGE),
     ("grpc.max_receive_message_length", _LARGEST_MESSAGE),
     # gRPC waits up to two minutes before it tries a server again that was away; a restarted one is back in seconds.
@@ -69,6 +70,12 @@ class Access:
             private_key=_read("private key", self.key),
             certificate_chain=_read("certificate", self.certificate),
         )
+
+    def channel(self, transport: ModuleType, url: str) -> Any:
+        """A channel of `transport`, which is `grpc` or `grpc.aio`."""
+        if self.secure:
+            return transport.secure_channel(url, self.credentials(), _OPTIONS)
+        return transport.insecure_channel(url, _OPTIONS)
 
     def metadata(self, url: str) -> list[tuple[str, str]]:
         """The headers of every call.

@@ -14,11 +14,15 @@ from typing import Any, TypeVar
 import grpc.aio
 from tritonclient.grpc import service_pb2_grpc
 
-from slime_client.access import OPTIONS
-from slime_client.core import LIVE_TIMEOUT_S, SegmenterCore
+from slime_client import lookup
+from slime_client.access import Access
+from slime_client.core import DEFAULT_TIMEOUT_S, LIVE_TIMEOUT_S, NOT_CONNECTED, SegmenterCore, checked_url
+from slime_client.description import Description
 from slime_client.images import ImageLike
 from slime_client.many import Answer, checked_concurrency, windowed_async
 from slime_client.mask import Mask
+from slime_client.retry import Deadline, Retry
+from slime_client.server import Server
 from slime_client.steps import Call, Pause, Steps, Work
 
 Result = TypeVar("Result")
@@ -30,6 +34,10 @@ class Segmenter(SegmenterCore, AbstractAsyncContextManager["Segmenter", None]):
     there. Cancelling a task cancels its call, on the server too.
     """
 
+    def _begin(self) -> None:
+        # Made when it is entered, because a channel belongs to the loop it was made in.
+        self._connection: _Connection | None = None
+
     async def __aenter__(self) -> "Segmenter":
         await self.open()
         return self
@@ -40,15 +48,7 @@ class Segmenter(SegmenterCore, AbstractAsyncContextManager["Segmenter", None]):
         Raises:
             SegmenterError: NOT_FOUND, UNAVAILABLE, …
         """
-        url = self._server.url
-        self._metadata = self._access.metadata(url)
-        # Made here, because a channel belongs to the loop it was made in.
-        self._channel = (
-            grpc.aio.secure_channel(url, self._access.credentials(), OPTIONS)
-            if self._access.secure
-            else grpc.aio.insecure_channel(url, OPTIONS)
-        )
-        self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
+        self._connection = _Connection(self._server.url, self._access)
         try:
             await self._run(self._connecting())
         except BaseException:
@@ -78,11 +78,11 @@ class Segmenter(SegmenterCore, AbstractAsyncContextManager["Segmenter", None]):
 
     async def close(self) -> None:
         """Close the connection, cancelling what is in flight; a second time does nothing."""
-        if self._closed or not hasattr(self, "_channel"):
+        if self._closed or self._connection is None:
             return
         self._closed = True
         await self._run(self._closing())
-        await self._channel.close()
+        await self._connection.close()
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -90,6 +90,35 @@ class Segmenter(SegmenterCore, AbstractAsyncContextManager["Segmenter", None]):
         await self.close()
 
     async def _run(self, steps: Steps[Result]) -> Result:
+        if self._connection is None:
+            raise self._unusable(NOT_CONNECTED)
+        return await self._connection.run(steps)
+
+
+async def segmenters(
+    url: str, *, timeout: float = DEFAULT_TIMEOUT_S, access: Access | None = None, retry: Retry | None = None
+) -> list[Description]:
+    """All segmenters of a server that can be asked, of either form, by name; see `slime_client.segmenters`."""
+    server = Server(url=checked_url(url), retry=retry or Retry())
+    connection = _Connection(url, access or Access())
+    try:
+        return await connection.run(lookup.every(server, Deadline(timeout)))
+    finally:
+        await connection.close()
+
+
+class _Connection:
+    """One gRPC connection of the event loop that runs while it is made, for any number of tasks."""
+
+    def __init__(self, url: str, access: Access) -> None:
+        self._metadata = access.metadata(url)
+        self._channel = access.channel(grpc.aio, url)
+        self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
+
+    async def close(self) -> None:
+        await self._channel.close()
+
+    async def run(self, steps: Steps[Result]) -> Result:
         try:
             step = next(steps)
             while True:

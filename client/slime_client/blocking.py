@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 import grpc
 from tritonclient.grpc import service_pb2_grpc
 
-from slime_client.access import OPTIONS, Access
+from slime_client.access import Access
 from slime_client.errors import CANCELLED, SegmenterError
 from slime_client.steps import Call, Pause, Steps, Work
 
@@ -26,11 +26,7 @@ class Connection:
 
     def __init__(self, url: str, access: Access) -> None:
         self._metadata = access.metadata(url)
-        self._channel = (
-            grpc.secure_channel(url, access.credentials(), OPTIONS)
-            if access.secure
-            else grpc.insecure_channel(url, OPTIONS)
-        )
+        self._channel = access.channel(grpc, url)
         self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
         self._running: set[Cancellation] = set()
 

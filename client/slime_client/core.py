@@ -23,6 +23,7 @@ from slime_client.steps import Steps, Work
 
 DEFAULT_TIMEOUT_S = 30.0
 LIVE_TIMEOUT_S = 5.0
+NOT_CONNECTED = "not connected yet; enter it with `async with`"
 _CLOSING_S = 2.0
 # Publishing takes 64.
 _LONGEST_NAME = 256
@@ -88,7 +89,7 @@ class SegmenterCore:
     def description(self) -> Description:
         """What the server says of the segmenter, its form among it; of the newest version that answered."""
         if self._description is None:
-            raise self._unusable("not connected yet; enter it with `async with`")
+            raise self._unusable(NOT_CONNECTED)
         return self._description
 
     def __repr__(self) -> str:

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from fake_triton import FakeTriton, Refusal
 
-from slime_client import Retry, Segmenter, SegmenterError, aio
+from slime_client import Retry, Segmenter, SegmenterError, aio, segmenters
 
 Result = TypeVar("Result")
 
@@ -48,6 +48,12 @@ def test_errors_are_the_same(server: FakeTriton) -> None:
     with pytest.raises(SegmenterError, match="it serves: car") as caught:
         asyncio.run(aio.Segmenter(server.url, "cart").open())
     assert caught.value.code == "NOT_FOUND"
+
+
+def test_what_there_is(server: FakeTriton) -> None:
+    assert asyncio.run(aio.segmenters(server.url)) == segmenters(server.url)
+    with pytest.raises(SegmenterError, match="without a scheme"):
+        asyncio.run(aio.segmenters("grpc://nowhere"))
 
 
 def test_unopened_and_closed(server: FakeTriton, photo: Path) -> None:
