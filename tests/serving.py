@@ -9,10 +9,12 @@ from __future__ import annotations
 import io
 import os
 import queue
+import re
 import signal
 import subprocess
 import sys
 import threading
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -69,6 +71,13 @@ def launch(repository: Path, *arguments: str, ports: tuple[str, ...] = FREE_PORT
     """serve/launch.py as a process of its own; nothing is waited for."""
     command = [sys.executable, os.fspath(LAUNCH), "--repository", os.fspath(repository), "--threads", "1"]
     return subprocess.Popen([*command, *ports, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def metrics(server: Served) -> dict[str, float]:
+    """Value by name and labels, as Triton's endpoint writes them."""
+    with urllib.request.urlopen(f"http://{server.metrics}/metrics", timeout=10) as answer:
+        lines = re.findall(r"^(\w+\{.*\}) (\S+)$", answer.read().decode(), re.MULTILINE)
+    return {name: float(value) for name, value in lines}
 
 
 def stop(launcher: subprocess.Popen[str], number: int = signal.SIGTERM) -> int:

@@ -16,7 +16,7 @@ import torch
 from exporting import shared_segmenter
 
 from backbones import build
-from serving import ROOT, Served, served
+from serving import ROOT, Served, metrics, served
 from slime_client import Segmenter as Client
 from slime_client import SegmenterError
 from slime_export import listing, onnx
@@ -150,6 +150,17 @@ def test_different_segmenters_asked_at_once_answer_as_alone(publish: Publisher, 
 
     with ThreadPoolExecutor(len(names)) as pool:
         assert min(pool.map(ask, names)) > 0.999
+
+
+def test_requests_are_counted_by_segmenter(publish: Publisher, server: Served) -> None:
+    name = 'slime_segmenter_requests_total{model="segmenters",segmenter="counted"}'
+    publish("counted", publish.segmenter(6), server.grpc)
+    with Client(server.grpc, "counted") as client:
+        client.segment(png(IMAGE))
+        before = metrics(server)[name]
+        for _ in range(3):
+            client.segment(png(IMAGE))
+    assert metrics(server)[name] == before + 3
 
 
 def test_rollback_publishes_old_content_anew_and_removal_takes_it_away(publish: Publisher, server: Served) -> None:

@@ -2,22 +2,13 @@
 
 from __future__ import annotations
 
-import re
-import urllib.request
-
 import pytest
 from test_serving import picture, refused
 from tritonclient import grpc
 
-from serving import Served, png
+from serving import Served, metrics, png
 
 pytestmark = pytest.mark.triton
-
-
-def metrics(server: Served) -> dict[str, float]:
-    with urllib.request.urlopen(f"http://{server.metrics}/metrics", timeout=10) as answer:
-        lines = re.findall(r"^(\w+\{.*\}) (\S+)$", answer.read().decode(), re.MULTILINE)
-    return {name: float(value) for name, value in lines}
 
 
 def grown(before: dict[str, float], after: dict[str, float], name: str) -> float:

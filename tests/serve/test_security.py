@@ -12,10 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 import trustme
+from test_client_on_triton import described_repository
 from test_serving import picture
 from tritonclient import grpc
 from tritonclient.utils import InferenceServerException
 
+import slime_client
 from serving import Served, png, served
 from slime_export.errors import ServerError
 from slime_export.server import Access
@@ -61,10 +63,11 @@ def tls_server(toy_repository: Path, files: Path) -> Iterator[Served]:
 
 
 @pytest.fixture(scope="module")
-def mutual_server(toy_repository: Path, files: Path) -> Iterator[Served]:
+def mutual_server(files: Path) -> Iterator[Served]:
     """Mutual TLS, and a key."""
+    repository = described_repository(files / "repository")
     more = ("--tls-ca", f"{files}/ca.pem", "--admin-key-file", f"{files}/admin")
-    with served(toy_repository, *tls(files, *more)) as server:
+    with served(repository, *tls(files, *more)) as server:
         yield server
 
 
@@ -235,3 +238,18 @@ def test_no_key_on_the_loopback_unless_asked_for() -> None:
     assert Security().arguments(None) == []
     unknown = Security(listen="0.0.0.0", insecure=True)
     assert unknown.key() != unknown.key()
+
+
+def test_the_client_of_ours_over_mutual_tls(mutual_server: Served, files: Path) -> None:
+    address, ca = url(mutual_server), files / "ca.pem"
+    access = slime_client.Access(
+        ca=ca, certificate=files / "client.pem", key=files / "client.key", access_key=files / "admin"
+    )
+    with slime_client.Segmenter(address, "toy", access=access) as segmenter:
+        assert segmenter.segment(picture(20, 30)).array.shape == (20, 30)
+    assert [each.name for each in slime_client.segmenters(address, access=access)] == ["toy"]
+    once = slime_client.Retry(attempts=1)
+    for less in (slime_client.Access(ca=ca), slime_client.Access()):
+        with pytest.raises(slime_client.SegmenterError) as caught:
+            slime_client.Segmenter(address, "toy", access=less, retry=once, timeout=5)
+        assert caught.value.code == "UNAVAILABLE"

@@ -20,6 +20,7 @@ class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
         parameters = json.loads(args["model_config"])["parameters"]
         self.store = slime_store.Store(Path(args["model_repository"]) / parameters["store"]["string_value"])
+        self.metrics = _Metrics(args["model_name"])
 
     def execute(self, requests: list[Any]) -> list[Any]:
         return [self._respond(request) for request in requests]
@@ -32,10 +33,13 @@ class TritonPythonModel:
             image = pb_utils.get_input_tensor_by_name(request, "IMAGE")
             if image is None:
                 return self._described(name)
-            return _read(image.as_numpy().item(), self.store.get(name), request.requested_output_names())
+            entry = self.store.get(name)
+            self.metrics.asked(name)
+            return _read(image.as_numpy().item(), entry, request.requested_output_names())
         except slime_store.UnknownSegmenterError as error:
             return _failed(str(error), pb_utils.TritonError.NOT_FOUND)
         except slime_image.ImageError as error:
+            self.metrics.refused.increment(1)
             return _failed(str(error), pb_utils.TritonError.INVALID_ARG)
         except slime_store.StoreError as error:
             return _failed(str(error), pb_utils.TritonError.INTERNAL)
@@ -46,6 +50,26 @@ class TritonPythonModel:
     def _described(self, name: str) -> Any:
         told = dict(self.store.get(name).description) if name else self.store.names()
         return pb_utils.InferenceResponse([_text("DESCRIPTION", told)])
+
+
+class _Metrics:
+    """Requests by segmenter, where Triton knows only the ensemble of them all; never more names than the store has."""
+
+    def __init__(self, model: str) -> None:
+        self._model = model
+        self._requests = _counter("slime_segmenter_requests_total", "Masks asked of a shared segmenter")
+        self._of: dict[str, Any] = {}
+        self._failures = _counter("slime_decode_failures_total", "Images that were refused")
+        self.refused = self._failures.Metric(labels={"model": model})
+
+    def asked(self, segmenter: str) -> None:
+        if segmenter not in self._of:
+            self._of[segmenter] = self._requests.Metric(labels={"model": self._model, "segmenter": segmenter})
+        self._of[segmenter].increment(1)
+
+
+def _counter(name: str, description: str) -> Any:
+    return pb_utils.MetricFamily(name=name, description=description, kind=pb_utils.MetricFamily.COUNTER)
 
 
 def _read(data: bytes, entry: slime_store.Entry, wanted: list[str]) -> Any:
