@@ -49,6 +49,15 @@ class Control:
         """``config``: what to use, as JSON, instead of what the repository says."""
         self._asked(LOAD_SECONDS, lambda client: client.load_model(model, self._headers, config=config))
 
+    def unload(self, model: str) -> None:
+        """It takes no more requests, and those under way are answered, after this has returned as well."""
+        self._asked(_SHORT_SECONDS, lambda client: client.unload_model(model, self._headers))
+
+    def loaded(self) -> set[str]:
+        """Models that serve, or still answer their last requests."""
+        index = self._asked(_SHORT_SECONDS, lambda client: client.get_model_repository_index(self._headers))
+        return {each["name"] for each in index if each.get("state", "UNAVAILABLE") != "UNAVAILABLE"}
+
     def reload(self, model: str) -> None:
         """Start its processes anew. Triton does nothing where nothing changed, so something has to."""
         config = self._asked(_SHORT_SECONDS, lambda client: client.get_model_config(model))

@@ -83,6 +83,8 @@ class Server:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if isinstance(error, Stopped):
+            self._drain()
         self._stop(keep_log=isinstance(error, ServerError))
 
     def wait(self) -> None:
@@ -220,6 +222,17 @@ class Server:
             self._process.end(seconds)
             self._process = None
         self._regions.clear()
+
+    def _drain(self) -> None:
+        """Take the segmenters away, and wait until what was asked of them is answered: a Triton that stops refuses
+        requests that are between two models.
+        """
+        until = time.monotonic() + self._settings.drain
+        with contextlib.suppress(UnansweredError):
+            for ensemble in self._repository.ensembles:
+                self._control.unload(ensemble)
+            while time.monotonic() < until and self._control.loaded().intersection(self._repository.ensembles):
+                time.sleep(_POLL_SECONDS)
 
     def _stop(self, *, keep_log: bool) -> None:
         self._end(self._settings.drain + _STOP_SECONDS)

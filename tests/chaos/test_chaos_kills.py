@@ -44,13 +44,14 @@ def check(outcomes: list[Outcome]) -> None:
 def test_killed_python_process(server: Served, model: str) -> None:
     pid = server.launcher.pid
     before = len(regions(pid))
+    serving = server_of(pid)
     with load(server.grpc, "toy", PICTURE) as outcomes:
         time.sleep(0.5)
         os.kill(stubs_of(pid)[model], signal.SIGKILL)
         wait_until_ok(outcomes, time.monotonic() + 0.2, RECOVERED_S)
     check(outcomes)
     # Mostly its model alone is loaded again; where probes failed before that, the whole server was started anew.
-    assert server_of(pid) and len(stubs_of(pid)) == 4
+    assert server_of(pid) == serving and len(stubs_of(pid)) == 4
     wait_for_regions(pid, before)
 
 
@@ -83,10 +84,8 @@ def test_stopping_answers_what_is_under_way(toy_repository: Path) -> None:
         asked = time.monotonic()
         assert stop(server.launcher) == 0
     under_way = [outcome for outcome in outcomes if outcome.begun < asked < outcome.ended]
-    # On a busy machine Triton may find a request between two models when it stops, and refuses it with a status.
-    statuses = [outcome.status for outcome in under_way]
-    assert set(statuses) <= {"OK", "UNAVAILABLE"} and statuses.count("OK") > len(statuses) / 2
-    # Triton unloads its models before it closes its ports.
+    assert {outcome.status for outcome in under_way} == {"OK"}
+    # Its models are unloaded before it closes its ports.
     assert {outcome.status for outcome in outcomes if outcome.begun > asked} <= {"OK", "UNAVAILABLE", "NOT_FOUND"}
 
 
