@@ -19,6 +19,8 @@ pytestmark = [pytest.mark.triton, pytest.mark.slow]
 
 # Ten seconds are promised of two idle cores; a test machine may be busy.
 RECOVERED_S = 30.0
+# A request is on its way no longer than this.
+SENT_S = 0.1
 PICTURE = png(np.random.default_rng(0).integers(0, 256, (60, 80, 3), np.uint8))
 # What a client may see while something is being put right.
 FAILURES = {"INTERNAL", "UNAVAILABLE", "DEADLINE_EXCEEDED", "CANCELLED"}
@@ -84,9 +86,12 @@ def test_stopping_answers_what_is_under_way(toy_repository: Path) -> None:
         asked = time.monotonic()
         assert stop(server.launcher) == 0
     under_way = [outcome for outcome in outcomes if outcome.begun < asked < outcome.ended]
-    assert {outcome.status for outcome in under_way} == {"OK"}
+    assert "OK" in {outcome.status for outcome in under_way}
+    # What was begun just before may not have reached it yet.
+    assert {outcome.status for outcome in under_way if outcome.begun < asked - SENT_S} <= {"OK"}
     # Its models are unloaded before it closes its ports.
-    assert {outcome.status for outcome in outcomes if outcome.begun > asked} <= {"OK", "UNAVAILABLE", "NOT_FOUND"}
+    later = {outcome.status for outcome in outcomes if outcome.begun > asked - SENT_S}
+    assert later <= {"OK", "UNAVAILABLE", "NOT_FOUND"}
 
 
 def wait_for_regions(pid: int, count: int) -> None:
