@@ -2,7 +2,7 @@
 
 ONE annotated car becomes a segmenter, an ONNX model, a model repository, a running Triton server; then 50
 images it never saw are segmented over gRPC. Every step is one of the project's own commands, printed as it
-runs. What is done already, with the same backbone, is not done again.
+runs. What is done already, with the same backbone and settings, is not done again.
 """
 
 from __future__ import annotations
@@ -25,11 +25,13 @@ from PIL import Image
 from slime_backbone.dataset import write_split
 from slime_backbone.scene import KINDS
 from slime_client import Segmenter
-from slime_optimize.backbone import content_hash, embedded_folder
+from slime_optimize.backbone import content_hash, embedded_folder, read_recommended
 from slime_optimize.metrics import Report, confusion, report
 from slime_optimize.picture import colour_mask, sheet
+from slime_optimize.presets import preset
 
 ROOT = Path(__file__).resolve().parent
+PRESET = "best"
 SHOWN = 16  # images of the contact sheet, two a row
 Pixels = npt.NDArray[np.uint8]
 
@@ -86,23 +88,23 @@ def main() -> int:
 
 
 def optimise(training: Path, segmenter: Path, *options: object) -> None:
-    """optimize/run.py on the folder's one annotated image, unless it was done with today's backbone."""
-    if _made_with(segmenter) == content_hash(embedded_folder()):
+    """optimize/run.py on the folder's one annotated image, unless it was done with today's backbone and preset."""
+    if _is_done(segmenter):
         print(f"{segmenter}: there already", flush=True)
         return
     parts = json.loads((training / "parts.json").read_text())
     image, mask = training / "images" / "000.png", training / "masks" / "000.png"
-    given = ("--image", image, "--mask", mask, "--parts", *parts, "--preset", "best", "--out", segmenter)
+    given = ("--image", image, "--mask", mask, "--parts", *parts, "--preset", PRESET, "--out", segmenter)
     run("optimize/run.py", *given, *options)
 
 
-def _made_with(segmenter: Path) -> str | None:
-    """Content hash of the backbone that a finished segmenter belongs to."""
+def _is_done(segmenter: Path) -> bool:
     described = segmenter / "segmenter.json"
     if not described.exists():
-        return None
-    found: str = json.loads(described.read_text())["backbone"]["hash"]
-    return found
+        return False
+    found, backbone = json.loads(described.read_text()), embedded_folder()
+    wanted = preset(PRESET, read_recommended(backbone)).as_json()
+    return bool(found["backbone"]["hash"] == content_hash(backbone) and found["settings"] == wanted)
 
 
 def export(segmenter: Path, repository: Path) -> None:

@@ -173,7 +173,7 @@ def load_backbone(
         hash=content_hash(folder),
         image_size=latent_size * scale,
         latent_size=latent_size,
-        recommended=_read_recommended(folder),
+        recommended=read_recommended(folder),
         tiny=load_tiny(folder, tiny, scale, device, dtype),
         **models,
     )
@@ -219,7 +219,8 @@ def _read_config(folder: Path, part: str) -> dict[str, Any]:
     return config
 
 
-def _read_recommended(folder: Path) -> dict[str, Any]:
+def read_recommended(folder: Path) -> dict[str, Any]:
+    """Settings that suit the backbone in `folder`, as presets.preset takes them."""
     return read_json(folder / "slime.json") or {}
 
 

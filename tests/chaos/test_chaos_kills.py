@@ -52,7 +52,6 @@ def test_killed_python_process(server: Served, model: str) -> None:
         os.kill(stubs_of(pid)[model], signal.SIGKILL)
         wait_until_ok(outcomes, time.monotonic() + 0.2, RECOVERED_S)
     check(outcomes)
-    # Mostly its model alone is loaded again; where probes failed before that, the whole server was started anew.
     assert server_of(pid) == serving and len(stubs_of(pid)) == 4
     wait_for_regions(pid, before)
 

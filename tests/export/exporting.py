@@ -59,8 +59,8 @@ def shared_segmenter(backbone: Backbone, seed: int, parts: int, settings: dict[s
 
 LATE = "up_blocks.3.attentions.{}.transformer_blocks.0.attn2"
 OPTIONS: dict[str, dict[str, Any]] = {
-    "best": {"readout": "parts", "rescale": True, "mirrored": True, "guide": 0.1},
-    "passes": {"t_test": 100, "more_t": [300], "draws": 2},
+    "best": {"readout": "parts", "rescale": True, "guide": 0.1},
+    "passes": {"t_test": 100, "more_t": [300], "draws": 2, "mirrored": True},
     # As the embedded backbone reads them: some of the layers come after a self layer, or before no other.
     "late": {"layers": {"cross": [*Layers().cross, LATE.format(0), LATE.format(2)], "self": list(Layers().self_)}},
     "suppressed": {"suppress": True, "drop_background": True, "threshold": 0.012},
