@@ -41,7 +41,8 @@ def test_the_weighted_form_gives_the_same_masks(name: str, tmp_path: Path, make_
     predictor = load_predictor(folder)
     images = parity.trial_images(predictor)
     expected = answered(predictor, images, weighted=True, own_error=False)
-    assert all((mask == found).all() for mask, found in zip(predictor.masks(images), expected.masks, strict=True))
+    alike = [(mask == found).mean() for mask, found in zip(predictor.masks(images), expected.masks, strict=True)]
+    assert min(alike) >= 0.999, alike  # rounding may turn a pixel of a network that knows nothing
     unet = trace_unet(predictor, Form(maps="weighted"), tmp_path / "unet", 10**9)
     report = Report(comparisons=parity.measured(expected, OnnxModel(unet / "model.onnx")))
     assert not report.failures

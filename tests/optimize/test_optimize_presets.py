@@ -27,4 +27,4 @@ def test_no_difference_is_left_untold() -> None:
         if len({str(getattr(settings, field.name)) for settings in PRESETS.values()}) > 1
     }
     assert differing <= {row[0] for row in ROWS}
-    assert len(ROWS) == 18
+    assert len(ROWS) == 17
