@@ -243,8 +243,6 @@ def _tried(best: Settings) -> Section:
     learned: dict[str, dict[str, Any]] = {
         "a falling learning rate (cosine)": {"schedule": "cosine"},
         "twice the steps, falling": {"schedule": "cosine", "steps": 2 * best.total_steps(1)},
-        "twice the learning rate, falling": {"schedule": "cosine", "learning_rate": 2 * best.learning_rate},
-        "alpha 0.3": {"alpha": 0.3},
         "alpha 3": {"alpha": 3.0},
         "beta 0": {"beta": 0.0},
     }
