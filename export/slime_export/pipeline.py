@@ -7,9 +7,7 @@ in memory: Stable Diffusion's weigh gigabytes.
 from __future__ import annotations
 
 import gc
-import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,7 +17,7 @@ from slime_export.drift import Drift
 from slime_export.exported import Exported, mean_iou
 from slime_export.graph import Counts
 from slime_export.lock import staging
-from slime_export.record import Check, png
+from slime_export.progress import stage
 from slime_export.references import References
 from slime_export.report import EXACT, Report, Score
 from slime_export.repository import Candidate, Published, publish
@@ -102,18 +100,18 @@ class _Export:
                 segmenter=made.segmenter,
                 unet=low.unet,
                 encoder=low.encoder if made.encoder else None,
-                check=self._check(made),
+                check=made.answers.check(request.held_to.mask_agreement, made.training),
                 form=form,
                 accelerator=request.accelerator,
             )
-            with self._stage(f"publishing {name} into {request.repository}"):
+            with stage(self.say, f"publishing {name} into {request.repository}"):
                 published = publish(
                     request.repository, staged, candidate, server, keep=request.keep, wait_s=request.wait, say=self.say
                 )
         return published, report
 
     def _loaded(self) -> Predictor:
-        with self._stage("loading segmenter and backbone"):
+        with stage(self.say, "loading segmenter and backbone"):
             return load_predictor(self.request.folder, backbone=self.request.backbone, tiny=self.request.tiny_encoder)
 
     def _encoder_there(self, segmenter: Segmenter, form: Form) -> Path | None:
@@ -138,18 +136,18 @@ class _Export:
         require_room(work, predictor.backbone, form)
         # Lower precisions are held to the masks, so they are tried on images of the kind that is to come.
         images = parity.trial_images(predictor, training, *usual)
-        with self._stage("running PyTorch, in fp32 and float64"):
+        with stage(self.say, "running PyTorch, in fp32 and float64"):
             answers = references.answered(predictor, images, weighted=form.weighted, own_error=True)
         there = self._encoder_there(predictor.segmenter, form)
         before = None
         if data is not None:
-            with self._stage(f"measuring PyTorch on {len(data)} images"):
+            with stage(self.say, f"measuring PyTorch on {len(data)} images"):
                 before = mean_iou(predictor, data)
         encoder = None
         if there is None:
-            with self._stage("tracing the VAE encoder" if form.encoder == "kl" else "tracing the tiny encoder"):
+            with stage(self.say, "tracing the VAE encoder" if form.encoder == "kl" else "tracing the tiny encoder"):
                 encoder = tracing.trace_encoder(predictor, work / "encoder", request.external_over)
-        with self._stage("tracing the UNet"):
+        with stage(self.say, "tracing the UNet"):
             unet = tracing.trace_unet(predictor, form, work / "unet", request.external_over)
         return _FromPyTorch(
             segmenter=predictor.segmenter,
@@ -167,7 +165,7 @@ class _Export:
         """The fp32 graphs that lower precisions, and engines, are made from; they are not published themselves."""
         if made.form.precision == "fp32" and made.form.format == "onnx":
             return
-        with self._stage("comparing the fp32 graphs with PyTorch"):
+        with stage(self.say, "comparing the fp32 graphs with PyTorch"):
             latents = parity.encoded(made.answers, _onnx(made.encoder)) if made.encoder else None
             comparisons = parity.measured(made.answers, _onnx(made.unet), latents)
         report = Report(comparisons=comparisons, gate=EXACT, own_error=made.answers.own_error)
@@ -177,7 +175,7 @@ class _Export:
     def _lowered(self, made: _FromPyTorch, work: Path) -> _Lowered:
         request, form = self.request, made.form
         there = self._encoder_there(made.segmenter, form)
-        with self._stage(f"writing {form.precision}"):
+        with stage(self.say, f"writing {form.precision}"):
             passes = self._check_of(made, there or made.encoder)
             unet = lowering.lowered(made.unet, work / "lowered_unet", form, made.feeds, request.external_over, passes)
             encoder = there or self._lowered_encoder(made, lowering.encoder_form(form), work)
@@ -210,7 +208,7 @@ class _Export:
 
     def _report(self, made: _FromPyTorch, low: _Lowered) -> Report:
         form, its_form = made.form, lowering.encoder_form(made.form)
-        with self._stage("comparing with PyTorch"):
+        with stage(self.say, "comparing with PyTorch"):
             latents = parity.encoded(made.answers, lowering.opened(low.encoder, its_form))
             comparisons = parity.measured(made.answers, lowering.opened(low.unet, form), latents)
         return Report(
@@ -232,7 +230,7 @@ class _Export:
             settings.weighting(made.segmenter.image_size),
             settings.channel_order,
         )
-        with self._stage(f"measuring the exported models on {len(made.data)} images"):
+        with stage(self.say, f"measuring the exported models on {len(made.data)} images"):
             after = mean_iou(exported, made.data)
         return Score(before=made.before, after=after, images=len(made.data), source=str(self.request.evaluate))
 
@@ -250,21 +248,6 @@ class _Export:
         if not report.begins_with(LATENTS):
             return drifting.unet_from_pytorch(self._loaded(), made.answers, made.unet)
         return drifting.encoder_from_pytorch(self._loaded(), made.answers, made.encoder) if made.encoder else None
-
-    def _check(self, made: _FromPyTorch) -> Check:
-        """What the served segmenter has to answer: PyTorch's mask of its training image, or of a generated one."""
-        return Check(
-            image=png(made.answers.images[0]),
-            mask_HW=made.answers.masks[0],
-            agreement=self.request.held_to.mask_agreement,
-            training_image=made.training,
-        )
-
-    @contextmanager
-    def _stage(self, what: str) -> Iterator[None]:
-        start = time.perf_counter()
-        yield
-        self.say(f"{what}: {time.perf_counter() - start:.1f} s")
 
 
 def _counts(folder: Path) -> Counts | None:

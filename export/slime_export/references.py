@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from slime_export.difference import Difference, difference
+from slime_export.record import Check, png
 from slime_image import fit
 from slime_optimize.predict import Predictor
 from slime_was.contract import ACCUMULATED, CROSS, LATENTS, SELF, WEIGHTING
@@ -51,6 +52,10 @@ class References:
             tensors={name: value[:crops] for name, value in self.tensors.items()},
             masks=self.masks[:images],
         )
+
+    def check(self, agreement: float, training: bool) -> Check:
+        """What has to be answered to the first image; whether that is the one it was learned from."""
+        return Check(image=png(self.images[0]), mask_HW=self.masks[0], agreement=agreement, training_image=training)
 
 
 def answered(predictor: Predictor, images: Sequence[Image], *, weighted: bool, own_error: bool) -> References:

@@ -5,16 +5,14 @@ The proof is a baked export's: the group's networks, given this segmenter's file
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from slime_export import graph, layout, onnx, parity, references, tracing
 from slime_export.errors import ExportError
 from slime_export.lock import Say, staging
-from slime_export.record import Check, png
+from slime_export.progress import stage
+from slime_export.record import Check
 from slime_export.report import Report
 from slime_export.repository import Published, ensemble_parameters
 from slime_export.request import Request
@@ -60,7 +58,7 @@ class _SharedExport:
 
     def run(self) -> tuple[Published, Report]:
         request, name = self.request, self.request.served_name
-        with self._stage("loading segmenter and backbone"):
+        with stage(self.say, "loading segmenter and backbone"):
             predictor = load_predictor(request.folder, backbone=request.backbone, tiny=request.tiny_encoder)
         form = request.form(predictor.segmenter)
         group = group_of(predictor.segmenter, form)
@@ -76,7 +74,7 @@ class _SharedExport:
                 unet=networks.unet if networks.new_unet else None,
                 encoder=networks.encoder if networks.new_encoder else None,
             )
-            with self._stage(f"publishing {name} into {request.repository}"):
+            with stage(self.say, f"publishing {name} into {request.repository}"):
                 published = publish_shared(
                     request.repository, staged, candidate, server, keep=request.keep, wait_s=request.wait, say=self.say
                 )
@@ -98,12 +96,12 @@ class _SharedExport:
         )
 
     def _traced_encoder(self, predictor: Predictor, folder: Path) -> Path:
-        with self._stage("tracing the encoder"):
+        with stage(self.say, "tracing the encoder"):
             return tracing.trace_encoder(predictor, folder, self.request.external_over)
 
     def _traced_unet(self, predictor: Predictor, group: Group, folder: Path) -> Path:
         folder.mkdir(parents=True)
-        with self._stage(f"tracing the UNet of {group.name}"):
+        with stage(self.say, f"tracing the UNet of {group.name}"):
             module = SharedUNet(predictor.segmenter, predictor.backbone, group.most_parts, weighted=group.form.weighted)
             onnx.write(module, signature(group), folder, self.request.external_over)
         return folder
@@ -113,10 +111,10 @@ class _SharedExport:
         training = training_image.find(self.request.folder)
         images = parity.trial_images(predictor, training)
         segmenter = predictor.segmenter
-        with self._stage("running PyTorch, in fp32 and float64"):
+        with stage(self.say, "running PyTorch, in fp32 and float64"):
             answers = references.answered(predictor, images, weighted=group.form.weighted, own_error=True)
         entry = entry_of(segmenter, group, ensemble_parameters(segmenter))
-        with self._stage("comparing with PyTorch"):
+        with stage(self.say, "comparing with PyTorch"):
             latents = parity.encoded(answers, OnnxModel(networks.encoder / onnx.FILE))
             unet = AsBaked(OnnxModel(networks.unet / onnx.FILE), entry)
             comparisons = parity.measured(answers, unet, latents)
@@ -132,16 +130,5 @@ class _SharedExport:
         )
         self.say(report.table())
         report.require()
-        check = Check(
-            image=png(answers.images[0]),
-            mask_HW=answers.masks[0],
-            agreement=self.request.held_to.mask_agreement,
-            training_image=training is not None,
-        )
+        check = answers.check(self.request.held_to.mask_agreement, training is not None)
         return report, check
-
-    @contextmanager
-    def _stage(self, what: str) -> Iterator[None]:
-        start = time.perf_counter()
-        yield
-        self.say(f"{what}: {time.perf_counter() - start:.1f} s")
