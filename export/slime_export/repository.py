@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 
-from slime_export import layout
+from slime_export import layout, shared_store
 from slime_export.changes import Changes
 from slime_export.common import LATENT_CHANNELS, accelerator, encoder, python_model
 from slime_export.errors import ExportError
@@ -74,6 +74,7 @@ def publish(
     they were.
     """
     with locked(repository, wait_s, say), Changes(repository, staging, lambda: published(repository)) as changes:
+        shared_store.require_free(repository, candidate.name, shared=False)
         transaction = Transaction(repository, staging, changes, server)
         return _Publication(transaction, candidate, keep).run()
 

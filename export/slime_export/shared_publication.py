@@ -20,7 +20,7 @@ from slime_export.release import KEEP, as_version
 from slime_export.repository import Published, ensemble_parameters
 from slime_export.server import Server
 from slime_export.shared import entry_of, group_of
-from slime_export.shared_store import put
+from slime_export.shared_store import put, require_free
 from slime_export.sources import published
 from slime_export.transaction import Transaction
 from slime_optimize.segmenter import Segmenter
@@ -61,13 +61,9 @@ def publish_shared(
 
     Raises ExportError, ServerError, BusyError or OSError with the repository as it was.
     """
-    if candidate.name in layout.segmenters(repository):
-        raise ExportError(
-            f"segmenter {candidate.name}: is in repository {repository} with its embedding baked in; give another "
-            "--name, or remove that one first"
-        )
     group = group_of(candidate.segmenter, candidate.form)
     with locked(repository, wait_s, say), Changes(repository, staging, lambda: published(repository)) as changes:
+        require_free(repository, candidate.name, shared=True)
         transaction = Transaction(repository, staging, changes, server)
         versions = _group(transaction, candidate, group)
         facts = ensemble_parameters(candidate.segmenter) | candidate.form.parameters()

@@ -37,6 +37,16 @@ def names(repository: Path) -> list[str]:
     return store_of(repository).names()
 
 
+def require_free(repository: Path, name: str, *, shared: bool) -> None:
+    """Raises ExportError where a segmenter of the other form has this name."""
+    others = layout.segmenters(repository) if shared else names(repository)
+    if name in others:
+        how = "with its embedding baked in" if shared else "in the shared form"
+        raise ExportError(
+            f"segmenter {name}: is in repository {repository} {how}; give another --name, or remove that one first"
+        )
+
+
 def put(transaction: Transaction, name: str, entry: Entry, keep: int, check: Check | None = None) -> int:
     """Makes `entry` the segmenter's file, under the next version's number, which is returned.
 

@@ -26,6 +26,8 @@ from slime_export.lock import staging
 from slime_export.parity import random_images
 from slime_export.record import Check, png
 from slime_export.removal import remove
+from slime_export.repository import Candidate
+from slime_export.repository import publish as publish_baked
 from slime_export.rollback import rollback
 from slime_export.server import Server
 from slime_export.shared import group_of, signature
@@ -192,3 +194,11 @@ def test_a_baked_name_is_not_taken(publish: Publisher, monkeypatch: pytest.Monke
     monkeypatch.setattr("slime_export.layout.segmenters", lambda _: ["one"])
     with pytest.raises(ExportError, match=r"one: is in repository .* with its embedding baked in"):
         publish("one", publish.segmenter(1))
+
+
+def test_a_shared_name_is_not_taken(publish: Publisher, tmp_path: Path) -> None:
+    segmenter = publish.segmenter(1)
+    check = Check(image=png(IMAGE), mask_HW=publish.mask(segmenter), agreement=0.99, training_image=False)
+    candidate = Candidate(name="one", segmenter=segmenter, unet=tmp_path, encoder=None, check=check)
+    with staging(publish.repository) as staged, pytest.raises(ExportError, match=r"one: is in .* in the shared form"):
+        publish_baked(publish.repository, staged, candidate)
