@@ -39,7 +39,9 @@ class Results:
     about: Mapping[str, Any]
 
     def of(self, section: str, variant: Variant) -> Mapping[str, Sequence[Report | None]]:
-        return self.figures[section, variant.label]
+        """By class and seed, as far as the section goes."""
+        figures, seeds = self.figures[section, variant.label], self.sections[section].seeds
+        return {kind: reports[:seeds] for kind, reports in figures.items()}
 
 
 def as_json(results: Results) -> dict[str, Any]:
@@ -51,7 +53,7 @@ def as_json(results: Results) -> dict[str, Any]:
             "optimisation": asdict(variant.optimisation),
             "measurement": asdict(variant.measurement),
             "figures": {
-                kind: dict(zip(map(str, results.seeds), reports, strict=True))
+                kind: dict(zip(map(str, results.seeds), reports, strict=False))
                 for kind, reports in results.of(name, variant).items()
             },
         }
@@ -144,14 +146,13 @@ def _row(results: Results, label: str, figures: Mapping[str, Sequence[Report | N
     mean = _cell(together, lambda reports: _mean([report["mean_iou"] for report in reports]))
     smallest = _cell(together, lambda reports: _mean(_smallest(results, reports)))
     dataset = _cell(together, lambda reports: _mean([report["dataset_mean_iou"] for report in reports]))
-    return (label + _fewer(results, together), *each, mean, smallest, dataset)
+    return (label + _fewer(together), *each, mean, smallest, dataset)
 
 
-def _fewer(results: Results, figures: Sequence[Sequence[Report | None]]) -> str:
-    """What a row of fewer seeds than the document's says of itself."""
+def _fewer(figures: Sequence[Sequence[Report | None]]) -> str:
+    """What a row of fewer seeds than its table's says of itself."""
     seeds = min((len(there) for reports in figures if (there := _there(reports))), default=0)
-    several = len(figures[0]) > 1  # a bound is of no seed
-    return f" ({seeds} seed{'s' * (seeds > 1)})" if several and 0 < seeds < len(results.seeds) else ""
+    return f" ({seeds} seed{'s' * (seeds > 1)})" if 0 < seeds < len(figures[0]) else ""
 
 
 def _smallest(results: Results, reports: Sequence[Report]) -> list[float | None]:

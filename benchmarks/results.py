@@ -88,20 +88,24 @@ def run(arguments: argparse.Namespace, command: Sequence[str]) -> int:
 def jobs(
     tables: dict[str, Section], wanted: Sequence[str], kinds: Sequence[str], seeds: Sequence[int]
 ) -> Iterator[Job]:
-    """Each optimisation once, with every measurement that a wanted table makes of it, in the order of the tables."""
+    """Each optimisation once, with every measurement that a wanted table makes of it: seed by seed, table by table."""
     if BOUNDS in wanted:
         yield from (Job(kind=kind) for kind in kinds)
-    measured: dict[str, tuple[Optimisation, list[Measurement]]] = {}
-    for name in wanted:
-        for variant in tables[name].variants if name in tables else ():
-            key = json.dumps([variant.optimisation.preset, variant.optimisation.shots, variant.optimisation.changes])
-            measurements = measured.setdefault(key, (variant.optimisation, []))[1]
-            if variant.measurement not in measurements:
-                measurements.append(variant.measurement)
-    for optimisation, measurements in measured.values():
-        for seed in seeds:
+    for number, seed in enumerate(seeds):
+        found = [tables[name] for name in wanted if name in tables]
+        for optimisation, measurements in _merged([each for each in found if number < (each.seeds or len(seeds))]):
             for kind in kinds:
                 yield Job(kind=kind, seed=seed, optimisation=optimisation, measurements=tuple(measurements))
+
+
+def _merged(tables: Sequence[Section]) -> list[tuple[Optimisation, list[Measurement]]]:
+    measured: dict[str, tuple[Optimisation, list[Measurement]]] = {}
+    for variant in (variant for table in tables for variant in table.variants):
+        key = json.dumps([variant.optimisation.preset, variant.optimisation.shots, variant.optimisation.changes])
+        measurements = measured.setdefault(key, (variant.optimisation, []))[1]
+        if variant.measurement not in measurements:
+            measurements.append(variant.measurement)
+    return list(measured.values())
 
 
 def _work(pending: list[Job], arguments: argparse.Namespace) -> int:

@@ -51,12 +51,16 @@ class Variant:
 
 @dataclass(frozen=True, kw_only=True)
 class Section:
-    """A table of the document. `paper` heads the column of the paper's own figures, empty without one."""
+    """A table of the document. `paper` heads the column of the paper's own figures, empty without one.
+
+    `seeds`: of so many of them, the first, for what would take too long with all.
+    """
 
     title: str
     text: str
     variants: tuple[Variant, ...]
     paper: str = ""
+    seeds: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -218,8 +222,9 @@ def _presets() -> Section:
 def _ablation(paper: Settings, best: Settings) -> Section:
     return Section(
         title="What each choice of `best` is worth",
-        text="1-shot, on PartScenes' validation images, on which the choices were made: `best` with one setting "
-        "back at that of `paper`.",
+        text="1-shot, one seed, on PartScenes' validation images, on which the choices were made: `best` with one "
+        "setting back at that of `paper`.",
+        seeds=1,
         variants=(
             Variant(
                 label="`best`", optimisation=Optimisation(preset="best"), measurement=Measurement(split="validation")
@@ -249,7 +254,8 @@ def _tried(best: Settings) -> Section:
     validation, made = Measurement(split="validation"), Optimisation(preset="best")
     return Section(
         title="What else was tried",
-        text="1-shot, on validation images: `best` with one thing changed. None of it is in `best`.",
+        text="1-shot, one seed, on validation images: `best` with one thing changed. None of it is in `best`.",
+        seeds=1,
         variants=(
             Variant(label="`best`", optimisation=made, measurement=validation),
             *(
@@ -274,7 +280,8 @@ def _search(paper: Settings) -> Section:
     validation = Measurement(split="validation")
     return Section(
         title="The learning rate and the steps of `paper`",
-        text="1-shot, on validation images: `paper` was given the same search, so that the comparison is fair.",
+        text="1-shot, one seed, on validation images: `paper` was given the same search, for a fair comparison.",
+        seeds=1,
         variants=(
             Variant(label=f"`paper`: {paper.learning_rate}, {paper.total_steps(1)} steps", measurement=validation),
             *(

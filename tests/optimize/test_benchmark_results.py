@@ -132,6 +132,16 @@ def test_jobs_are_merged_over_the_tables() -> None:
     assert [job.optimisation for job in jobs(tables, ["bounds"], ["car", "face"], [0, 1])] == [None, None]
 
 
+def test_a_table_of_one_seed_plans_and_shows_that_one() -> None:
+    tables = sections({})
+    assert {job.seed for job in jobs(tables, ["ablation"], ["car"], [3, 4])} == {3}
+    assert {job.seed for job in jobs(tables, ["ablation", "presets"], ["car"], [3, 4])} == {3, 4}
+    both = {("ablation", "`best`"): [20.0, 80.0], ("presets", "`best`"): [20.0, 80.0]}
+    page = markdown(results(given=both))
+    titles = (tables["presets"].title, tables["ablation"].title)
+    assert [rows_of(page, title)["`best`"][0] for title in titles] == ["50.0 ± 30.0", "20.0"]
+
+
 def test_ablation_takes_back_every_choice_of_best_and_no_other() -> None:
     paper, best = preset("paper"), preset("best")
     rows = sections({})["ablation"].variants
