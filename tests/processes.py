@@ -23,10 +23,14 @@ def server_of(launcher: int) -> int:
     return next(pid for pid in descendants(launcher) if name(pid) == "tritonserver")
 
 
-def stubs_of(launcher: int) -> dict[str, int]:
-    """The live Python process of each model that a launcher serves."""
-    words = {pid: Path(f"/proc/{pid}/cmdline").read_text().split("\0") for pid in descendants(launcher)}
-    return {Path(each[1]).parent.parent.name: pid for pid, each in words.items() if each[0].endswith("backend_stub")}
+def stubs_of(launcher: int) -> dict[str, list[int]]:
+    """The live Python processes of each model that a launcher serves."""
+    found: dict[str, list[int]] = {}
+    for pid in sorted(descendants(launcher)):
+        words = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
+        if words[0].endswith("backend_stub"):
+            found.setdefault(Path(words[1]).parent.parent.name, []).append(pid)
+    return found
 
 
 def running(pids: list[int]) -> list[int]:

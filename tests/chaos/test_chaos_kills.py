@@ -49,7 +49,7 @@ def test_killed_python_process(server: Served, model: str) -> None:
     serving = server_of(pid)
     with load(server.grpc, "toy", PICTURE) as outcomes:
         time.sleep(0.5)
-        os.kill(stubs_of(pid)[model], signal.SIGKILL)
+        os.kill(stubs_of(pid)[model][0], signal.SIGKILL)
         wait_until_ok(outcomes, time.monotonic() + 0.2, RECOVERED_S)
     check(outcomes)
     assert server_of(pid) == serving and len(stubs_of(pid)) == 4
@@ -72,7 +72,8 @@ def test_hung_process(server: Served, which: str) -> None:
     """It lives, and its ports accept, but nothing comes back."""
     pid = server.launcher.pid
     before = server_of(pid)
-    os.kill(before if which == "server" else stubs_of(pid)[which], signal.SIGSTOP)
+    for each in [before] if which == "server" else stubs_of(pid)[which]:
+        os.kill(each, signal.SIGSTOP)
     deadline = time.monotonic() + 150
     while ask(server.grpc, "toy", PICTURE, 1.0).status != "OK":
         assert time.monotonic() < deadline

@@ -35,7 +35,8 @@ def test_ready_is_not_healthy(toy_repository: Path) -> None:
         stubs = stubs_of(server.launcher.pid)
         os.kill(server.launcher.pid, signal.SIGSTOP)  # Nobody puts it right.
         try:
-            os.kill(stubs["was"], signal.SIGKILL)
+            for stub in stubs["was"]:
+                os.kill(stub, signal.SIGKILL)
             assert health(server.http).returncode == 1
         finally:
             os.kill(server.launcher.pid, signal.SIGCONT)

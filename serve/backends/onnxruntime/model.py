@@ -23,6 +23,9 @@ import triton_python_backend_utils as pb_utils
 
 LATENTS = "LATENTS"
 THREADS_VARIABLE = "SLIME_SERVE_THREADS"
+# Networks leave the cores to the models before and after them: masks get done at once, and what has to wait does so
+# where it becomes a batch.
+NICENESS = 10
 
 
 class TritonPythonModel:
@@ -34,6 +37,7 @@ class TritonPythonModel:
         self.is_first = LATENTS in [tensor["name"] for tensor in config["output"]]
         # This file is one server's own copy; locked by those that compute a full batch.
         self.computing = os.open(__file__, os.O_RDONLY)
+        os.nice(NICENESS)  # Threads that are made from now on, the session's, take after this one.
         self.session = _open(Path(args["model_repository"], args["model_version"], "model.onnx"))
         _check_names("inputs", self.inputs, self.session.get_inputs())
         _check_names("outputs", [tensor["name"] for tensor in config["output"]], self.session.get_outputs())
