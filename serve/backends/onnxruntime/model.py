@@ -5,7 +5,8 @@ library lies in such a folder, that one is used. Understands ``model.onnx`` with
 first dimension, and nothing of instance groups or accelerators. Threads: environment SLIME_SERVE_THREADS.
 
 The first network, which gives out LATENTS, waits while another has a full batch to compute, because then more wait
-behind it: under overload requests queue before the first network, where they can be rejected, and not after it.
+behind it: under overload requests queue before the first network, where they can be rejected, and not after it. The
+others begin when the first is through, so that what it computes joins their batch.
 """
 
 from __future__ import annotations
@@ -23,9 +24,9 @@ import triton_python_backend_utils as pb_utils
 
 LATENTS = "LATENTS"
 THREADS_VARIABLE = "SLIME_SERVE_THREADS"
-# Networks leave the cores to the models before and after them: masks get done at once, and what has to wait does so
-# where it becomes a batch.
-NICENESS = 10
+# Networks leave the cores to the models around them: masks get done at once, and what has to wait does so where it
+# becomes a batch. More would cost a lone request, whose network then yields to all that a server does besides.
+NICENESS = 3
 
 
 class TritonPythonModel:
@@ -35,7 +36,7 @@ class TritonPythonModel:
         self.batches = config["max_batch_size"]
         self.inputs = [tensor["name"] for tensor in config["input"]]
         self.is_first = LATENTS in [tensor["name"] for tensor in config["output"]]
-        # This file is one server's own copy; locked by those that compute a full batch.
+        # This file is one server's own copy; locked by the first network, and by others that compute a full batch.
         self.computing = os.open(__file__, os.O_RDONLY)
         os.nice(NICENESS)  # Threads that are made from now on, the session's, take after this one.
         self.session = _open(Path(args["model_repository"], args["model_version"], "model.onnx"))
@@ -44,15 +45,18 @@ class TritonPythonModel:
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """One response for each request; those that Triton's dynamic batcher handed over together run together."""
-        if self.is_first:
-            fcntl.flock(self.computing, fcntl.LOCK_EX)
-            fcntl.flock(self.computing, fcntl.LOCK_UN)
-            return self._respond(requests)
-        if self.batches and sum(len(self._feeds(request)[self.inputs[0]]) for request in requests) >= self.batches:
-            fcntl.flock(self.computing, fcntl.LOCK_SH)
+        self._take_turn(requests)
         try:
             return self._respond(requests)
         finally:
+            fcntl.flock(self.computing, fcntl.LOCK_UN)
+
+    def _take_turn(self, requests: list[Any]) -> None:
+        if self.is_first:
+            fcntl.flock(self.computing, fcntl.LOCK_EX)
+            return
+        fcntl.flock(self.computing, fcntl.LOCK_SH)
+        if not self.batches or sum(len(self._feeds(each)[self.inputs[0]]) for each in requests) < self.batches:
             fcntl.flock(self.computing, fcntl.LOCK_UN)
 
     def _respond(self, requests: list[Any]) -> list[Any]:
