@@ -35,7 +35,12 @@ def overrides(found: Repository, settings: ServerSettings) -> dict[str, str]:
         config = type(found.configs[model])()
         config.CopyFrom(found.configs[model])
         for group in config.instance_group:
-            group.count = settings.instances.get(model) or _processes(model, config)
+            count = settings.instances.get(model) or _processes(model, config)
+            if count != group.count:
+                group.count = count
+                # Where nothing but the count differs, Triton 2.51 changes the model in place, and never comes back from
+                # that while requests arrive.
+                config.parameters["processes"].string_value = str(count)
         # Only encoders: Triton's key is a request's bytes alone, neither shapes nor wanted outputs, and their one
         # output depends on nothing else. They are the dearest step, which all segmenters of a backbone share.
         if settings.response_cache and contract.is_encoder(model):

@@ -40,6 +40,12 @@ def test_processes_follow_the_cores(
     assert counts == {name: count for name, count in wanted.items() if count > 1}
 
 
+def test_more_than_the_count_differs(toy_repository: Path) -> None:
+    """Or Triton would change the model in place."""
+    config = changed(toy_repository, instances={"toy_unet": 3})["toy_unet"]
+    assert config["parameters"]["processes"] == {"string_value": "3"}  # type: ignore[index]
+
+
 def test_what_is_asked_for_wins(toy_repository: Path) -> None:
     configs = changed(toy_repository, instances={"toy_unet": 3})
     assert configs["toy_unet"]["instance_group"][0]["count"] == 3  # type: ignore[index]
