@@ -17,9 +17,6 @@ from slime_was import contract
 # One process of a model that decodes or weights for so many cores, up to the most.
 CORES_PER_PROCESS = 4
 MOST_PROCESSES = 4
-# The model after the networks takes a tenth of a mask's time, in one thread: with a second process, requests wait for
-# the networks, as batches, and not for it.
-LEAST_PROCESSES = {contract.WAS: 2}
 
 
 def overrides(found: Repository, settings: ServerSettings) -> dict[str, str]:
@@ -35,12 +32,7 @@ def overrides(found: Repository, settings: ServerSettings) -> dict[str, str]:
         config = type(found.configs[model])()
         config.CopyFrom(found.configs[model])
         for group in config.instance_group:
-            count = settings.instances.get(model) or _processes(model, config)
-            if count != group.count:
-                group.count = count
-                # Where nothing but the count differs, Triton 2.51 changes the model in place, and never comes back from
-                # that while requests arrive.
-                config.parameters["processes"].string_value = str(count)
+            group.count = settings.instances.get(model) or _processes(config)
         # Only encoders: Triton's key is a request's bytes alone, neither shapes nor wanted outputs, and their one
         # output depends on nothing else. They are the dearest step, which all segmenters of a backbone share.
         if settings.response_cache and contract.is_encoder(model):
@@ -50,13 +42,11 @@ def overrides(found: Repository, settings: ServerSettings) -> dict[str, str]:
     return changed
 
 
-def _processes(model: str, config: Any) -> int:
+def _processes(config: Any) -> int:
     """Networks use all cores by themselves."""
     if config.backend != "python":
         return max([1, *(int(group.count) for group in config.instance_group)])
-    cores = len(os.sched_getaffinity(0))
-    least = min(cores, LEAST_PROCESSES.get(model, 1))
-    return max(least, min(MOST_PROCESSES, cores // CORES_PER_PROCESS))
+    return max(1, min(MOST_PROCESSES, len(os.sched_getaffinity(0)) // CORES_PER_PROCESS))
 
 
 def _as_json(config: Any) -> str:
