@@ -14,7 +14,7 @@ from exporting import Exported, Snapshot
 from tritonclient import grpc
 
 from serving import Served, png, served
-from slime_export import layout, parity, pipeline, repository
+from slime_export import layout, parity, references, repository
 from slime_export.errors import ServerError
 from slime_export.pipeline import export
 from slime_export.record import Check
@@ -88,7 +88,7 @@ def test_publishing_to_a_server_that_answers(
 
 def refuse_a_wrong_unet(request: Request, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(pipeline, "Check", lambda **k: Check(**{**k, "mask_HW": k["mask_HW"] + 1}))
+        patch.setattr(references, "Check", lambda **k: Check(**{**k, "mask_HW": k["mask_HW"] + 1}))
         with pytest.raises(ServerError, match=r"car's next version answers .* with a mask of which 0.00 %"):
             export(request, lambda line: None)
 
