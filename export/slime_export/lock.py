@@ -67,9 +67,10 @@ def _taken(repository: Path, wait_s: float, say: Say) -> int:
     deadline, told = time.monotonic() + wait_s, False
     while True:
         descriptor = _opened(repository)
-        if _flocked(descriptor) and _is(repository, descriptor):
-            return descriptor
-        os.close(descriptor)
+        if descriptor is not None:
+            if _flocked(descriptor) and _is(repository, descriptor):
+                return descriptor
+            os.close(descriptor)
         if time.monotonic() >= deadline:
             raise BusyError(
                 f"repository {repository}: another process is still changing it after {wait_s:g} s; run again later, "
@@ -81,11 +82,14 @@ def _taken(repository: Path, wait_s: float, say: Say) -> int:
         time.sleep(_POLL_S)
 
 
-def _opened(repository: Path) -> int:
+def _opened(repository: Path) -> int | None:
+    """None where whoever made the folder removed it, empty, in that moment."""
     try:
         repository.mkdir(parents=True, exist_ok=True)
         return os.open(repository, os.O_RDONLY | os.O_DIRECTORY)
     except OSError as error:
+        if not repository.exists() and isinstance(error, FileNotFoundError | FileExistsError):
+            return None
         raise ExportError(f"repository {repository}: cannot be a folder ({error.strerror}); give another") from error
 
 
@@ -107,7 +111,10 @@ def _is(repository: Path, descriptor: int) -> bool:
 
 def _remove_abandoned(folder: Path) -> None:
     """Its process is gone where nobody holds the folder's own lock."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    except FileNotFoundError:  # Its process was just through with it.
+        return
     try:
         if _flocked(descriptor):
             shutil.rmtree(folder, ignore_errors=True)

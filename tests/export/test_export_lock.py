@@ -50,6 +50,29 @@ def test_two_processes_that_publish_at_once_corrupt_nothing(tmp_path: Path) -> N
     assert [each.name for each in tmp_path.iterdir()] == ["repository"]
 
 
+def test_a_folder_that_goes_in_the_same_moment_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another process made it, had nothing to put there, and removed it between our making and our opening it."""
+    repository, times, opening = tmp_path / "repository", [], os.open
+
+    def gone_at_first(path: Path, flags: int) -> int:
+        if Path(path) == repository and not times:
+            times.append(path)
+            repository.rmdir()
+        return opening(path, flags)
+
+    monkeypatch.setattr(os, "open", gone_at_first)
+    with locked(repository, 5.0):
+        assert times and repository.is_dir()
+
+
+def test_a_staging_folder_that_goes_in_the_same_moment_is_not_missed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Path, "glob", lambda self, pattern: [tmp_path / ".repository.staging-gone"])
+    with staging(tmp_path / "repository") as folder:
+        assert folder.is_dir()
+
+
 def test_who_waits_says_so_and_gives_up(tmp_path: Path) -> None:
     run(tmp_path / "repository")
     lines: list[str] = []
