@@ -22,10 +22,3 @@ def encoded(side: int, seed: int) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(picture(side, seed)).save(buffer, "JPEG", quality=92)
     return buffer.getvalue()
-
-
-def png(image_HW3: npt.NDArray[np.uint8]) -> bytes:
-    """The pixels as a PNG file."""
-    buffer = io.BytesIO()
-    Image.fromarray(image_HW3).save(buffer, "PNG")
-    return buffer.getvalue()

@@ -28,13 +28,15 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from benchmarks.make_random_backbone import random_segmenter
-from benchmarks.pictures import picture, png
+from benchmarks.pictures import picture
 from benchmarks.pipeline_onnx import Served
 from benchmarks.pipeline_side import Mask, Stages
 
 from slime_export import graph, onnx
 from slime_export.encoder import Encoder
 from slime_export.quantise import quantised
+from slime_export.record import png
+from slime_export.report import LOWER
 from slime_export.tracing import encoder_signature, unet_signature
 from slime_export.unet import MapsUNet
 from slime_optimize.backbone import Backbone, load_backbone
@@ -48,7 +50,6 @@ BY_SEGMENTER = ("averaged", "weighted", "int8")
 COUNTS = "counts.json"
 _CALIBRATION = range(100, 108)  # seeds of the pictures that an int8 model's ranges are measured on
 _GATED_BYTES = 5e8
-_AGREE = 0.99  # of pixels
 _TRIED = 4  # pictures
 _DECISIVE = (
     *(
@@ -151,7 +152,9 @@ class Exports:
             return Served(options).masks(files, Stages())
 
         expected = masks(exact)
-        return lambda path: float(np.mean([a == b for a, b in zip(masks(path), expected, strict=True)])) >= _AGREE
+        return lambda path: (
+            float(np.mean([a == b for a, b in zip(masks(path), expected, strict=True)])) >= LOWER.mask_agreement
+        )
 
 
 def _key(backbone: Backbone) -> str:

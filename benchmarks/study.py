@@ -5,7 +5,7 @@ A variant is a preset with changes. Changes of what happens at test time alone n
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -262,10 +262,7 @@ def _tried(best: Settings) -> Section:
                 Variant(label=label, optimisation=made, measurement=Measurement(changes=changes, split="validation"))
                 for label, changes in at_test.items()
             ),
-            *(
-                Variant(label=label, optimisation=Optimisation(preset="best", changes=changes), measurement=validation)
-                for label, changes in learned.items()
-            ),
+            *_learned("best", learned),
         ),
     )
 
@@ -284,12 +281,16 @@ def _search(paper: Settings) -> Section:
         seeds=1,
         variants=(
             Variant(label=f"`paper`: {paper.learning_rate}, {paper.total_steps(1)} steps", measurement=validation),
-            *(
-                Variant(label=label, optimisation=Optimisation(changes=values), measurement=validation)
-                for label, values in changes.items()
-            ),
+            *_learned("paper", changes),
         ),
     )
+
+
+def _learned(name: str, changes: Mapping[str, Mapping[str, Any]]) -> Iterator[Variant]:
+    """The preset with changes, each learned anew, on validation images."""
+    for label, values in changes.items():
+        optimisation = Optimisation(preset=name, changes=values)
+        yield Variant(label=label, optimisation=optimisation, measurement=Measurement(split="validation"))
 
 
 def differences(these: Settings, those: Settings) -> dict[str, Any]:

@@ -14,15 +14,13 @@ from typing import Any, TypeVar
 import grpc.aio
 from tritonclient.grpc import service_pb2_grpc
 
-from slime_client import lookup
 from slime_client.access import Access
-from slime_client.core import DEFAULT_TIMEOUT_S, LIVE_TIMEOUT_S, NOT_CONNECTED, SegmenterCore, checked_url
+from slime_client.core import DEFAULT_TIMEOUT_S, LIVE_TIMEOUT_S, NOT_CONNECTED, SegmenterCore, listing
 from slime_client.description import Description
 from slime_client.images import ImageLike
 from slime_client.many import Answer, checked_concurrency, windowed_async
 from slime_client.mask import Mask
-from slime_client.retry import Deadline, Retry
-from slime_client.server import Server
+from slime_client.retry import Retry
 from slime_client.steps import Call, Pause, Steps, Work
 
 Result = TypeVar("Result")
@@ -99,10 +97,10 @@ async def segmenters(
     url: str, *, timeout: float = DEFAULT_TIMEOUT_S, access: Access | None = None, retry: Retry | None = None
 ) -> list[Description]:
     """All segmenters of a server that can be asked, of either form, by name; see `slime_client.segmenters`."""
-    server = Server(url=checked_url(url), retry=retry or Retry())
+    steps = listing(url, timeout, retry)
     connection = _Connection(url, access or Access())
     try:
-        return await connection.run(lookup.every(server, Deadline(timeout)))
+        return await connection.run(steps)
     finally:
         await connection.close()
 

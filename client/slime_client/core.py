@@ -158,6 +158,11 @@ def _mask(answered: Answered, description: Description, source: EncodedImage) ->
         raise SegmenterError(f"{source.label}: the server's {error}; publish the segmenter again", INTERNAL) from error
 
 
+def listing(url: str, timeout: float, retry: Retry | None) -> Steps[list[Description]]:
+    """What `segmenters` of either transport asks. Raises SegmenterError at once for what cannot be an address."""
+    return lookup.every(Server(url=checked_url(url), retry=retry or Retry()), Deadline(timeout))
+
+
 def checked_url(url: str) -> str:
     """host:port.
 

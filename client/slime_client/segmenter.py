@@ -6,16 +6,14 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from types import TracebackType
 
-from slime_client import lookup
 from slime_client.access import Access
 from slime_client.blocking import Cancellation, Connection
-from slime_client.core import DEFAULT_TIMEOUT_S, LIVE_TIMEOUT_S, SegmenterCore, checked_url
+from slime_client.core import DEFAULT_TIMEOUT_S, LIVE_TIMEOUT_S, SegmenterCore, listing
 from slime_client.description import Description
 from slime_client.images import ImageLike
 from slime_client.many import MAX_CONCURRENCY, Answer, checked_concurrency, windowed
 from slime_client.mask import Mask
-from slime_client.retry import Deadline, Retry
-from slime_client.server import Server
+from slime_client.retry import Retry
 from slime_client.steps import Steps
 
 
@@ -124,9 +122,9 @@ def segmenters(
     Raises:
         SegmenterError: UNAUTHENTICATED where the server tells only who has its key; UNAVAILABLE, …
     """
-    server = Server(url=checked_url(url), retry=retry or Retry())
+    steps = listing(url, timeout, retry)
     connection = Connection(url, access or Access())
     try:
-        return connection.run(lookup.every(server, Deadline(timeout)))
+        return connection.run(steps)
     finally:
         connection.close()
