@@ -97,6 +97,6 @@ def test_stopping_answers_what_is_under_way(toy_repository: Path) -> None:
 def wait_for_regions(pid: int, count: int) -> None:
     """Triton removes those of a replaced process once its last request is through."""
     deadline = time.monotonic() + 10
-    while len(regions(pid)) > count and time.monotonic() < deadline:
+    while len(regions(pid)) != count and time.monotonic() < deadline:
         time.sleep(0.1)
-    assert len(regions(pid)) <= count
+    assert len(regions(pid)) == count
