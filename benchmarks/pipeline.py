@@ -35,6 +35,7 @@ PRODUCT = "product"
 SERVED = {
     "averaged": ("encoder", "averaged"),
     "weighted": ("encoder", "weighted"),
+    "weighted_cpu": ("encoder_cpu", "weighted_cpu"),
     "int8": ("encoder", "int8"),
     "tiny": ("tiny_encoder", "weighted"),
     "int8_tiny": ("tiny_encoder", "int8"),

@@ -3,6 +3,7 @@
     python -m benchmarks.pipeline_exports BACKBONE WORK --parts 6 --forms encoder averaged weighted
 
     WORK/KEY/encoder  tiny_encoder  averaged-6  weighted-6  int8-6     each model.onnx and counts.json
+    WORK/KEY/encoder_cpu  weighted_cpu-6                               the same, rewritten for CPUs
     WORK/KEY/segmenter-6                                               random embeddings
 
 KEY is of the backbone and of the code that decides the graphs. Prints, as JSON, where each lies and what is in it, or
@@ -32,7 +33,7 @@ from benchmarks.pictures import picture
 from benchmarks.pipeline_onnx import Served
 from benchmarks.pipeline_side import Mask, Stages
 
-from slime_export import graph, onnx
+from slime_export import graph, lowering, onnx
 from slime_export.encoder import Encoder
 from slime_export.quantise import quantised
 from slime_export.record import png
@@ -45,8 +46,8 @@ from slime_optimize.predict import Predictor
 from slime_optimize.segmenter import Segmenter
 from slime_was.contract import LATENTS, Form
 
-FORMS = ("encoder", "tiny_encoder", "averaged", "weighted", "int8")
-BY_SEGMENTER = ("averaged", "weighted", "int8")
+FORMS = ("encoder", "tiny_encoder", "averaged", "weighted", "int8", "encoder_cpu", "weighted_cpu")
+BY_SEGMENTER = ("averaged", "weighted", "int8", "weighted_cpu")
 COUNTS = "counts.json"
 _CALIBRATION = range(100, 108)  # seeds of the pictures that an int8 model's ranges are measured on
 _GATED_BYTES = 5e8
@@ -54,7 +55,9 @@ _TRIED = 4  # pictures
 _DECISIVE = (
     *(
         f"slime_export.{name}"
-        for name in ("calibration", "encoder", "onnx", "quantise", "sensitivity", "tracing", "unet")
+        for name in (
+            *("calibration", "chunking", "encoder", "onnx", "quantise", "sensitivity", "tracing", "unet", "winograd"),
+        )
     ),
     *(f"slime_optimize.{name}" for name in ("attention", "layers", "passes", "processors")),
     "benchmarks.make_random_backbone",
@@ -116,6 +119,8 @@ class Exports:
             "averaged": lambda folder, name: self._unet(folder, name, weighted=False),
             "weighted": lambda folder, name: self._unet(folder, name, weighted=True),
             "int8": self._int8,
+            "encoder_cpu": lambda folder, name: self._for_cpu("encoder", folder, name),
+            "weighted_cpu": lambda folder, name: self._for_cpu("weighted", folder, name),
         }
 
     def _encoder(self, encoder: str, folder: Path) -> None:
@@ -130,6 +135,11 @@ class Exports:
         segmenter = Segmenter.load(self.segmenter(name))
         module = MapsUNet(segmenter, self.backbone, weighted=weighted)
         onnx.write(module, unet_signature(self.backbone.latent_size, form), folder)
+
+    def _for_cpu(self, form: str, folder: Path, name: str) -> None:
+        source = Path(self.made(form, name)["path"]).parent
+        if lowering.for_cpu(source, folder) == source:
+            raise MissingError("no network of this size gains by being rewritten for CPUs")
 
     def _int8(self, folder: Path, name: str) -> None:
         predictor = Predictor(Segmenter.load(self.segmenter(name)), self.backbone)

@@ -29,8 +29,7 @@ SESSIONS: dict[str, tuple[Callable[[Any], None], ...]] = {
     "served": (),
     "spinning": (_config("session.intra_op.allow_spinning", "1"),),
     "no arena": (_set("enable_cpu_mem_arena", False),),
-    "no pattern": (_set("enable_mem_pattern", False),),
-    "no arena, no pattern": (_set("enable_cpu_mem_arena", False), _set("enable_mem_pattern", False)),
+    "memory patterns": (_set("enable_mem_pattern", True),),
     "no prepacking": (_config("session.disable_prepacking", "1"),),
     "weights outside the arena": (_config("session.use_device_allocator_for_initializers", "1"),),
     "denormals as zero": (_config("session.set_denormal_as_zero", "1"),),
@@ -83,6 +82,7 @@ def opened(path: Path, options: argparse.Namespace) -> Any:
     wanted.inter_op_num_threads = 1
     wanted.log_severity_level = 3
     wanted.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    wanted.enable_mem_pattern = False
     for change in SESSIONS[options.session]:
         change(wanted)
     providers = ["CPUExecutionProvider"]

@@ -92,7 +92,8 @@ def _file(side: int, seed: int) -> bytes:
 
 
 def serve(variant: Variant, orders: TextIO, answers: TextIO) -> None:
-    """One run to warm up, then an answer to each order."""
+    """Two runs to warm up, as a runtime may plan its memory by the first; then an answer to each order."""
+    _run(variant, {})
     _run(variant, {})
     _tell(answers, variant.about | {"loaded_bytes": variant.peak_bytes()})
     for line in orders:

@@ -86,9 +86,11 @@ def _add_form(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_gpu(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("on a GPU", "TensorRT engines are built on the kind of GPU that will serve them")
+    group = parser.add_argument_group(
+        "for a machine", "TensorRT engines are built on the kind of GPU that will serve them"
+    )
     group.add_argument("--format", choices=FORMATS, default=Request.format, help="(default: onnx)")
-    group.add_argument("--accelerator", choices=accelerators.KINDS, help="ONNX Runtime's provider on the server's GPU")
+    group.add_argument("--accelerator", choices=accelerators.KINDS, help="ONNX Runtime's provider on the server")
     usual = tensorrt.Options()
     group.add_argument("--hardware", choices=tensorrt.HARDWARE, default=usual.hardware, help="GPUs an engine runs on")
     group.add_argument("--version-compatible", action="store_true", help="engines load in later minor versions too")

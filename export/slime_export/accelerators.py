@@ -1,8 +1,9 @@
-"""Which of ONNX Runtime's providers runs a served ONNX model on a GPU, as Triton's configuration says it.
+"""Which of ONNX Runtime's providers runs a served ONNX model, as Triton's configuration says it.
 
 Keys and values are those of Triton's ONNX Runtime backend (its README, "ONNX Runtime with TensorRT optimization" and
 "with CUDA Execution Provider optimization"). Without an accelerator Triton takes the CUDA provider where there is a
-GPU, and the CPU elsewhere; with one, a machine without a GPU refuses the model.
+GPU, and the CPU elsewhere. `cpu` is the CPU everywhere, and graphs rewritten for it (lowering.for_cpu); with another,
+a machine without a GPU refuses the model.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ from slime_export.errors import ExportError
 from slime_was.contract import MAX_BATCH
 from slime_was.pbtxt import Accelerator
 
-KINDS = ("cuda", "tensorrt")
+CPU = "cpu"
+KINDS = (CPU, "cuda", "tensorrt")
 # On the server; whoever can write there decides what the server runs, so it is no shared folder such as /tmp.
 CACHE = "/var/cache/slime"
 
@@ -26,11 +28,13 @@ def accelerator(
     workspace_bytes: int | None = None,
     cache: str = CACHE,
 ) -> Accelerator:
-    """`cuda` or `tensorrt` for an ONNX file of `precision` (fp32, fp16, bf16, int8).
+    """`cpu`, `cuda` or `tensorrt` for an ONNX file of `precision` (fp32, fp16, bf16, int8).
 
     inputs: names with dimensions after the batch. cache: the server's folder for engines, which it otherwise builds
     anew, for minutes, whenever it starts. Raises ExportError for another kind.
     """
+    if kind == CPU:
+        return Accelerator(name=CPU)
     if kind == "cuda":
         return Accelerator(name="cuda", parameters=_cuda(precision))
     if kind == "tensorrt":

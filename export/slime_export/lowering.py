@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx as onnx_library
 
-from slime_export import engine, onnx, precision, quantise, tensorrt
+from slime_export import chunking, engine, onnx, precision, quantise, tensorrt, winograd
 from slime_export.calibration import Feeds
 from slime_export.errors import ExportError
 from slime_export.exported import Network
@@ -26,14 +26,22 @@ MOST_IMAGES = 16
 
 
 def lowered(
-    folder: Path, into: Path, form: Form, feeds: Feeds, external_over: int, passes: quantise.Check | None = None
+    folder: Path,
+    into: Path,
+    form: Form,
+    feeds: Feeds,
+    external_over: int,
+    passes: quantise.Check | None = None,
+    *,
+    cpu: bool = False,
 ) -> Path:
     """The fp32 model of `folder` in the form's precision, in the folder `into`, or `folder` itself for fp32.
 
-    An int8 model that `passes` refuses keeps what hurts most in float; quantised.json beside it says what, and why.
+    cpu: fp32 is rewritten for CPUs (`for_cpu`). An int8 model that `passes` refuses keeps what hurts most in float;
+    quantised.json beside it says what, and why.
     """
     if form.precision == "fp32":
-        return folder
+        return for_cpu(folder, into, external_over) if cpu else folder
     into.mkdir(parents=True)
     if form.precision == "int8":
         source = folder / onnx.FILE
@@ -46,6 +54,19 @@ def lowered(
     model = onnx_library.load(str(folder / onnx.FILE))
     low: precision.Low = "fp16" if form.precision == "fp16" else "bf16"
     onnx.save(precision.convert(model, low), into, external_over)
+    return into
+
+
+def for_cpu(folder: Path, into: Path, external_over: int = onnx.EXTERNAL_OVER) -> Path:
+    """The fp32 model of `folder` rewritten for CPUs, in the folder `into`; `folder` itself where nothing gains by it.
+
+    Equal but for rounding: convolutions by Winograd's algorithm, attention in chunks of queries.
+    """
+    model = onnx_library.load(str(folder / onnx.FILE))
+    if winograd.rewritten(model) + chunking.rewritten(model) == 0:
+        return folder
+    into.mkdir(parents=True, exist_ok=True)
+    onnx.save(model, into, external_over)
     return into
 
 

@@ -133,7 +133,7 @@ class _Export:
         if training is None:
             self.say(f"{request.folder}: has no {training_image.FILE}; a generated image is tried in its place")
         usual = lowering.calibrating(request.calibration, training) if form.precision == "int8" else []
-        require_room(work, predictor.backbone, form)
+        require_room(work, predictor.backbone, form, on_cpu=request.on_cpu)
         # Lower precisions are held to the masks, so they are tried on images of the kind that is to come.
         images = parity.trial_images(predictor, training, *usual)
         with stage(self.say, "running PyTorch, in fp32 and float64"):
@@ -144,6 +144,8 @@ class _Export:
             with stage(self.say, f"measuring PyTorch on {len(data)} images"):
                 before = mean_iou(predictor, data)
         encoder = None
+        if there and request.accelerator:
+            self.say(f"{form.encoder_model}: the repository's own stays, as it was exported, for all its segmenters")
         if there is None:
             with stage(self.say, "tracing the VAE encoder" if form.encoder == "kl" else "tracing the tiny encoder"):
                 encoder = tracing.trace_encoder(predictor, work / "encoder", request.external_over)
@@ -162,8 +164,8 @@ class _Export:
         )
 
     def _prove_exact(self, made: _FromPyTorch) -> None:
-        """The fp32 graphs that lower precisions, and engines, are made from; they are not published themselves."""
-        if made.form.precision == "fp32" and made.form.format == "onnx":
+        """The fp32 graphs that others are made from; they are not published themselves."""
+        if self._as_traced(made.form):
             return
         with stage(self.say, "comparing the fp32 graphs with PyTorch"):
             latents = parity.encoded(made.answers, _onnx(made.encoder)) if made.encoder else None
@@ -177,7 +179,9 @@ class _Export:
         there = self._encoder_there(made.segmenter, form)
         with stage(self.say, f"writing {form.precision}"):
             passes = self._check_of(made, there or made.encoder)
-            unet = lowering.lowered(made.unet, work / "lowered_unet", form, made.feeds, request.external_over, passes)
+            unet = lowering.lowered(
+                made.unet, work / "lowered_unet", form, made.feeds, request.external_over, passes, cpu=request.on_cpu
+            )
             encoder = there or self._lowered_encoder(made, lowering.encoder_form(form), work)
             graphs = {each: _counts(folder) for each, folder in (("unet", unet), ("encoder", encoder))}
         if form.format == "tensorrt":
@@ -190,7 +194,9 @@ class _Export:
 
     def _lowered_encoder(self, made: _FromPyTorch, form: Form, work: Path) -> Path:
         assert made.encoder, "traced where the repository has none"
-        return lowering.lowered(made.encoder, work / "lowered_encoder", form, (), self.request.external_over)
+        return lowering.lowered(
+            made.encoder, work / "lowered_encoder", form, (), self.request.external_over, cpu=self.request.on_cpu
+        )
 
     def _check_of(self, made: _FromPyTorch, encoder: Path | None) -> Callable[[Path], bool]:
         """Whether an int8 UNet, served with this fp32 encoder, is within the gate."""
@@ -238,11 +244,15 @@ class _Export:
         form, answers = made.form, made.answers
         if form.format == "tensorrt":
             return None  # an engine's insides cannot be read
-        if form.precision == "fp32":
+        if self._as_traced(form):
             return self._drift_from_pytorch(made, report)
         if report.begins_with(LATENTS) and made.encoder:
             return drifting.encoder_from_fp32(answers, made.encoder, low.encoder, lowering.encoder_form(form))
         return drifting.unet_from_fp32(answers, made.unet, low.unet, form)
+
+    def _as_traced(self, form: Form) -> bool:
+        """Whether what was traced is what is published."""
+        return form.precision == "fp32" and form.format == "onnx" and not self.request.on_cpu
 
     def _drift_from_pytorch(self, made: _FromPyTorch, report: Report) -> Drift | None:
         if not report.begins_with(LATENTS):

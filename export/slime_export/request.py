@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from slime_export import layout, onnx, tensorrt
-from slime_export.accelerators import KINDS
+from slime_export.accelerators import CPU, KINDS
 from slime_export.access import Access
 from slime_export.errors import ExportError
 from slime_export.lock import WAIT_S
@@ -26,7 +26,7 @@ class Request:
     name for the same weights, where they have moved, and `tiny_encoder` the one for its tiny encoder. `encoder`: the
     one that the segmenter must have been made with; None takes its own.
 
-    `engine`: how a TensorRT engine is built. `accelerator`: ONNX Runtime's provider on the server's GPU. `calibration`:
+    `engine`: how a TensorRT engine is built. `accelerator`: ONNX Runtime's provider on the server. `calibration`:
     images that int8's ranges are measured on. `evaluate`: annotated images for the mean IoU. `keep`: how many versions
     of the segmenter stay in the repository; `wait`: seconds for another process that is changing it.
     """
@@ -68,6 +68,11 @@ class Request:
     def served_name(self) -> str:
         """What the segmenter is served as."""
         return layout.check_name(self.name or self.folder.resolve().name)
+
+    @property
+    def on_cpu(self) -> bool:
+        """Whether graphs are rewritten for a CPU."""
+        return self.accelerator == CPU
 
     @property
     def held_to(self) -> Gate:

@@ -258,7 +258,8 @@ def ensemble_config(
 
 def warm_up(form: Form, accelerator: Accelerator | None = None) -> tuple[int, ...]:
     """Batch sizes to run before a network counts as loaded: each, where a GPU prepares itself for each."""
-    return tuple(range(1, MAX_BATCH + 1)) if accelerator or form.backend == "tensorrt" else (1,)
+    on_gpu = form.backend == "tensorrt" or (accelerator is not None and accelerator.on_gpu)
+    return tuple(range(1, MAX_BATCH + 1)) if on_gpu else (1,)
 
 
 def latents(channels: int, size: int) -> Tensor:

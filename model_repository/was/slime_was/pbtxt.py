@@ -39,10 +39,14 @@ class Step:
 
 @dataclass(frozen=True, kw_only=True)
 class Accelerator:
-    """What runs an ONNX model on a GPU: ONNX Runtime's ``cuda`` or ``tensorrt`` provider, with Triton's options."""
+    """What runs an ONNX model: ONNX Runtime's ``cuda`` or ``tensorrt`` provider, with Triton's options, or ``cpu``."""
 
     name: str
     parameters: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def on_gpu(self) -> bool:
+        return self.name != "cpu"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +101,7 @@ def model_config(model: Model) -> str:
     if model.backend:
         # Triton starts two processes of a kind without a count.
         lines.append(f"instance_group [{{ count: 1{_kind(model)} }}]")
-    if model.accelerator:
+    if model.accelerator and model.accelerator.on_gpu:
         lines += _optimization(model.accelerator)
     lines += [_warm_up(model, size) for size in model.warm_up]
     if model.steps:
@@ -129,7 +133,7 @@ def _warm_up(model: Model, size: int) -> str:
 
 
 def _kind(model: Model) -> str:
-    if model.backend == "python":
+    if model.backend == "python" or (model.accelerator and not model.accelerator.on_gpu):
         return ", kind: KIND_CPU"
     # Networks run on the GPU where there is one; those that can run nowhere else say so when they load.
     return ", kind: KIND_GPU" if model.accelerator or model.backend == "tensorrt" else ""
