@@ -73,7 +73,8 @@ def rewritten(model: ModelProto, least_channels: int = LEAST_CHANNELS, least_til
 def transformed(filters_KC33: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     """G g G' of each filter: (36, K, C) float32."""
     places_66KC = np.einsum("ia,kcab,jb->ijkc", _G, filters_KC33.astype(np.float64), _G, optimize=True)
-    return places_66KC.reshape(TILE * TILE, *filters_KC33.shape[:2]).astype(np.float32)
+    flat: npt.NDArray[np.float32] = places_66KC.reshape(TILE * TILE, *filters_KC33.shape[:2]).astype(np.float32)
+    return flat
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""The real server reads configurations with an accelerator; here, without a GPU, it refuses to run them elsewhere."""
+"""The real server reads configurations with an accelerator; those for a GPU it refuses to run elsewhere."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 import toy
 
 from serving import first_line, launch, png, served, stop_and_read
-from slime_export.accelerators import KINDS, accelerator
+from slime_export.accelerators import CPU, KINDS, accelerator
 from slime_was import contract
 
 pytestmark = pytest.mark.triton
@@ -35,7 +35,7 @@ def accelerated(folder: Path, kind: str) -> Path:
     return repository
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != CPU])
 def test_triton_reads_what_an_accelerator_says(tmp_path: Path, kind: str) -> None:
     repository = accelerated(tmp_path / "repository", kind)
     for config in repository.glob("*/config.pbtxt"):  # all is read, but the stand-in runs on the CPU
@@ -43,6 +43,15 @@ def test_triton_reads_what_an_accelerator_says(tmp_path: Path, kind: str) -> Non
     with served(repository) as server:
         mask_HW = server.segment("toy", png(np.zeros((20, 30, 3), np.uint8)))
     assert mask_HW.shape == (20, 30)
+
+
+def test_what_is_for_the_cpu_runs_there(tmp_path: Path) -> None:
+    repository = accelerated(tmp_path / "repository", CPU)
+    for model in ("vae_encoder", "toy_unet"):
+        config = (repository / model / "config.pbtxt").read_text()
+        assert "KIND_CPU" in config and "optimization" not in config
+    with served(repository) as server:
+        assert server.segment("toy", png(np.zeros((20, 30, 3), np.uint8))).shape == (20, 30)
 
 
 @pytest.mark.skipif(shutil.which("nvidia-smi") is not None, reason="there may be a GPU")
