@@ -17,14 +17,14 @@ def threads(settings: ServerSettings) -> int:
     return settings.threads or len(os.sched_getaffinity(0))
 
 
-def models(repository: Repository, *, tolerant: bool) -> list[str]:
-    """``tolerant``: go on without models that cannot be loaded.
+def models(repository: Repository, path: Path, *, tolerant: bool) -> list[str]:
+    """``path``: where Triton finds the repository. ``tolerant``: go on without models that cannot be loaded.
 
     All are named here rather than loaded over the network afterwards: Triton opens its ports when they are loaded,
     and until then clients are refused as UNAVAILABLE, which they try again, and not as NOT_FOUND.
     """
     return [
-        f"--model-repository={repository.path}",
+        f"--model-repository={path}",
         # Explicit, so that publishing decides when and in which order a new version is loaded.
         "--model-control-mode=explicit",
         *(f"--load-model={model}" for model in (*repository.parts, *repository.ensembles)),

@@ -45,10 +45,6 @@ class Control:
         except UnansweredError:
             return False
 
-    def load(self, model: str, config: str | None = None) -> None:
-        """``config``: what to use, as JSON, instead of what the repository says."""
-        self._asked(LOAD_SECONDS, lambda client: client.load_model(model, self._headers, config=config))
-
     def unload(self, model: str) -> None:
         """It takes no more requests, and those under way are answered, after this has returned as well."""
         self._asked(_SHORT_SECONDS, lambda client: client.unload_model(model, self._headers))
@@ -62,7 +58,8 @@ class Control:
         """Start its processes anew. Triton does nothing where nothing changed, so something has to."""
         config = self._asked(_SHORT_SECONDS, lambda client: client.get_model_config(model))
         config.setdefault("parameters", {})["reloaded"] = {"string_value": str(time.time())}
-        self.load(model, json.dumps(config))
+        again = json.dumps(config)
+        self._asked(LOAD_SECONDS, lambda client: client.load_model(model, self._headers, config=again))
 
     def ask(self, served: Served, image: bytes, timeout: float) -> tuple[int, ...]:
         """Shape of the mask of an encoded image."""

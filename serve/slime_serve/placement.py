@@ -1,7 +1,7 @@
 """What a launch changes in the models' configurations: how many processes a model gets on this machine, and a cache.
 
-Neither changes an answer. The repository stays as it is: the server is told when it is up, and goes on in the same way
-until a newer version of that model is published.
+Neither changes an answer. The repository stays as it is: view.py shows the server what is changed, and it goes on in
+the same way until a newer version of that model is published.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ MOST_PROCESSES = 4
 
 
 def overrides(found: Repository, settings: ServerSettings) -> dict[str, str]:
-    """Model name -> the whole configuration to load it with, as JSON; only where it differs from the repository's.
+    """Model name -> the whole configuration to load it with, as text; only where it differs from the repository's.
 
     Raises UsageError for --instances of a model that the repository does not have.
     """
@@ -38,7 +38,7 @@ def overrides(found: Repository, settings: ServerSettings) -> dict[str, str]:
         if settings.response_cache and contract.is_encoder(model):
             config.response_cache.enable = True
         if config != found.configs[model]:
-            changed[model] = _as_json(config)
+            changed[model] = _as_text(config)
     return changed
 
 
@@ -49,7 +49,7 @@ def _processes(config: Any) -> int:
     return max(1, min(MOST_PROCESSES, len(os.sched_getaffinity(0)) // CORES_PER_PROCESS))
 
 
-def _as_json(config: Any) -> str:
-    from google.protobuf import json_format  # type: ignore[import-untyped]
+def _as_text(config: Any) -> str:
+    from google.protobuf import text_format  # type: ignore[import-untyped]
 
-    return str(json_format.MessageToJson(config, preserving_proto_field_name=True))
+    return str(text_format.MessageToString(config))

@@ -20,6 +20,7 @@ from slime_serve.errors import ServeError, ServerError, Stopped, UsageError
 from slime_serve.process import Process
 from slime_serve.security import LOOPBACK
 from slime_serve.settings import ServerSettings
+from slime_serve.view import View
 from slime_serve.watch import Watch
 
 _POLL_SECONDS = 0.1
@@ -73,6 +74,7 @@ class Server:
         try:
             wheel.assemble_backends(self._wheel, self._folder / "backends")
             wheel.assemble_python(self._folder / "python")
+            self._view = View(self._folder)
             self._start(self._repository)
             self._await(self._repository)
         except BaseException as error:
@@ -137,9 +139,10 @@ class Server:
     def _start(self, found: repository.Repository, *, tolerant: bool = False) -> None:
         """``tolerant``: serve what can be served where a model cannot be loaded."""
         folder = self._folder
+        self._view.change(found, placement.overrides(found, self._settings))
         arguments = [
             *command.arguments(self._settings, self._wheel, folder / "backends", self._ports, self._regions.prefix),
-            *command.models(found, tolerant=tolerant),
+            *command.models(found, self._view.path, tolerant=tolerant),
             *self._settings.security.arguments(self._key),
         ]
         self._process = Process(
@@ -157,11 +160,9 @@ class Server:
         while not self._control.is_live():
             self._check_alive(deadline)
             time.sleep(_POLL_SECONDS)
+        self._view.settle(found)
         answered = 0
         with _thread() as pool:
-            for model, config in placement.overrides(found, self._settings).items():
-                with self._tolerated(f"model {model}: the server cannot load it for this machine", say):
-                    self._finished(pool.submit(self._control.load, model, config), deadline)
             for served in found.probes:
                 left = max(1.0, deadline - time.monotonic())
                 with self._tolerated(f"segmenter {served.name}: the server cannot answer with it", say):

@@ -53,10 +53,7 @@ class Watch:
         for stub in self._stubs.dead():
             self._say(f"model {stub.model}: its process {stub.pid} died; loading it again")
             self._reloads.want(stub.model, stub.region)
-        reason = self._reloads.look() or self._probes.look()
-        if self._reloads.busy:  # Why nobody answers is known, and is being mended.
-            self._probes.pardon()
-        return reason
+        return self._reloads.look() or self._probes.look()
 
     def close(self) -> None:
         self._pool.shutdown(wait=False, cancel_futures=True)
@@ -70,10 +67,6 @@ class _Reloads:
         self._wanted: dict[str, set[str]] = defaultdict(set)
         self._running: dict[str, Future[float]] = {}
         self._failures: Counter[str] = Counter()
-
-    @property
-    def busy(self) -> bool:
-        return bool(self._wanted or self._running)
 
     def want(self, model: str, region: str) -> None:
         self._wanted[model].add(region)
@@ -137,10 +130,6 @@ class _Probes:
         if self._task is None and time.monotonic() >= self._next:
             self._task = self._pool.submit(self._ask)
         return None
-
-    def pardon(self) -> None:
-        """Forget what failed so far."""
-        self._failed = 0
 
     def _ask(self) -> None:
         served = next(self._turn)

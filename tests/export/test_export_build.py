@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 from exporting import Exported
 
-from slime_export import layout, parity, record
+from slime_export import chunking, graph, layout, parity, record, winograd
 from slime_image import decode
 from slime_optimize import training_image
 
@@ -50,6 +51,33 @@ def test_the_training_image_goes_along(
         assert check.training_image == (not said)
         assert np.array_equal(check.mask_HW, exported.predictor.mask(decode(check.image)))
         (folder / training_image.FILE).unlink(missing_ok=True)
+
+
+@ONE_KIND
+def test_for_a_cpu(
+    command: ModuleType,
+    exported: Exported,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Rewritten, held to the same limits as any fp32 graph, and published for the CPU."""
+    small = {"least_channels": 8, "least_tiles": 1}
+    monkeypatch.setattr(winograd, "rewritten", partial(winograd.rewritten, **small))
+    monkeypatch.setattr(chunking, "rewritten", partial(chunking.rewritten, chunk_bytes=1024))
+    repository = tmp_path / "repository"
+    options = [str(exported.folder), "--repository", str(repository), "--accelerator", "cpu"]
+    assert command.main(options) == 0
+    assert "comparing the fp32 graphs with PyTorch" in capsys.readouterr().out
+    for model in ("vae_encoder", "car_unet"):
+        ops = graph.counts(repository / model / "1" / "model.onnx").ops
+        assert ops["ConvTranspose"] > 0
+        assert "KIND_CPU" in layout.config_text(repository / model)
+    assert ops["Split"] > 0, "no attention was cut"
+    report = json.loads((repository / "car_unet" / "1" / "parity.json").read_text())
+    assert report["failures"] == [] and report["limits"]
+    assert command.main(options) == 0
+    assert "vae_encoder: the repository's own stays" in capsys.readouterr().out
 
 
 def test_parameters_are_what_the_client_reads(exported: Exported) -> None:

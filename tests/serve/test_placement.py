@@ -3,26 +3,30 @@
 from __future__ import annotations
 
 import http.server
-import json
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from google.protobuf import text_format  # type: ignore[import-untyped]
 from test_serving import in_process, picture
 from tritonclient import grpc
+from tritonclient.grpc import model_config_pb2
 
 from processes import descendants
 from serving import png, served
 from slime_serve import ServerSettings, UsageError, placement, repository
+from slime_serve.view import View
 
 
-def changed(folder: Path, **settings: object) -> dict[str, dict[str, object]]:
+def changed(folder: Path, **settings: object) -> dict[str, Any]:
     asked = ServerSettings(repository=folder, **settings)  # type: ignore[arg-type]
-    return {name: json.loads(text) for name, text in placement.overrides(repository.read(folder), asked).items()}
+    configs = placement.overrides(repository.read(folder), asked)
+    return {name: text_format.Parse(text, model_config_pb2.ModelConfig()) for name, text in configs.items()}
 
 
 @pytest.mark.parametrize(("cores", "count"), [(1, 1), (2, 1), (4, 1), (8, 2), (16, 4), (96, 4)])
@@ -32,17 +36,35 @@ def test_processes_follow_the_cores(
     monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(cores)))
     configs = changed(toy_repository)
     assert set(configs) == (set() if count == 1 else {"preprocess", "was"})
-    assert all(config["instance_group"][0]["count"] == count for config in configs.values())  # type: ignore[index]
+    assert all(config.instance_group[0].count == count for config in configs.values())
 
 
 def test_what_is_asked_for_wins(toy_repository: Path) -> None:
     configs = changed(toy_repository, instances={"toy_unet": 3})
-    assert configs["toy_unet"]["instance_group"][0]["count"] == 3  # type: ignore[index]
+    assert configs["toy_unet"].instance_group[0].count == 3
 
 
 def test_only_encoders_are_cached(toy_repository: Path) -> None:
     configs = changed(toy_repository, response_cache=1_000_000)
-    assert [name for name, config in configs.items() if "response_cache" in config] == ["vae_encoder"]
+    assert [name for name, config in configs.items() if config.response_cache.enable] == ["vae_encoder"]
+
+
+def test_the_server_sees_what_is_changed_and_then_the_repository(toy_repository: Path, tmp_path: Path) -> None:
+    found = repository.read(toy_repository)
+    own = {path: path.read_bytes() for path in toy_repository.rglob("*") if path.is_file()}
+    view = View(tmp_path)
+    for count in (3, 2):  # also where something was shown before
+        view.change(
+            found, placement.overrides(found, ServerSettings(repository=toy_repository, instances={"was": count}))
+        )
+        seen = repository.read(view.path)
+        assert (seen.segmenters, seen.parts) == (found.segmenters, found.parts)
+        assert seen.configs["was"].instance_group[0].count == count
+        assert seen.configs["toy_unet"] == found.configs["toy_unet"]
+        assert (view.path / "was" / "1" / "model.py").samefile(toy_repository / "was" / "1" / "model.py")
+    view.settle(found)
+    assert view.path.samefile(toy_repository)
+    assert own == {path: path.read_bytes() for path in toy_repository.rglob("*") if path.is_file()}
 
 
 @pytest.mark.parametrize(
