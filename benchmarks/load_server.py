@@ -50,7 +50,7 @@ class Launched:
         and that as `/dev/shm`."""
         found: dict[str, float] = {}
         for pid in (self.pid, *descendants(self.pid)):
-            found[_name(pid)] = found.get(_name(pid), 0.0) + _resident(pid)
+            found[process_name(pid)] = found.get(process_name(pid), 0.0) + _resident(pid)
         return found | {"/dev/shm": sum(map(_allocated, SHARED_MEMORY.glob(f"slime_{self.pid}_*"))) / MIB}
 
     def cpu_seconds(self) -> float:
@@ -156,7 +156,8 @@ def _resident(pid: int) -> float:
     return 0.0
 
 
-def _name(pid: int) -> str:
+def process_name(pid: int) -> str:
+    """`launch.py`, `tritonserver`, or the model that the process computes."""
     with suppress(OSError, IndexError):
         words = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")
         if words[0].endswith("python_backend_stub"):

@@ -17,6 +17,9 @@ from slime_was import contract
 # One process of a model that decodes or weights for so many cores, up to the most.
 CORES_PER_PROCESS = 4
 MOST_PROCESSES = 4
+# Of the model that makes masks, where there are cores for them: while the networks take all cores, one process is what
+# requests queue for, one by one, and few reach the networks at once as a batch.
+LEAST_OF_WAS = 2
 
 
 def overrides(found: Repository, settings: ServerSettings) -> dict[str, str]:
@@ -32,7 +35,7 @@ def overrides(found: Repository, settings: ServerSettings) -> dict[str, str]:
         config = type(found.configs[model])()
         config.CopyFrom(found.configs[model])
         for group in config.instance_group:
-            group.count = settings.instances.get(model) or _processes(config)
+            group.count = settings.instances.get(model) or _processes(model, config)
         # Only encoders: Triton's key is a request's bytes alone, neither shapes nor wanted outputs, and their one
         # output depends on nothing else. They are the dearest step, which all segmenters of a backbone share.
         if settings.response_cache and contract.is_encoder(model):
@@ -42,11 +45,13 @@ def overrides(found: Repository, settings: ServerSettings) -> dict[str, str]:
     return changed
 
 
-def _processes(config: Any) -> int:
+def _processes(model: str, config: Any) -> int:
     """Networks use all cores by themselves."""
     if config.backend != "python":
         return max([1, *(int(group.count) for group in config.instance_group)])
-    return max(1, min(MOST_PROCESSES, len(os.sched_getaffinity(0)) // CORES_PER_PROCESS))
+    cores = len(os.sched_getaffinity(0))
+    least = min(LEAST_OF_WAS, cores) if model == contract.WAS else 1
+    return max(least, min(MOST_PROCESSES, cores // CORES_PER_PROCESS))
 
 
 def _as_text(config: Any) -> str:

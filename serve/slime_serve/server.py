@@ -85,7 +85,7 @@ class Server:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if isinstance(error, Stopped):
+        if error is None or isinstance(error, Stopped):
             self._drain()
         self._stop(keep_log=isinstance(error, ServerError))
 
