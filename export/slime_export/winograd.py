@@ -4,12 +4,12 @@ ONNX Runtime convolves directly on a CPU, close to what the machine can multiply
 to gain. The image is cut into tiles of 6 x 6 that overlap by 2; each gives 4 x 4 results (Lavin and Gray, Fast
 Algorithms for Convolutional Neural Networks, 2015; eq. 8):
 
-    Y = A' [ sum over c of (G g B-side G') * (B' d B) ] A
+    Y = A' [ sum over c of (G g G') * (B' d B) ] A
 
-d a tile, g a filter, * element by element; 36 products for each 16 results and channel, where directly there are 144.
-Written in ONNX's own operators, because then every runtime runs it: a convolution of stride 4 with 36 filters is
-B' d B, a product of matrices for each of the 36 places sums over channels, a transposed convolution of stride 4 is
-A' m A. Filters are transformed here, in float64. Rounding grows about tenfold, to 1e-5 of the largest value.
+d a tile, g a filter, * element by element: 36 products for 16 results of a channel, where directly there are 144. In
+ONNX's own operators, so that nothing has to be built: a convolution of stride 4 with 36 filters is B' d B, a product of
+matrices for each of the 36 places sums over channels, a transposed convolution of stride 4 is A' m A. Filters are
+transformed here, in float64. Rounding grows about tenfold, to 1e-5 of a convolution's largest result.
 
 Only for CPUs: GPUs' libraries choose such algorithms themselves.
 
@@ -28,7 +28,8 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from slime_export.shapes import Shape, inferred
 
 TILE, RESULT = 6, 4
-# Below, transforming costs what the products save (measured on 2 cores, with the figures in docs/export.md).
+# The fewest that were seen to gain, a quarter of the time (docs/export.md): transforming costs the same for each channel,
+# whatever it saves.
 LEAST_CHANNELS = 128
 # Transformed filters are four times as large; where an image has fewer tiles, they are most of what there is to read.
 LEAST_TILES = 256
