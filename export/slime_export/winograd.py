@@ -28,7 +28,7 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from slime_export.shapes import Shape, inferred
 
 TILE, RESULT = 6, 4
-# The fewest that were seen to gain, a quarter of the time (docs/export.md): transforming costs the same for each channel,
+# The fewest that were seen to gain, a quarter of the time (docs/export.md): transforming a channel costs the same,
 # whatever it saves.
 LEAST_CHANNELS = 128
 # Transformed filters are four times as large; where an image has fewer tiles, they are most of what there is to read.

@@ -20,6 +20,8 @@ ArrayT = TypeVar("ArrayT", bound=Any)
 
 REACH = 4  # samples of the map to each side
 SPREAD = 3.0  # standard deviation s, in samples of the map
+# One of every two opposite neighbours, as (rows, columns).
+_HALF = [(down, right) for down in range(REACH + 1) for right in range(-REACH, REACH + 1) if (down, right) > (0, 0)]
 FINEST = 4  # pixels of the result for each sample of the map, at most: cost grows with its square
 
 
@@ -40,29 +42,47 @@ def joint_bilateral(scores_Phw: ArrayT, image_3SS: ArrayT, tolerance: float) -> 
 
 
 def _smoothed(both_Xgg: ArrayT, parts: int, step: int, tolerance: float) -> ArrayT:
-    """J (P, G, G), from scores and colours (P + 3, g, g) that reach beyond it on every side."""
-    reach = REACH * step
-    side = both_Xgg.shape[-1] - 2 * reach
-    guide_3GG = both_Xgg[parts:, reach : reach + side, reach : reach + side]
-    total_PGG, weights_GG = 0 * both_Xgg[:parts, :side, :side], 0 * guide_3GG[0]
+    """J (P, G, G), from scores and colours (P + 3, g, g) that reach beyond it on every side.
+
+    Rows lie end to end, so that a neighbour is `apart` further on, and every operation runs over one long line; what
+    crosses from row to row ends in columns that are cut off. k(x, y) = k(y, x): one weight serves both pixels.
+    """
+    reach, wide = REACH * step, both_Xgg.shape[-1]
+    side = wide - 2 * reach
+    first, last = reach * (wide + 1), reach * (wide + 1) + (side - 1) * wide + side
+    both_XL = both_Xgg.reshape(both_Xgg.shape[0], wide * wide)
+    scores_PL, guide_3L = both_XL[:parts], both_XL[parts:]
+    total_PGg = 0 * both_Xgg[:parts, :side]
+    weights_Gg = 0 * total_PGg[0] + 1
+    total_PL, weights_L = (each.reshape(*each.shape[:-2], side * wide) for each in (total_PGg, weights_Gg))
+    total_PL, weights_L = total_PL[:, : last - first], weights_L[: last - first]
+    total_PL += scores_PL[:, first:last]
     # Written over at every turn: new arrays would cost more than what is computed into them.
-    apart_3GG, weight_GG, weighted_PGG = 0 * guide_3GG, 0 * guide_3GG[0], 0 * total_PGG
+    apart_3L, weighted_PL = 0 * guide_3L, 0 * total_PL
     lib = library(both_Xgg)
-    for down in range(-REACH, REACH + 1):
-        for right in range(-REACH, REACH + 1):
-            top, left = reach + down * step, reach + right * step
-            seen_XGG = both_Xgg[:, top : top + side, left : left + side]
-            lib.subtract(seen_XGG[parts:], guide_3GG, out=apart_3GG)
-            lib.multiply(apart_3GG, apart_3GG, out=apart_3GG)
-            lib.sum(apart_3GG, 0, out=weight_GG)
-            weight_GG *= -0.5 / tolerance**2
-            weight_GG -= (down**2 + right**2) / (2 * SPREAD**2)
-            lib.exp(weight_GG, out=weight_GG)
-            lib.multiply(seen_XGG[:parts], weight_GG, out=weighted_PGG)
-            total_PGG += weighted_PGG
-            weights_GG += weight_GG
-    smoothed_PGG: ArrayT = total_PGG / weights_GG
+    for down, right in _HALF:
+        apart = step * (down * wide + right)
+        weight_L = apart_3L[:, : last - first + apart]
+        lib.subtract(guide_3L[:, first : last + apart], guide_3L[:, first - apart : last], out=weight_L)
+        weight_L = _likeness(weight_L, (down**2 + right**2) / (2 * SPREAD**2), tolerance)
+        for away, own_L in ((apart, weight_L[apart:]), (-apart, weight_L[: last - first])):
+            lib.multiply(scores_PL[:, first + away : last + away], own_L, out=weighted_PL)
+            total_PL += weighted_PL
+            weights_L += own_L
+    smoothed_PGG: ArrayT = (total_PGg / weights_Gg)[..., :side]
     return smoothed_PGG
+
+
+def _likeness(apart_3L: ArrayT, distance: float, tolerance: float) -> ArrayT:
+    """exp(-|a|^2 / 2 g^2 - distance), in the first of the three lines."""
+    apart_3L *= apart_3L
+    weight_L: ArrayT = apart_3L[0]
+    weight_L += apart_3L[1]
+    weight_L += apart_3L[2]
+    weight_L *= -0.5 / tolerance**2
+    weight_L -= distance
+    library(weight_L).exp(weight_L, out=weight_L)
+    return weight_L
 
 
 def _guide_side(side: int, map_side: int) -> int:
