@@ -270,6 +270,10 @@ def _result(options: argparse.Namespace) -> dict[str, Any]:
         options.repository = Path("build/load/repository")
         load_repository.export(options.segmenter, options.repository, "car", "--maps", options.maps)
     options.segmenters = options.segmenters or layout.segmenters(options.repository)[:1]
+    if not options.segmenters:
+        raise BenchmarkError(
+            f"repository {options.repository}: serves no segmenter; export one, or leave --repository out"
+        )
     before = machine()
     known = json.loads(options.json.read_text()) if options.json and options.json.exists() else {}
     with prepared(options) as bench:
