@@ -36,7 +36,8 @@ def rewritten(model: ModelProto, chunk_bytes: int = CHUNK_BYTES) -> int:
             nodes.extend(ends[node.output[0]].cut(shapes, chunk_bytes))
         elif node.output[0] not in gone:
             nodes.append(node)
-    model.graph.initializer.extend(each.sizes(shapes, chunk_bytes) for each in found)
+    for each in found:
+        model.graph.initializer.extend(each.bounds(shapes, chunk_bytes))
     del model.graph.node[:]
     model.graph.node.extend(nodes)
     return len(found)
@@ -54,27 +55,32 @@ class _Attention:
         shape = shapes.get(self.scores.output[0], ())
         return math.ceil(4 * math.prod(shape) / chunk_bytes) if shape else 1
 
-    def sizes(self, shapes: Mapping[str, Shape], chunk_bytes: int) -> TensorProto:
-        """Queries of each chunk."""
-        queries, chunks = shapes[self.scores.input[0]][_QUERIES], self.chunks(shapes, chunk_bytes)
-        ends = np.array([queries * each // chunks for each in range(chunks + 1)], np.int64)
-        return numpy_helper.from_array(np.diff(ends), self._named("sizes"))
+    def bounds(self, shapes: Mapping[str, Shape], chunk_bytes: int) -> Iterator[TensorProto]:
+        """Where each chunk begins and ends, and the axis."""
+        shape, chunks = shapes[self.scores.input[0]], self.chunks(shapes, chunk_bytes)
+        for each in range(chunks + 1):
+            begin = np.array([shape[_QUERIES] * each // chunks], np.int64)
+            yield numpy_helper.from_array(begin, self._named(f"from_{each}"))
+        yield numpy_helper.from_array(np.array([len(shape) + _QUERIES], np.int64), self._named("axis"))
 
     def cut(self, shapes: Mapping[str, Shape], chunk_bytes: int) -> Iterator[NodeProto]:
         queries, keys = self.scores.input
+        results = []
+        for each in range(self.chunks(shapes, chunk_bytes)):
+            part, scores, weights, result = (
+                self._named(f"{name}_{each}") for name in ("queries", "scores", "weights", "result")
+            )
+            bounds = [self._named(f"from_{each}"), self._named(f"from_{each + 1}"), self._named("axis")]
+            yield self._node("Slice", [queries, *bounds], part)
+            yield self._node("MatMul", [part, keys], scores)
+            yield self._node("Softmax", [scores], weights, axis=-1)
+            yield self._node("MatMul", [weights, self.values.input[1]], result)
+            results.append(result)
         axis = len(shapes[queries]) + _QUERIES
-        chunks = range(self.chunks(shapes, chunk_bytes))
-        parts, results = ([self._named(f"{name}_{each}") for each in chunks] for name in ("queries", "result"))
-        yield self._node("Split", [queries, self._named("sizes")], parts, axis=axis)
-        for each, part, result in zip(chunks, parts, results, strict=True):
-            scores, weights = self._named(f"scores_{each}"), self._named(f"weights_{each}")
-            yield self._node("MatMul", [part, keys], [scores])
-            yield self._node("Softmax", [scores], [weights], axis=-1)
-            yield self._node("MatMul", [weights, self.values.input[1]], [result])
         yield helper.make_node("Concat", results, self.values.output, name=self.values.name, axis=axis)
 
-    def _node(self, op: str, inputs: list[str], outputs: list[str], **attributes: int) -> NodeProto:
-        return helper.make_node(op, inputs, outputs, name=outputs[0], **attributes)
+    def _node(self, op: str, inputs: list[str], output: str, **attributes: int) -> NodeProto:
+        return helper.make_node(op, inputs, [output], name=output, **attributes)
 
     def _named(self, name: str) -> str:
         return f"{self.values.output[0]}/chunked/{name}"
