@@ -34,6 +34,8 @@ _SHAPES = {
     "sd15": "SD-1.5's shapes",
 }
 _SD = {
+    "averaged": (">=", 3.0),
+    "weighted": (">=", 3.0),
     "weighted_cpu": (">=", 3.0),
     "memory_weighted": ("<=", 0.65),
     "memory_weighted_cpu": ("<=", 0.65),

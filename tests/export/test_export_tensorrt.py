@@ -214,7 +214,7 @@ def test_accelerators_are_of_the_files_precision_and_cover_every_batch() -> None
     cuda = [accelerator("cuda", precision=each, inputs=sizes) for each in ("fp32", "fp16")]
     assert [each.name for each in cuda] == ["cuda", "cuda"]
     assert ["use_tf32" in each.parameters for each in cuda] == [True, False]
-    with pytest.raises(ExportError, match="got 'openvino', expected one of cuda, tensorrt, or none"):
+    with pytest.raises(ExportError, match="got 'openvino', expected one of cpu, cuda, tensorrt, or none"):
         accelerator("openvino", precision="fp32", inputs=sizes)
 
 
