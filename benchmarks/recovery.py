@@ -135,7 +135,8 @@ def measure(repository: Path, name: str, rounds: int) -> dict[str, Any]:
     model, _ = load_repository.target(repository, name)
     image = encoded(load_repository.image_side(repository, name), 0)
     with launched(repository) as server:
-        ask(server.url, model, image)
+        with asking(server, model, image):  # Processes keep their largest messages: the same load as afterwards.
+            time.sleep(2 * CALM_S)
         names, before = list(processes(server)), server.memory()["/dev/shm"]
         runs: dict[str, list[dict[str, Any]]] = {each: [] for each in names}
         for turn in range(rounds):
