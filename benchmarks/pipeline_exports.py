@@ -56,7 +56,15 @@ _DECISIVE = (
     *(
         f"slime_export.{name}"
         for name in (
-            *("calibration", "chunking", "encoder", "onnx", "quantise", "sensitivity", "tracing", "unet", "winograd"),
+            "calibration",
+            "chunking",
+            "encoder",
+            "onnx",
+            "quantise",
+            "sensitivity",
+            "tracing",
+            "unet",
+            "winograd",
         )
     ),
     *(f"slime_optimize.{name}" for name in ("attention", "layers", "passes", "processors")),

@@ -17,7 +17,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
@@ -31,6 +31,7 @@ from tritonclient import grpc
 from tritonclient.utils import InferenceServerException
 
 from benchmarks import load_repository
+from slime_was.contract import IMAGE, MASK
 
 CLIENTS = 4
 DEADLINE_S = 5.0
@@ -85,11 +86,11 @@ class Client:
 
 def ask(url: str, model: str, image: bytes) -> Any:
     """The mask. A connection of its own: one that was refused waits before it tries again."""
-    tensor = grpc.InferInput("IMAGE", [1], "BYTES")
+    tensor = grpc.InferInput(IMAGE, [1], "BYTES")
     tensor.set_data_from_numpy(np.array([image], dtype=object))
     with grpc.InferenceServerClient(url) as client:
-        answer = client.infer(model, [tensor], outputs=[grpc.InferRequestedOutput("MASK")], client_timeout=DEADLINE_S)
-    return answer.as_numpy("MASK")
+        answer = client.infer(model, [tensor], outputs=[grpc.InferRequestedOutput(MASK)], client_timeout=DEADLINE_S)
+    return answer.as_numpy(MASK)
 
 
 @contextmanager
@@ -143,8 +144,6 @@ def measure(repository: Path, name: str, rounds: int) -> dict[str, Any]:
             for each in names:
                 runs[each].append(killed(server, model, image, each))
                 print(f"round {turn + 1} of {rounds}: {each} {runs[each][-1]['seconds']:.2f} s", flush=True)
-        with suppress(InferenceServerException):
-            ask(server.url, model, image)
         after = server.memory()["/dev/shm"]
     rows = {each: _row(of) for each, of in runs.items()}
     machine = {"cpu": cpu(), "cores": os.cpu_count()}

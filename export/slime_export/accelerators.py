@@ -12,9 +12,8 @@ from collections.abc import Mapping
 
 from slime_export.errors import ExportError
 from slime_was.contract import MAX_BATCH
-from slime_was.pbtxt import Accelerator
+from slime_was.pbtxt import CPU, Accelerator
 
-CPU = "cpu"
 KINDS = (CPU, "cuda", "tensorrt")
 # On the server; whoever can write there decides what the server runs, so it is no shared folder such as /tmp.
 CACHE = "/var/cache/slime"

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
+from slime_export.onnx import replace
 from slime_export.shapes import Shape, inferred
 
 CHUNK_BYTES = 1 << 25  # of scores, float32
@@ -38,8 +39,7 @@ def rewritten(model: ModelProto, chunk_bytes: int = CHUNK_BYTES) -> int:
             nodes.append(node)
     for each in found:
         model.graph.initializer.extend(each.bounds(shapes, chunk_bytes))
-    del model.graph.node[:]
-    model.graph.node.extend(nodes)
+    replace(model.graph.node, nodes)
     return len(found)
 
 

@@ -106,8 +106,8 @@ def prune(model: ModelProto) -> None:
         if needed.intersection(node.output):
             needed.update(node.input)
             kept.append(node)
-    _replace(model.graph.node, reversed(kept))
-    _replace(model.graph.initializer, [each for each in model.graph.initializer if each.name in needed])
+    replace(model.graph.node, reversed(kept))
+    replace(model.graph.initializer, [each for each in model.graph.initializer if each.name in needed])
 
 
 def _traced(module: nn.Module, signature: Signature, folder: Path) -> ModelProto:
@@ -141,7 +141,7 @@ def _constants_to_initializers(model: ModelProto) -> None:
         tensor = helper.get_node_attr_value(node, "value")
         tensor.name = node.output[0]
         model.graph.initializer.append(tensor)
-    _replace(model.graph.node, rest)
+    replace(model.graph.node, rest)
 
 
 def _fold(model: ModelProto) -> None:
@@ -158,7 +158,7 @@ def _fold(model: ModelProto) -> None:
     results = [name for node in constant for name in node.output if name in read]
     for name, value in zip(results, _computed(model, constant, results), strict=True):
         model.graph.initializer.append(numpy_helper.from_array(value, name))
-    _replace(model.graph.node, rest)
+    replace(model.graph.node, rest)
 
 
 def _computed(model: ModelProto, nodes: list[NodeProto], results: list[str]) -> list[Any]:
@@ -180,7 +180,8 @@ def _name_dimensions(model: ModelProto, signature: Signature) -> None:
             value.CopyFrom(helper.make_tensor_value_info(value.name, onnx.TensorProto.FLOAT, ["batch", *sizes]))
 
 
-def _replace(field: Any, items: Iterable[Any]) -> None:
+def replace(field: Any, items: Iterable[Any]) -> None:
+    """A repeated field, such as a graph's nodes, holds `items` from now on, and nothing else."""
     kept = list(items)
     del field[:]
     field.extend(kept)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from slime_export import layout, onnx, tensorrt
-from slime_export.accelerators import CPU, KINDS
+from slime_export.accelerators import KINDS
 from slime_export.access import Access
 from slime_export.errors import ExportError
 from slime_export.lock import WAIT_S
@@ -15,6 +15,7 @@ from slime_export.report import Gate, gate_of
 from slime_export.session import providers_for
 from slime_optimize.segmenter import Segmenter
 from slime_was.form import Form
+from slime_was.pbtxt import CPU
 
 # Baked into a graph of its own, or an input of one that many segmenters share.
 EMBEDDINGS = ("baked", "shared")

@@ -25,6 +25,7 @@ import numpy as np
 import numpy.typing as npt
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
+from slime_export.onnx import prune, replace
 from slime_export.shapes import Shape, inferred
 
 TILE, RESULT = 6, 4
@@ -180,12 +181,9 @@ def _replace(model: ModelProto, found: Mapping[str, _Convolution]) -> None:
     for node in graph.node:
         each = found.get(node.output[0])
         nodes.extend(each.nodes() if each else [node])
-    constants = [constant for each in found.values() for constant in each.constants()]
-    read = {name for node in nodes for name in node.input}
-    kept = [each for each in graph.initializer if each.name in read]
-    del graph.node[:], graph.initializer[:]
-    graph.node.extend(nodes)
-    graph.initializer.extend([*kept, *constants, *(_ends() if found else ())])
+    graph.initializer.extend([*(constant for each in found.values() for constant in each.constants()), *_ends()])
+    replace(graph.node, nodes)
+    prune(model)
 
 
 def _ends() -> Iterator[TensorProto]:

@@ -10,8 +10,9 @@ import pytest
 import toy
 
 from serving import first_line, launch, png, served, stop_and_read
-from slime_export.accelerators import CPU, KINDS, accelerator
+from slime_export.accelerators import KINDS, accelerator
 from slime_was import contract
+from slime_was.pbtxt import CPU
 
 pytestmark = pytest.mark.triton
 

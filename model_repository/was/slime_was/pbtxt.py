@@ -37,6 +37,9 @@ class Step:
     outputs: tuple[str, ...]
 
 
+CPU = "cpu"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Accelerator:
     """What runs an ONNX model: ONNX Runtime's ``cuda`` or ``tensorrt`` provider, with Triton's options, or ``cpu``."""
@@ -46,7 +49,7 @@ class Accelerator:
 
     @property
     def on_gpu(self) -> bool:
-        return self.name != "cpu"
+        return self.name != CPU
 
 
 @dataclass(frozen=True, kw_only=True)

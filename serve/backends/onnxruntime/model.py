@@ -96,8 +96,8 @@ def _open(path: Path) -> Any:
     options.inter_op_num_threads = 1
     # Several networks share the cores and run in turns: a spinning pool would take them from the one that works.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    # A plan for each batch size, and a block of memory for it beside all before: a third more for Stable Diffusion,
-    # at no gain in speed (docs/performance.md).
+    # A plan for each batch size, and a block of memory for it beside all before: a quarter more for Stable Diffusion,
+    # at no gain in speed.
     options.enable_mem_pattern = False
     return onnxruntime.InferenceSession(os.fspath(path), options, providers=["CPUExecutionProvider"])
 
