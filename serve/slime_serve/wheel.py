@@ -98,6 +98,8 @@ def environment(wheel: Wheel, python: Path, threads: int) -> dict[str, str]:
         "PATH": f"{python / 'bin'}:{os.environ.get('PATH', os.defpath)}",
         "LD_LIBRARY_PATH": f"{sysconfig.get_config_var('LIBDIR')}:{wheel.libraries}",
         "SLIME_SERVE_THREADS": str(threads),
-        "OMP_NUM_THREADS": str(threads),
-        "OPENBLAS_NUM_THREADS": str(threads),
+        # Of numpy in the models around the networks. Its threads go on spinning after a product, which takes from the
+        # networks more than they give: a third of a mask's CPU time on two cores (benchmarks/load.py).
+        "OMP_NUM_THREADS": "1",
+        "OPENBLAS_NUM_THREADS": "1",
     }
