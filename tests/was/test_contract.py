@@ -79,14 +79,14 @@ def test_nothing_is_refused_after_the_encoder() -> None:
     assert unet.dynamic_batching.max_queue_delay_microseconds == 1000
 
 
-def test_networks_are_run_before_they_count_as_loaded() -> None:
+def test_networks_are_run_with_each_batch_size_before_they_count_as_loaded() -> None:
     fixed: dict[str, Any] = {"segmenter": "car", "parts": 6, "latent_channels": 4, "latent_size": 32}
-    plain = parsed(contract.unet_config(**fixed))
-    assert [warm.batch_size for warm in plain.model_warmup] == [1]
-    assert list(plain.model_warmup[0].inputs["LATENTS"].dims) == [4, 32, 32]
-    for on_gpu in ({"form": Form(format="tensorrt")}, {"accelerator": Accelerator(name="cuda")}):
-        warm = parsed(contract.unet_config(**fixed, **on_gpu)).model_warmup
+    for kind in ({}, {"form": Form(format="tensorrt")}, {"accelerator": Accelerator(name="cuda")}):
+        warm = parsed(contract.unet_config(**fixed, **kind)).model_warmup
         assert [each.batch_size for each in warm] == list(range(1, contract.MAX_BATCH + 1))
+        assert all(list(each.inputs["LATENTS"].dims) == [4, 32, 32] for each in warm)
+    for_cpu = parsed(contract.unet_config(**fixed, accelerator=Accelerator(name="cpu")))
+    assert [each.batch_size for each in for_cpu.model_warmup] == [1]
 
 
 def test_ensemble_is_linear_and_pinned() -> None:

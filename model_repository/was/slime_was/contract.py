@@ -155,7 +155,7 @@ def vae_encoder_config(
             parameters={"backbone": backbone} | ({"tiny_encoder": tiny} if tiny else {}),
             accelerator=accelerator,
             queue=ENCODER_QUEUE,
-            warm_up=warm_up(form, accelerator),
+            warm_up=warm_up(accelerator),
         )
     )
 
@@ -195,7 +195,7 @@ def unet_config(
             parameters=parameters or {},
             accelerator=accelerator,
             delay_us=UNET_DELAY_US,
-            warm_up=warm_up(form, accelerator),
+            warm_up=warm_up(accelerator),
         )
     )
 
@@ -256,10 +256,12 @@ def ensemble_config(
     )
 
 
-def warm_up(form: Form, accelerator: Accelerator | None = None) -> tuple[int, ...]:
-    """Batch sizes to run before a network counts as loaded: each, where a GPU prepares itself for each."""
-    on_gpu = form.backend == "tensorrt" or (accelerator is not None and accelerator.on_gpu)
-    return tuple(range(1, MAX_BATCH + 1)) if on_gpu else (1,)
+def warm_up(accelerator: Accelerator | None = None) -> tuple[int, ...]:
+    """Batch sizes to run before a network counts as loaded: each, as a GPU prepares itself for each.
+
+    One alone where the network is for CPUs, which have nothing to prepare.
+    """
+    return (1,) if accelerator is not None and not accelerator.on_gpu else tuple(range(1, MAX_BATCH + 1))
 
 
 def latents(channels: int, size: int) -> Tensor:

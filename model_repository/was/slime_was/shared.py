@@ -120,7 +120,7 @@ def shared_unet_config(group: Group) -> str:
                 Tensor(name=maps, dtype="FP32", dims=each_part if group.form.weighted else (pixels, pixels)),
             ),
             delay_us=UNET_DELAY_US,
-            warm_up=warm_up(group.form),
+            warm_up=warm_up(),
         )
     )
 

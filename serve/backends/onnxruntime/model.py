@@ -14,6 +14,9 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -27,6 +30,9 @@ THREADS_VARIABLE = "SLIME_SERVE_THREADS"
 # Networks leave the cores to the models around them: masks get done at once, and what has to wait does so where it
 # becomes a batch. More would cost a lone request, whose network then yields to all that a server does besides.
 NICENESS = 3
+# A configuration asks for a warm-up with each batch size, as GPUs prepare themselves for each. A CPU gains little by it:
+# so many seconds of it, and a network that takes longer for its first image is as warm as it gets.
+WARM_UP_SECONDS = 2.0
 
 
 class TritonPythonModel:
@@ -36,6 +42,7 @@ class TritonPythonModel:
         self.batches = config["max_batch_size"]
         self.inputs = [tensor["name"] for tensor in config["input"]]
         self.is_first = LATENTS in [tensor["name"] for tensor in config["output"]]
+        self.warm_up = _WarmUp(config)
         # This file is one server's own copy; locked by the first network, and by others that compute a full batch.
         self.computing = os.open(__file__, os.O_RDONLY)
         os.nice(NICENESS)  # Threads that are made from now on, the session's, take after this one.
@@ -45,38 +52,38 @@ class TritonPythonModel:
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """One response for each request; those that Triton's dynamic batcher handed over together run together."""
-        self._take_turn(requests)
+        if self.warm_up.is_over_budget():
+            return [pb_utils.InferenceResponse([]) for _ in requests]
         try:
-            return self._respond(requests)
-        finally:
-            fcntl.flock(self.computing, fcntl.LOCK_UN)
-
-    def _take_turn(self, requests: list[Any]) -> None:
-        if self.is_first:
-            fcntl.flock(self.computing, fcntl.LOCK_EX)
-            return
-        fcntl.flock(self.computing, fcntl.LOCK_SH)
-        if not self.batches or sum(len(self._feeds(each)[self.inputs[0]]) for each in requests) < self.batches:
-            fcntl.flock(self.computing, fcntl.LOCK_UN)
-
-    def _respond(self, requests: list[Any]) -> list[Any]:
-        responses: list[Any] = [_cancelled() if request.is_cancelled() else None for request in requests]
-        waiting = [index for index, response in enumerate(responses) if response is None]
-        for group in [waiting] if self.batches and waiting else [[index] for index in waiting]:
-            for index, response in zip(group, self._answer([requests[index] for index in group]), strict=True):
-                responses[index] = response
-        return responses
-
-    def _answer(self, requests: list[Any]) -> list[Any]:
-        try:
-            return self._run(requests)
+            feeds = [self._feeds(request) for request in requests]
+            with self._turn(sum(len(each[self.inputs[0]]) for each in feeds)):
+                return self._respond(requests, feeds)
         except Exception as error:  # ONNX Runtime's text can name files of the server.
             pb_utils.Logger.log_error(f"{self.name}: {error!r}")
             message = f"{self.name}: inference failed; the server's log has the reason"
             return [_failed(message, pb_utils.TritonError.INTERNAL) for _ in requests]
 
-    def _run(self, requests: list[Any]) -> list[Any]:
-        feeds_per_request = [self._feeds(request) for request in requests]
+    @contextmanager
+    def _turn(self, images: int) -> Iterator[None]:
+        """Waits for it; others wait until the block ends, but not for a part of a batch."""
+        fcntl.flock(self.computing, fcntl.LOCK_EX if self.is_first else fcntl.LOCK_SH)
+        try:
+            if not self.is_first and (not self.batches or images < self.batches):
+                fcntl.flock(self.computing, fcntl.LOCK_UN)
+            yield
+        finally:
+            fcntl.flock(self.computing, fcntl.LOCK_UN)
+
+    def _respond(self, requests: list[Any], feeds: list[dict[str, Any]]) -> list[Any]:
+        responses: list[Any] = [_cancelled() if request.is_cancelled() else None for request in requests]
+        waiting = [index for index, response in enumerate(responses) if response is None]
+        for group in [waiting] if self.batches and waiting else [[index] for index in waiting]:
+            answers = self._run([requests[index] for index in group], [feeds[index] for index in group])
+            for index, response in zip(group, answers, strict=True):
+                responses[index] = response
+        return responses
+
+    def _run(self, requests: list[Any], feeds_per_request: list[dict[str, Any]]) -> list[Any]:
         wanted = sorted({name for request in requests for name in request.requested_output_names()})
         if len(requests) == 1:
             return [_response(wanted, self.session.run(wanted, feeds_per_request[0]))]
@@ -88,6 +95,24 @@ class TritonPythonModel:
 
     def _feeds(self, request: Any) -> dict[str, Any]:
         return {name: pb_utils.get_input_tensor_by_name(request, name).as_numpy() for name in self.inputs}
+
+
+class _WarmUp:
+    """Triton runs the samples of a configuration, in their order, before it passes requests on."""
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        self._left = sum(max(1, int(sample.get("count", 1))) for sample in config.get("model_warmup", []))
+        self._until: float | None = None
+
+    def is_over_budget(self) -> bool:
+        """Whether what is asked now is a sample that is not computed any more. To be called once for each."""
+        if not self._left:
+            return False
+        self._left -= 1
+        if self._until is None:
+            self._until = time.monotonic() + WARM_UP_SECONDS
+            return False
+        return time.monotonic() > self._until
 
 
 def _open(path: Path) -> Any:

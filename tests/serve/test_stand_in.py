@@ -1,0 +1,86 @@
+"""The stand-in for NVIDIA's ONNX Runtime backend, without a server around it: which warm-ups it computes."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import toy
+
+from slime_serve.wheel import STAND_IN
+from slime_was.contract import LATENTS, MAX_BATCH, PIXELS
+
+Network = Callable[[int], Any]
+
+
+@pytest.fixture
+def stand_in(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Its module; of Triton's there is what an answer takes."""
+    triton = ModuleType("triton_python_backend_utils")
+    for name, value in {
+        "Tensor": lambda name, array: SimpleNamespace(name=name, array=array),
+        "InferenceResponse": lambda tensors: {tensor.name: tensor.array for tensor in tensors},
+        "get_input_tensor_by_name": lambda request, name: SimpleNamespace(as_numpy=lambda: request.given[name]),
+    }.items():
+        setattr(triton, name, value)
+    monkeypatch.setitem(sys.modules, triton.__name__, triton)
+    monkeypatch.setattr("os.nice", lambda steps: steps)
+    spec = importlib.util.spec_from_file_location("stand_in", STAND_IN / "model.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def encoder(stand_in: Any, repository: Path, warm_ups: int) -> Network:
+    """The toy's, as a function of the batch size: its answer."""
+    config = {
+        "name": "vae_encoder",
+        "max_batch_size": MAX_BATCH,
+        "input": [{"name": PIXELS}],
+        "output": [{"name": LATENTS}],
+        "model_warmup": [{"batch_size": size + 1, "count": 0} for size in range(warm_ups)],
+    }
+    model = stand_in.TritonPythonModel()
+    place = {"model_repository": str(repository / "vae_encoder"), "model_version": "1"}
+    model.initialize({"model_config": json.dumps(config), **place})
+
+    def ask(size: int) -> Any:
+        pixels = np.zeros((size, 3, toy.IMAGE_SIZE, toy.IMAGE_SIZE), np.float32)
+        request = SimpleNamespace(
+            given={PIXELS: pixels}, is_cancelled=lambda: False, requested_output_names=lambda: [LATENTS]
+        )
+        (response,) = model.execute([request])
+        return response
+
+    return ask
+
+
+def test_each_size_is_computed(stand_in: Any, toy_repository: Path) -> None:
+    ask = encoder(stand_in, toy_repository, MAX_BATCH)
+    for size in range(1, MAX_BATCH + 1):
+        assert len(ask(size)[LATENTS]) == size
+
+
+def test_a_network_that_takes_long_is_warm_after_its_first_image(
+    stand_in: Any, toy_repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What follows is answered without computing, until Triton passes on requests."""
+    monkeypatch.setattr(stand_in, "WARM_UP_SECONDS", 0.0)
+    ask = encoder(stand_in, toy_repository, 3)
+    assert LATENTS in ask(1)
+    assert ask(2) == ask(3) == {}
+    assert len(ask(2)[LATENTS]) == 2
+
+
+def test_none_is_asked_for(stand_in: Any, toy_repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stand_in, "WARM_UP_SECONDS", 0.0)
+    ask = encoder(stand_in, toy_repository, 0)
+    assert LATENTS in ask(1) and LATENTS in ask(2)
