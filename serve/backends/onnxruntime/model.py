@@ -30,8 +30,8 @@ THREADS_VARIABLE = "SLIME_SERVE_THREADS"
 # Networks leave the cores to the models around them: masks get done at once, and what has to wait does so where it
 # becomes a batch. More would cost a lone request, whose network then yields to all that a server does besides.
 NICENESS = 3
-# A configuration asks for a warm-up with each batch size, as GPUs prepare themselves for each. A CPU gains little by it:
-# so many seconds of it, and a network that takes longer for its first image is as warm as it gets.
+# A configuration asks for a warm-up with each batch size, as GPUs prepare themselves for each. A CPU gains little by it
+# and ends it after so many seconds: a network whose first image takes longer is as warm as it gets.
 WARM_UP_SECONDS = 2.0
 
 
