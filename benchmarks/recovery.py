@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -24,13 +25,14 @@ from statistics import median
 from typing import Any
 
 import numpy as np
-from benchmarks.load_server import Launched, descendants, launched, process_name
+from benchmarks.load_server import MIB, SHARED_MEMORY, Launched, descendants, launched, process_name
 from benchmarks.pictures import encoded
 from benchmarks.sides import BenchmarkError, cpu, write
 from tritonclient import grpc
 from tritonclient.utils import InferenceServerException
 
 from benchmarks import load_repository
+from slime_serve.leftovers import SETTLED_SECONDS
 from slime_was.contract import IMAGE, MASK
 
 CLIENTS = 4
@@ -38,6 +40,7 @@ DEADLINE_S = 5.0
 WANTED_S = 10.0
 PATIENCE_S = 120.0
 CALM_S = 2.0  # before each kill
+SETTLED_S = SETTLED_SECONDS + 15.0  # until the launcher has given back what Triton keeps
 SERVER = "tritonserver"
 
 _ABOUT = """# After kill -9
@@ -51,8 +54,8 @@ seconds.
 |---|---:|---:|---|---:|---:|
 {rows}
 
-Shared memory of the server: {shm_before:.1f} MiB before the first kill, {shm_after:.1f} MiB after the last. On {cpu},
-{cores} cores.
+/dev/shm as a whole, files that are mapped and have no name any more included: {shm_before:.1f} MiB before the first kill,
+{shm_after:.1f} MiB after the last of {kills}, {settled:g} s later and under the same load. On {cpu}, {cores} cores.
 """
 
 
@@ -138,16 +141,23 @@ def measure(repository: Path, name: str, rounds: int) -> dict[str, Any]:
     with launched(repository) as server:
         with asking(server, model, image):  # Processes keep their largest messages: the same load as afterwards.
             time.sleep(2 * CALM_S)
-        names, before = list(processes(server)), server.memory()["/dev/shm"]
+        names, before = list(processes(server)), _shared_mib()
         runs: dict[str, list[dict[str, Any]]] = {each: [] for each in names}
         for turn in range(rounds):
             for each in names:
                 runs[each].append(killed(server, model, image, each))
                 print(f"round {turn + 1} of {rounds}: {each} {runs[each][-1]['seconds']:.2f} s", flush=True)
-        after = server.memory()["/dev/shm"]
+        time.sleep(SETTLED_S)
+        with asking(server, model, image):
+            time.sleep(2 * CALM_S)
+        after = _shared_mib()
     rows = {each: _row(of) for each, of in runs.items()}
     machine = {"cpu": cpu(), "cores": os.cpu_count()}
     return {"rows": rows, "rounds": rounds, "shm_mib": {"before": before, "after": after}, "machine": machine}
+
+
+def _shared_mib() -> float:
+    return shutil.disk_usage(SHARED_MEMORY).used / MIB
 
 
 def _row(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -175,6 +185,8 @@ def page(result: dict[str, Any]) -> str:
         wanted=WANTED_S,
         rounds=result["rounds"],
         rows="\n".join(rows),
+        kills=result["rounds"] * len(result["rows"]),
+        settled=SETTLED_S,
         shm_before=result["shm_mib"]["before"],
         shm_after=result["shm_mib"]["after"],
         **result["machine"],

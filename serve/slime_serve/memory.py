@@ -6,6 +6,7 @@ Triton removes a region when its model is unloaded; a process that was killed le
 from __future__ import annotations
 
 import fcntl
+import mmap
 import os
 import re
 import secrets
@@ -14,6 +15,8 @@ from pathlib import Path
 FOLDER = Path("/dev/shm")
 _OURS = re.compile(r"(slime_(\d+)_[0-9a-f]{8}_).+")
 _LOCK = "lock"
+# A region is made this large, and grows with what it has to hold (python,shm-default-byte-size).
+_CONTROL_BYTES = 1 << 20
 
 
 class Regions:
@@ -37,9 +40,33 @@ class Regions:
         os.close(self.lock)
 
 
-def remove(region: str) -> None:
-    """One region of a process that is gone."""
-    (FOLDER / region).unlink(missing_ok=True)
+class Orphan:
+    """A region whose process is gone: without a name from now on, its pages kept for whoever has them mapped."""
+
+    def __init__(self, region: str) -> None:
+        path = FOLDER / region
+        try:
+            self._file: int | None = os.open(path, os.O_RDWR)
+        except FileNotFoundError:
+            self._file = None
+        path.unlink(missing_ok=True)
+
+    def give_back(self) -> None:
+        """The pages too; of no use to anybody then. Mapped ones read as zeros, but for the first MiB, which has the
+        locks and queues that a thread of Triton's may still wait at.
+        """
+        if self._file is None:
+            return
+        size = os.fstat(self._file).st_size
+        if size > _CONTROL_BYTES:
+            with mmap.mmap(self._file, size) as mapped:
+                mapped.madvise(mmap.MADV_REMOVE, _CONTROL_BYTES, size - _CONTROL_BYTES)
+        self.close()
+
+    def close(self) -> None:
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None
 
 
 def remove_stale() -> int:

@@ -6,6 +6,7 @@ Triton reaps those it ends itself. One that was killed stays a zombie, and its m
 from __future__ import annotations
 
 import contextlib
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,6 +33,7 @@ class Stubs:
     def __init__(self, pid: int) -> None:
         self._server = pid
         self._known: dict[int, Stub] = {}
+        self._dismissed: set[int] = set()
         self._ending: set[int] = set()
         self._looks = 0
 
@@ -48,11 +50,28 @@ class Stubs:
             del self._known[pid]
         return dead
 
+    def of(self, model: str) -> list[Stub]:
+        """Those of a model that live, as far as is known."""
+        return [stub for stub in self._known.values() if stub.model == model]
+
+    def dismiss(self, stub: Stub) -> None:
+        """Its end is wanted, and not told of."""
+        self._dismissed.add(stub.pid)
+        self._known.pop(stub.pid, None)
+
     def _scan(self) -> None:
         """The command line of a zombie is gone, so it is read while they live."""
-        for pid in _children(self._server) - self._known.keys():
+        for pid in _children(self._server) - self._known.keys() - self._dismissed:
             if stub := _stub(pid):
                 self._known[pid] = stub
+
+
+def cpu_seconds(pid: int) -> float:
+    """That the process has used so far; 0 where it is gone."""
+    with contextlib.suppress(OSError):
+        fields = (_PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return 0.0
 
 
 def _children(pid: int) -> set[int]:

@@ -8,15 +8,16 @@ from __future__ import annotations
 import contextlib
 import socket
 import time
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 
-from slime_serve import memory, probe
+from slime_serve import probe
 from slime_serve.control import Control, UnansweredError
 from slime_serve.errors import UsageError
+from slime_serve.leftovers import Leftovers
 from slime_serve.repository import Served
-from slime_serve.stubs import Stubs
+from slime_serve.stubs import Stub, Stubs
 
 # A probe that waits longer counts as failed. Requests are rejected well before (contract.QUEUE_SECONDS).
 PROBE_SECONDS = 10.0
@@ -44,7 +45,8 @@ class Watch:
     ) -> None:
         self._pool = ThreadPoolExecutor(4, thread_name_prefix="watch")
         self._stubs = Stubs(pid)
-        self._reloads = _Reloads(control, self._pool, say)
+        self._leftovers = Leftovers(self._stubs)
+        self._reloads = _Reloads(control, self._pool, self._stubs, self._leftovers, say)
         self._probes = _Probes(control, self._pool, grpc, probes, every)
         self._say = say
 
@@ -52,44 +54,50 @@ class Watch:
         """Why the server must be started again, None where it need not. Returns at once."""
         for stub in self._stubs.dead():
             self._say(f"model {stub.model}: its process {stub.pid} died; loading it again")
-            self._reloads.want(stub.model, stub.region)
+            self._leftovers.died(stub)
+            self._reloads.want(stub.model)
+        self._leftovers.look()
         return self._reloads.look() or self._probes.look()
 
     def close(self) -> None:
         self._pool.shutdown(wait=False, cancel_futures=True)
+        self._leftovers.close()
 
 
 class _Reloads:
     """Models whose processes died, each loaded again by one task at a time."""
 
-    def __init__(self, control: Control, pool: Executor, say: Callable[[str], None]) -> None:
+    def __init__(
+        self, control: Control, pool: Executor, stubs: Stubs, leftovers: Leftovers, say: Callable[[str], None]
+    ) -> None:
         self._control, self._pool, self._say = control, pool, say
-        self._wanted: dict[str, set[str]] = defaultdict(set)
-        self._running: dict[str, Future[float]] = {}
+        self._stubs, self._leftovers = stubs, leftovers
+        self._wanted: set[str] = set()
+        self._running: dict[str, tuple[Future[float], list[Stub]]] = {}
         self._failures: Counter[str] = Counter()
 
-    def want(self, model: str, region: str) -> None:
-        self._wanted[model].add(region)
+    def want(self, model: str) -> None:
+        self._wanted.add(model)
 
     def look(self) -> str | None:
-        for model in [model for model, task in self._running.items() if task.done()]:
+        for model in [model for model, (task, _) in self._running.items() if task.done()]:
+            task, replaced = self._running.pop(model)
             try:
-                seconds = self._running.pop(model).result()
-                self._say(f"model {model}: serves again after {seconds:.1f} s")
+                self._say(f"model {model}: serves again after {task.result():.1f} s")
+                self._leftovers.replaced(replaced)
                 del self._failures[model]
             except UnansweredError as error:
                 self._failures[model] += 1
                 if self._failures[model] == FAILED_RELOADS:
                     return f"model {model} cannot be loaded again ({error})"
-                self._wanted[model].update()  # Once more, with no region left to remove.
-        for model in [model for model in self._wanted if model not in self._running]:
-            self._running[model] = self._pool.submit(self._reload, model, self._wanted.pop(model))
+                self._wanted.add(model)
+        for model in self._wanted - self._running.keys():
+            self._wanted.remove(model)
+            self._running[model] = self._pool.submit(self._reload, model), self._stubs.of(model)
         return None
 
-    def _reload(self, model: str, regions: set[str]) -> float:
+    def _reload(self, model: str) -> float:
         begun = time.monotonic()
-        for region in regions:  # Of processes that are gone; the server keeps what it has mapped.
-            memory.remove(region)
         try:
             self._control.reload(model)
         except UnansweredError as error:

@@ -15,6 +15,7 @@ pytestmark = [pytest.mark.triton, pytest.mark.slow]
 
 def test_every_process_is_killed_and_comes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recovery, "CALM_S", 0.3)
+    monkeypatch.setattr(recovery, "SETTLED_S", 1.0)
     repository = build_repository(tmp_path / "repository")
     with (repository / "toy" / "config.pbtxt").open("a") as config:
         config.write('parameters { key: "image_size" value { string_value: "32" } }\n')
