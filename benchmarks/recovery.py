@@ -54,7 +54,7 @@ seconds.
 |---|---:|---:|---|---:|---:|
 {rows}
 
-/dev/shm as a whole, files that are mapped and have no name any more included: {shm_before:.1f} MiB before the first kill,
+/dev/shm as a whole, mapped files that have no name any more included: {shm_before:.1f} MiB before the first kill,
 {shm_after:.1f} MiB after the last of {kills}, {settled:g} s later and under the same load. On {cpu}, {cores} cores.
 """
 
