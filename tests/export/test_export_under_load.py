@@ -5,11 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from benchmarks.publishing import Answer, Run, Watched, _spread, new_names, require_different, variant
+from benchmarks.publishing import new_names
+from benchmarks.publishing_run import Answer, Run, Watched, ask, same, spread
+from benchmarks.publishing_variants import exported
+from tritonclient import grpc
 
 from backbones import build
 from serving import served
-from slime_export import layout, listing
+from slime_export import listing
 from slime_export.server import Server
 from slime_optimize.backbone import load_backbone
 from slime_serve.manifest import verify
@@ -17,10 +20,9 @@ from slime_serve.manifest import verify
 pytestmark = [pytest.mark.triton, pytest.mark.slow]
 
 
-def test_no_request_is_lost(tmp_path: Path) -> None:
-    backbone = load_backbone(build(tmp_path / "backbone", "sd15"))
-    variants = [variant(tmp_path / str(seed), seed, backbone)[0] for seed in range(2)]
-    require_different([each.check.mask_HW for each in variants])
+@pytest.mark.parametrize("embedding", ["baked", "shared"])
+def test_no_request_is_lost(tmp_path: Path, embedding: str) -> None:
+    variants, _ = exported(tmp_path, 2, load_backbone(build(tmp_path / "backbone", "sd15")), embedding)
     repository = tmp_path / "repository"
     variants[0].publish(repository, "first", None)
     with served(repository) as server:
@@ -32,9 +34,10 @@ def test_no_request_is_lost(tmp_path: Path) -> None:
         assert {answer.version for answer in answers} >= {2, 7}
         assert [row.state for row in listing.rows(repository, Server(server.grpc))] == ["ready", "ready"]
         new_names(run, 1)
-        assert layout.segmenters(repository) == ["car", "first"]
+        assert sorted(row.name for row in listing.rows(repository)) == ["car", "first"]
         assert "new-0" not in run.watched.states()
-        assert server.segment("first", variants[0].check.image).shape == variants[0].check.mask_HW.shape
+        with grpc.InferenceServerClient(server.grpc) as client:
+            assert same(ask(client, "first", variants[0]), variants[0].check.mask_HW)
     assert verify(repository)
     # What is taken for wrong: an error, a version of before, and the mask of another version.
     late, swapped = answers[-1], run.contents[7].check.mask_HW
@@ -45,6 +48,6 @@ def test_no_request_is_lost(tmp_path: Path) -> None:
 
 
 def test_changes_are_spread() -> None:
-    kinds = _spread(20, 5)
+    kinds = spread(20, 5)
     assert (kinds.count("publish"), kinds.count("rollback")) == (20, 5)
     assert kinds[:3] == ["publish", "publish", "rollback"]
