@@ -63,21 +63,17 @@ def encoder(stand_in: Any, repository: Path, warm_ups: int) -> Network:
     return ask
 
 
-def test_each_size_is_computed(stand_in: Any, toy_repository: Path) -> None:
-    ask = encoder(stand_in, toy_repository, MAX_BATCH)
-    for size in range(1, MAX_BATCH + 1):
-        assert len(ask(size)[LATENTS]) == size
-
-
-def test_a_network_that_takes_long_is_warm_after_its_first_image(
-    stand_in: Any, toy_repository: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("seconds", "last"), [(60.0, True), (0.0, False)])
+def test_one_image_and_the_largest_batch_are_computed(
+    stand_in: Any, toy_repository: Path, monkeypatch: pytest.MonkeyPatch, seconds: float, last: bool
 ) -> None:
-    """What follows is answered without computing, until Triton passes on requests."""
-    monkeypatch.setattr(stand_in, "WARM_UP_SECONDS", 0.0)
-    ask = encoder(stand_in, toy_repository, 3)
-    assert LATENTS in ask(1)
-    assert ask(2) == ask(3) == {}
-    assert len(ask(2)[LATENTS]) == 2
+    """The largest unless it takes too long; the others are acknowledged alone, until Triton passes on requests."""
+    monkeypatch.setattr(stand_in, "WARM_UP_SECONDS", seconds)
+    ask = encoder(stand_in, toy_repository, MAX_BATCH)
+    computed = [LATENTS in ask(size) for size in range(1, MAX_BATCH + 1)]
+    assert computed == [True] + [False] * (MAX_BATCH - 2) + [last]
+    for size in (2, MAX_BATCH, 1):
+        assert len(ask(size)[LATENTS]) == size
 
 
 def test_none_is_asked_for(stand_in: Any, toy_repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:

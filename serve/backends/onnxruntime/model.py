@@ -30,8 +30,9 @@ THREADS_VARIABLE = "SLIME_SERVE_THREADS"
 # Networks leave the cores to the models around them: masks get done at once, and what has to wait does so where it
 # becomes a batch. More would cost a lone request, whose network then yields to all that a server does besides.
 NICENESS = 3
-# A configuration asks for a warm-up with each batch size, as GPUs prepare themselves for each. A CPU gains little by it
-# and ends it after so many seconds: a network whose first image takes longer is as warm as it gets.
+# A configuration asks for a warm-up with each batch size, as GPUs prepare themselves for each. A CPU has run them all
+# when it has run one image and the largest batch, which reserves the memory for the others: left out where that takes
+# longer than so many seconds.
 WARM_UP_SECONDS = 2.0
 
 
@@ -52,7 +53,7 @@ class TritonPythonModel:
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """One response for each request; those that Triton's dynamic batcher handed over together run together."""
-        if self.warm_up.is_over_budget():
+        if self.warm_up.is_needless():
             return [pb_utils.InferenceResponse([]) for _ in requests]
         try:
             feeds = [self._feeds(request) for request in requests]
@@ -98,21 +99,23 @@ class TritonPythonModel:
 
 
 class _WarmUp:
-    """Triton runs the samples of a configuration, in their order, before it passes requests on."""
+    """Triton runs the samples of a configuration, the largest last, before it passes requests on."""
 
     def __init__(self, config: dict[str, Any]) -> None:
         self._left = sum(max(1, int(sample.get("count", 1))) for sample in config.get("model_warmup", []))
-        self._until: float | None = None
+        self._largest = max(1, config["max_batch_size"])
+        self._begun: float | None = None
 
-    def is_over_budget(self) -> bool:
-        """Whether what is asked now is a sample that is not computed any more. To be called once for each."""
+    def is_needless(self) -> bool:
+        """Whether what is asked now is a sample that need not be computed. To be called once for each."""
         if not self._left:
             return False
         self._left -= 1
-        if self._until is None:
-            self._until = time.monotonic() + WARM_UP_SECONDS
+        if self._begun is None:
+            self._begun = time.monotonic()
             return False
-        return time.monotonic() > self._until
+        one = time.monotonic() - self._begun
+        return self._left > 0 or one * self._largest > WARM_UP_SECONDS
 
 
 def _open(path: Path) -> Any:
