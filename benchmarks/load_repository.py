@@ -20,6 +20,8 @@ from slime_export.shared_store import names, store_of
 from slime_was.contract import is_encoder, is_unet
 
 _BATCH = re.compile(r"max_batch_size: [1-9]\d*")
+# A server does not load a model that has a warm-up larger than its largest batch.
+_LARGER_WARM_UP = re.compile(r"^model_warmup .* batch_size: (?!1 ).*\n", re.MULTILINE)
 Target = tuple[str, str | None]
 
 
@@ -88,7 +90,7 @@ def without_batches(repository: Path) -> Iterator[Path]:
         for config in copy.glob("*/config.pbtxt"):
             text = config.read_text()
             config.unlink()
-            config.write_text(_BATCH.sub("max_batch_size: 1", text))
+            config.write_text(_LARGER_WARM_UP.sub("", _BATCH.sub("max_batch_size: 1", text)))
         yield copy
 
 

@@ -58,7 +58,8 @@ def test_the_page_can_be_written_from_the_file(result: dict[str, Any]) -> None:
 def test_copies_leave_the_repository_alone(repository: Path) -> None:
     before = {path: path.read_bytes() for path in sorted(repository.rglob("*")) if path.is_file()}
     with without_batches(repository) as copy:
-        assert "max_batch_size: 1\n" in (copy / "toy_unet" / "config.pbtxt").read_text()
+        unet = (copy / "toy_unet" / "config.pbtxt").read_text()
+        assert "max_batch_size: 1\n" in unet and " batch_size: 1 " in unet and " batch_size: 2 " not in unet
         assert "max_batch_size: 0\n" in (copy / "was" / "config.pbtxt").read_text()
     with copied(repository) as copy:
         assert (copy / "toy" / "config.pbtxt").samefile(repository / "toy" / "config.pbtxt")
