@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 from benchmarks.load_server import Counts, Launched, cpu_seconds, difference, launched, per_request, together
-from benchmarks.sides import BenchmarkError, Side, cpu, started, write
+from benchmarks.sides import BenchmarkError, Side, cpu, positive, started, write
 
 from benchmarks import load_figures, load_page, load_repository
 from slime_export import layout
@@ -291,7 +291,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--segmenter", type=Path, help="what that one is made of; default: random embeddings")
     parser.add_argument("--maps", choices=["averaged", "weighted"], default="averaged", help="in which form")
     parser.add_argument("--segmenters", nargs="+", metavar="NAME", help="asked for by turns; the first is the floor's")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=positive, default=5)
     parser.add_argument("--seconds", type=float, default=5.0, help="of each run of a closed loop, and of the floor's")
     parser.add_argument("--open-seconds", type=float, default=10.0, help="of each run of an open loop")
     parser.add_argument("--soak", type=int, default=0, metavar="N", help="then N requests, memory sampled")

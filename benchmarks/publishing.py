@@ -26,7 +26,7 @@ import torch
 from benchmarks.load_server import launched
 from benchmarks.publishing_run import Run, Watched, ask, same
 from benchmarks.publishing_variants import EMBEDDINGS, exported, quiet
-from benchmarks.sides import BenchmarkError, cpu, write
+from benchmarks.sides import BenchmarkError, cpu, positive, write
 from tritonclient import grpc
 
 from slime_export.removal import remove
@@ -116,10 +116,10 @@ def main() -> int:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--embedding", nargs="+", choices=list(EMBEDDINGS), default=list(EMBEDDINGS), help="forms")
-    parser.add_argument("--requests", type=int, default=500)
-    parser.add_argument("--publishes", type=int, default=20)
-    parser.add_argument("--rollbacks", type=int, default=5)
-    parser.add_argument("--new-names", type=int, default=5)
+    parser.add_argument("--requests", type=positive, default=500)
+    parser.add_argument("--publishes", type=positive, default=20)
+    parser.add_argument("--rollbacks", type=positive, default=5)
+    parser.add_argument("--new-names", type=positive, default=5)
     parser.add_argument("--json", type=Path, metavar="FILE", help="where the figures go as well")
     return parser.parse_args()
 

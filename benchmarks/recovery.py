@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 from benchmarks.load_server import MIB, SHARED_MEMORY, Launched, descendants, launched, process_name
 from benchmarks.pictures import encoded
-from benchmarks.sides import BenchmarkError, cpu, write
+from benchmarks.sides import BenchmarkError, cpu, positive, write
 from tritonclient import grpc
 from tritonclient.utils import InferenceServerException
 
@@ -197,7 +197,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repository", type=Path, required=True)
     parser.add_argument("--segmenter", default="car", help="what to ask for; random embeddings are exported if missing")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=positive, default=3)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--page", type=Path)
     options = parser.parse_args(argv)

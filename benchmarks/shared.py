@@ -27,7 +27,7 @@ import torch
 from benchmarks.load import Runs, machine, say, unet_batch
 from benchmarks.load_server import Launched, launched
 from benchmarks.pictures import picture
-from benchmarks.sides import ROOT, BenchmarkError, Side, started, write
+from benchmarks.sides import ROOT, BenchmarkError, Side, positive, started, write
 
 from benchmarks import load_figures, load_repository, shared_page
 from slime_client import Segmenter as Client
@@ -292,12 +292,12 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--work", type=Path, default=Path("build/load"), help="where exports are kept")
     parser.add_argument("--segmenter", type=Path, help="what is exported; default: random embeddings")
     parser.add_argument("--maps", choices=["averaged", "weighted"], default="averaged", help="of both forms")
-    parser.add_argument("--pairs", type=int, default=300, help="of single requests")
-    parser.add_argument("--rounds", type=int, default=6, help="of runs with eight clients")
+    parser.add_argument("--pairs", type=positive, default=300, help="of single requests")
+    parser.add_argument("--rounds", type=positive, default=6, help="of runs with eight clients")
     parser.add_argument("--seconds", type=float, default=5.0, help="of each run")
-    parser.add_argument("--count", type=int, default=200, help="of shared segmenters published")
-    parser.add_argument("--timed", type=int, default=200, help="of these, checked and timed to their first answer")
-    parser.add_argument("--baked", type=int, default=3, help="of baked ones published")
+    parser.add_argument("--count", type=positive, default=200, help="of shared segmenters published")
+    parser.add_argument("--timed", type=positive, default=200, help="of these, checked and timed to their first answer")
+    parser.add_argument("--baked", type=positive, default=3, help="of baked ones published")
     parser.add_argument("--no-whole", dest="whole", action="store_false", help="do not time export/build.py itself")
     parser.add_argument("--json", type=Path, metavar="FILE")
     parser.add_argument("--page", type=Path, metavar="FILE")

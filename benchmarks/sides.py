@@ -5,6 +5,7 @@ So what else the machine does falls on all of them alike, and each one's peak me
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import platform
@@ -22,6 +23,13 @@ _PATIENCE_S = 90.0
 
 class BenchmarkError(RuntimeError):
     """It cannot be measured here; one line says why."""
+
+
+def positive(text: str) -> int:
+    """A count, for argparse."""
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"got {text}, expected a whole number of at least 1")
+    return int(text)
 
 
 @dataclass(kw_only=True)
