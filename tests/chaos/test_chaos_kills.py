@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from load import DEADLINE_S, GRACE_S, Outcome, ask, load, wait_until_ok
+from load import DEADLINE_S, GRACE_S, Outcome, load, wait_until_ok
 
 from processes import regions, server_of, stubs_of
 from serving import Served, png, served, stop
@@ -19,6 +19,8 @@ pytestmark = [pytest.mark.triton, pytest.mark.slow]
 
 # Ten seconds are promised of two idle cores; a test machine may be busy.
 RECOVERED_S = 30.0
+# Three probes in a row have to fail, ten seconds each.
+NOTICED_S = 120.0
 # Until nothing is left of processes that were replaced.
 SETTLED_S = 60.0
 # A request is on its way no longer than this.
@@ -74,11 +76,12 @@ def test_hung_process(server: Served, which: str) -> None:
     """It lives, and its ports accept, but nothing comes back."""
     pid = server.launcher.pid
     before = server_of(pid)
-    for each in [before] if which == "server" else stubs_of(pid)[which]:
-        os.kill(each, signal.SIGSTOP)
-    deadline = time.monotonic() + 150
-    while ask(server.grpc, "toy", PICTURE, 1.0).status != "OK":
-        assert time.monotonic() < deadline
+    with load(server.grpc, "toy", PICTURE) as outcomes:
+        time.sleep(0.5)
+        for each in [before] if which == "server" else stubs_of(pid)[which]:
+            os.kill(each, signal.SIGSTOP)
+        wait_until_ok(outcomes, time.monotonic() + 0.2, NOTICED_S + RECOVERED_S)
+    check(outcomes)
     assert server_of(pid) != before
 
 
