@@ -15,8 +15,8 @@ from pathlib import Path
 FOLDER = Path("/dev/shm")
 _OURS = re.compile(r"(slime_(\d+)_[0-9a-f]{8}_).+")
 _LOCK = "lock"
-# A region is made this large, and grows with what it has to hold (python,shm-default-byte-size).
-_CONTROL_BYTES = 1 << 20
+# Triton makes a region's locks and queues first: the first 48 KiB in 2.51.
+_CONTROL_BYTES = 1 << 16
 
 
 class Regions:
@@ -52,8 +52,8 @@ class Orphan:
         path.unlink(missing_ok=True)
 
     def give_back(self) -> None:
-        """The pages too; of no use to anybody then. Mapped ones read as zeros, but for the first MiB, which has the
-        locks and queues that a thread of Triton's may still wait at.
+        """The pages too; of no use to anybody then. Mapped ones read as zeros, but for those of the locks and queues,
+        which a thread of Triton's may still wait at.
         """
         if self._file is None:
             return
