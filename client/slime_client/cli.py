@@ -5,11 +5,13 @@
     slime-segment info car --url localhost:8001
 
 Exit codes: 0 every image has its results; 1 some failed, the others have theirs; 2 the command line is wrong, or the
-server cannot be reached (any more); 130 interrupted. What was written is whole in every case.
+server cannot be reached (any more); 130 interrupted, or nobody reads what it prints any more. What was written is
+whole in every case.
 """
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -35,7 +37,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     command = {"list": _list, "info": _info}.get(words[0] if words else "")
     try:
-        return command(words[1:]) if command else _segment(words)
+        code = command(words[1:]) if command else _segment(words)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        # As with `| head`. Python would complain of what it then cannot write at its end.
+        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115
+        return INTERRUPTED
     except SegmenterError as error:
         print(f"error: {error}", file=sys.stderr)
         return UNUSABLE

@@ -89,7 +89,7 @@ def names_from_registry(said: str, *, url: str) -> list[str]:
 def _described(said: Mapping[str, Any], segmenter: str, *, model: str) -> Description:
     if not isinstance(said[names.PARTS], list):
         raise ValueError(f"parts are {said[names.PARTS]!r}")
-    known = (names.PARTS, names.COLOURS, names.FORM, names.MODEL)
+    known = ("name", names.PARTS, names.COLOURS, names.FORM, names.MODEL)
     return Description(
         name=segmenter,
         parts=tuple(said[names.PARTS]),

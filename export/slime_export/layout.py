@@ -75,14 +75,6 @@ def require_repository(repository: Path) -> None:
         raise ExportError(f"repository {repository}: no such folder; export/build.py makes one")
 
 
-def require_segmenter(repository: Path, name: str) -> None:
-    """Raises ExportError where the repository does not have it, or is not there."""
-    require_repository(repository)
-    if name not in segmenters(repository):
-        there = ", ".join(segmenters(repository)) or "none"
-        raise ExportError(f"segmenter {name}: not in repository {repository}; segmenters there: {there}")
-
-
 def models(repository: Path) -> list[str]:
     """Names of all models in `repository`, in order."""
     return sorted(config.parent.name for config in repository.glob(f"*/{CONFIG}"))

@@ -49,4 +49,4 @@ def _require(repository: Path, name: str) -> None:
         raise ExportError(
             f"model {name}: is no segmenter, and {', '.join(users)} cannot do without it; remove what uses it"
         )
-    layout.require_segmenter(repository, name)
+    shared_store.require_baked(repository, name)

@@ -36,9 +36,9 @@ def rollback(
     """
     if name in shared_store.names(repository):
         return shared_store.rollback_shared(repository, name, to, server, wait_s=wait_s, say=say)
-    layout.require_segmenter(repository, name)
+    shared_store.require_baked(repository, name)
     with staging(repository, wait_s, say) as staged, locked(repository, wait_s, say):
-        layout.require_segmenter(repository, name)
+        shared_store.require_baked(repository, name)
         chosen = _chosen(repository, name, to)
         with Changes(repository, staged, lambda: published(repository)) as changes:
             say(f"verifying version {chosen} of {name}")

@@ -37,6 +37,15 @@ def names(repository: Path) -> list[str]:
     return store_of(repository).names()
 
 
+def require_baked(repository: Path, name: str) -> None:
+    """Raises ExportError where the repository does not have it with its embedding baked in, or is not there."""
+    layout.require_repository(repository)
+    baked = layout.segmenters(repository)
+    if name not in baked:
+        there = ", ".join(sorted({*baked, *names(repository)})) or "none"
+        raise ExportError(f"segmenter {name}: not in repository {repository}; segmenters there: {there}")
+
+
 def require_free(repository: Path, name: str, *, shared: bool) -> None:
     """Raises ExportError where a segmenter of the other form has this name."""
     others = layout.segmenters(repository) if shared else names(repository)

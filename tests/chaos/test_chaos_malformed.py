@@ -1,5 +1,5 @@
-"""More than a thousand malformed inputs beside a load of good ones: the right status each, no path of the server in any,
-and the good ones are answered as if nothing were.
+"""More than a thousand malformed inputs beside a load of good ones: the right status each, no path of the server in
+any, and the good ones are answered as if nothing were.
 """
 
 from __future__ import annotations

@@ -184,12 +184,33 @@ def test_listing(server: FakeTriton, capsys: pytest.CaptureFixture[str]) -> None
     assert "serves no segmenter" in capsys.readouterr().err
 
 
+def test_info_of_one_in_the_shared_form(server: FakeTriton, capsys: pytest.CaptureFixture[str]) -> None:
+    said = {"name": "cow", "parts": ["background"], "colours": [[0, 0, 0]], "model": "shared_1", "form": "shared"}
+    server.registry = {"cow": said}
+    assert main(["info", "cow", "--url", server.url]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "name: cow",
+        "form: shared",
+        "model: shared_1",
+        "parts:",
+        "    0  #000000  background",
+    ]
+
+
 def test_listing_takes_the_key(server: FakeTriton, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     server.wanted_key = ("triton-grpc-protocol-slime-key", "0123456789abcdef")
     (tmp_path / "key").write_text("0123456789abcdef\n")
     assert main(["list", "--url", server.url]) == 2
     assert "wants a key" in capsys.readouterr().err
     assert main(["list", "--url", server.url, "--access-key", str(tmp_path / "key")]) == 0
+
+
+def test_nobody_reads_what_it_prints(server: FakeTriton) -> None:
+    words = [sys.executable, "-c", RUN, "list", "--url", server.url]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout and process.stderr
+        process.stdout.close()
+        assert (process.stderr.read(), process.wait(60)) == ("", 130)
 
 
 def test_info(server: FakeTriton, capsys: pytest.CaptureFixture[str]) -> None:

@@ -171,6 +171,8 @@ def test_rollback_publishes_old_content_anew_and_removal_takes_it_away(publish: 
     assert rollback(publish.repository, "back", say=quiet) == (1, 3)
     with pytest.raises(ExportError, match="no earlier version 9; kept: 2"):
         rollback(publish.repository, "back", 9, say=quiet)
+    with pytest.raises(ExportError, match=r"segmenters there: .*back"):
+        rollback(publish.repository, "nothing", say=quiet)
     (row,) = [row for row in listing.rows(publish.repository, Server(server.grpc)) if row.name == "back"]
     assert (row.version, row.rolled_back_to, row.versions, row.state) == (3, 1, (2, 3), "ready")
     assert (row.form, row.maps, len(row.parts)) == ("shared", "weighted", 4) and row.bytes < 1e6
