@@ -131,7 +131,7 @@ class Server:
             return ask()
         except Exception as error:  # tritonclient passes on grpc's own exceptions as well
             reason = " ".join(str(error).split()) or type(error).__name__
-            raise ServerError(f"server {self.url}: {what} failed ({reason}); the version before serves on") from error
+            raise ServerError(f"server {self.url}: {what} failed ({reason}); nothing was changed") from error
 
 
 def _as_json(config: str, name: str) -> str:
