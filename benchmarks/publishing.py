@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from benchmarks.load_server import launched
+from benchmarks.load_server import Launched, launched
 from benchmarks.publishing_run import Run, Watched, ask, same
 from benchmarks.publishing_variants import EMBEDDINGS, exported, quiet
 from benchmarks.sides import BenchmarkError, cpu, positive, write
@@ -46,10 +46,9 @@ def measured(embedding: str, backbone: Backbone, options: argparse.Namespace) ->
         with launched(repository) as server:
             run = Run(repository, variants, Watched(server.url))
             run.start()
-            before = server.memory()
+            before = _settled(server)
             answers = run.under_load(options.publishes, options.rollbacks, options.requests)
-            time.sleep(_SETTLED_S)
-            after = server.memory()
+            after = _settled(server)
             fresh, removals = new_names(run, options.new_names)
     wrong = run.wrong(answers)
     figures = {
@@ -62,12 +61,18 @@ def measured(embedding: str, backbone: Backbone, options: argparse.Namespace) ->
         "export_s": _summary(seconds),
         "new_name_to_first_answer_s": _summary(fresh),
         "remove_s": _summary(removals),
-        "memory_mib": {"before": round(sum(before.values()), 1), "after": round(sum(after.values()), 1)},
+        "memory_mib": {"before": round(before, 1), "after": round(after, 1)},
     }
     for kind in ("publish", "rollback"):
         for what, values in run.seconds(kind, answers).items():
             figures[f"{kind}_{what}_s"] = _summary(values)
     return figures
+
+
+def _settled(server: Launched) -> float:
+    """MiB of all its processes."""
+    time.sleep(_SETTLED_S)
+    return sum(server.memory().values())
 
 
 def new_names(run: Run, count: int) -> tuple[list[float], list[float]]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
+from benchmarks.make_random_backbone import random_segmenter
 from benchmarks.pictures import picture
 
 from slime_export.changes import linked
@@ -25,7 +25,6 @@ from slime_export.shared_publication import SharedCandidate, publish_shared
 from slime_optimize.backbone import Backbone
 from slime_optimize.predict import Predictor
 from slime_optimize.segmenter import Segmenter
-from slime_optimize.settings import Settings
 from slime_was.contract import VAE_ENCODER, unet_name
 from slime_was.form import Form
 
@@ -98,7 +97,7 @@ def exported(root: Path, count: int, backbone: Backbone, embedding: str) -> tupl
     variants, seconds = [], []
     for seed in range(count):
         folder = root / str(seed)
-        segmenter = _random(seed, backbone)
+        segmenter = random_segmenter(backbone, 4 + seed, seed)
         segmenter.save(folder / NAME)
         begun = time.perf_counter()
         export(Request(folder=folder / NAME, repository=folder / "repository", embedding=embedding), say=quiet)
@@ -110,24 +109,6 @@ def exported(root: Path, count: int, backbone: Backbone, embedding: str) -> tupl
         )
     require_different([each.check.mask_HW for each in variants])
     return variants, seconds
-
-
-def _random(seed: int, backbone: Backbone) -> Segmenter:
-    chance = torch.Generator().manual_seed(seed)
-    parts = 4 + seed
-    return Segmenter(
-        text_embedding=torch.randn(1, 77, backbone.text_width, generator=chance),
-        noise=torch.randn(1, 4, backbone.latent_size, backbone.latent_size, generator=chance),
-        parts=tuple(f"part {i}" for i in range(parts)),
-        colours=tuple((20 * i, 0, 255) for i in range(parts)),
-        backbone_id=backbone.id,
-        backbone_hash=backbone.hash,
-        image_size=backbone.image_size,
-        latent_size=backbone.latent_size,
-        settings=Settings(threshold=0.0),
-        preset="paper",
-        seed=seed,
-    )
 
 
 def _check(segmenter: Segmenter, backbone: Backbone) -> Check:
