@@ -40,10 +40,8 @@ def names(repository: Path) -> list[str]:
 def require_baked(repository: Path, name: str) -> None:
     """Raises ExportError where the repository does not have it with its embedding baked in, or is not there."""
     layout.require_repository(repository)
-    baked = layout.segmenters(repository)
-    if name not in baked:
-        there = ", ".join(sorted({*baked, *names(repository)})) or "none"
-        raise ExportError(f"segmenter {name}: not in repository {repository}; segmenters there: {there}")
+    if name not in layout.segmenters(repository):
+        raise _missing(repository, name)
 
 
 def require_free(repository: Path, name: str, *, shared: bool) -> None:
@@ -123,8 +121,13 @@ def descriptions(repository: Path) -> Iterator[dict[str, object]]:
 def require(repository: Path, name: str) -> None:
     """Raises ExportError where no shared segmenter is called so."""
     if name not in names(repository):
-        there = ", ".join(names(repository)) or "none"
-        raise ExportError(f"segmenter {name}: not in repository {repository}; shared ones there: {there}")
+        raise _missing(repository, name)
+
+
+def _missing(repository: Path, name: str) -> ExportError:
+    """Names those of both forms."""
+    there = ", ".join(sorted({*layout.segmenters(repository), *names(repository)})) or "none"
+    return ExportError(f"segmenter {name}: not in repository {repository}; segmenters there: {there}")
 
 
 def store_of(repository: Path) -> Store:
