@@ -1,6 +1,6 @@
 """A load of single requests on a served segmenter, every outcome kept: what came back, when, and how long it took.
 
-with load(server.grpc, "toy", png_bytes) as outcomes:
+with load(server.grpc, "toy") as outcomes:
     …something goes wrong…
 """
 
@@ -17,9 +17,12 @@ import numpy.typing as npt
 from tritonclient import grpc
 from tritonclient.utils import InferenceServerException
 
+from serving import png
+
 DEADLINE_S = 5.0
 # gRPC's own timer comes a little late on a machine that is busy.
 GRACE_S = 2.0
+PICTURE = png(np.random.default_rng(0).integers(0, 256, (60, 80, 3), np.uint8))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,14 +41,14 @@ class Outcome:
 
 
 @contextmanager
-def load(url: str, segmenter: str, image: bytes, clients: int = 4) -> Iterator[list[Outcome]]:
+def load(url: str, segmenter: str, clients: int = 4) -> Iterator[list[Outcome]]:
     """The list grows while the block runs, and is whole after it."""
     outcomes: list[Outcome] = []
     stop = threading.Event()
 
     def run() -> None:
         while not stop.is_set():
-            outcomes.append(ask(url, segmenter, image))
+            outcomes.append(ask(url, segmenter, PICTURE))
             if outcomes[-1].status != "OK":
                 time.sleep(0.02)
 

@@ -13,7 +13,7 @@ import pytest
 from load import DEADLINE_S, GRACE_S, Outcome, load, wait_until_ok
 
 from processes import regions, server_of, stubs_of
-from serving import Served, png, served, stop
+from serving import Served, served, stop
 
 pytestmark = [pytest.mark.triton, pytest.mark.slow]
 
@@ -25,7 +25,6 @@ NOTICED_S = 120.0
 SETTLED_S = 60.0
 # A request is on its way no longer than this.
 SENT_S = 0.1
-PICTURE = png(np.random.default_rng(0).integers(0, 256, (60, 80, 3), np.uint8))
 # What a client may see while something is being put right.
 FAILURES = {"INTERNAL", "UNAVAILABLE", "DEADLINE_EXCEEDED", "CANCELLED"}
 
@@ -50,7 +49,7 @@ def check(outcomes: list[Outcome]) -> None:
 def test_killed_python_process(server: Served, model: str) -> None:
     pid = server.launcher.pid
     before, processes = len(regions(pid)), {name: len(pids) for name, pids in stubs_of(pid).items()}
-    with load(server.grpc, "toy", PICTURE) as outcomes:
+    with load(server.grpc, "toy") as outcomes:
         time.sleep(0.5)
         os.kill(stubs_of(pid)[model][0], signal.SIGKILL)
         wait_until_ok(outcomes, time.monotonic() + 0.2, RECOVERED_S)
@@ -63,7 +62,7 @@ def test_killed_python_process(server: Served, model: str) -> None:
 def test_killed_server(server: Served) -> None:
     pid = server.launcher.pid
     before = len(regions(pid))
-    with load(server.grpc, "toy", PICTURE) as outcomes:
+    with load(server.grpc, "toy") as outcomes:
         time.sleep(0.5)
         os.kill(server_of(pid), signal.SIGKILL)
         wait_until_ok(outcomes, time.monotonic() + 0.2, RECOVERED_S)
@@ -76,7 +75,7 @@ def test_hung_process(server: Served, which: str) -> None:
     """It lives, and its ports accept, but nothing comes back."""
     pid = server.launcher.pid
     before = server_of(pid)
-    with load(server.grpc, "toy", PICTURE) as outcomes:
+    with load(server.grpc, "toy") as outcomes:
         time.sleep(0.5)
         for each in [before] if which == "server" else stubs_of(pid)[which]:
             os.kill(each, signal.SIGSTOP)
@@ -86,7 +85,7 @@ def test_hung_process(server: Served, which: str) -> None:
 
 
 def test_stopping_answers_what_is_under_way(toy_repository: Path) -> None:
-    with served(toy_repository) as server, load(server.grpc, "toy", PICTURE) as outcomes:
+    with served(toy_repository) as server, load(server.grpc, "toy") as outcomes:
         time.sleep(1)
         asked = time.monotonic()
         assert stop(server.launcher) == 0
