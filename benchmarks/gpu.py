@@ -29,18 +29,19 @@ from benchmarks.pictures import picture
 from benchmarks.published_inference import PublishedInference
 from torch import Tensor, nn
 
-from slime_export import layout, tensorrt
-from slime_export.encoder import Encoder
-from slime_export.engine import Engine
 from slime_export.errors import EngineError, ExportError
-from slime_export.onnx import FILE
-from slime_export.unet import MapsUNet
+from slime_export.graph import engine_builder as tensorrt
+from slime_export.graph.encoder import Encoder
+from slime_export.graph.engine_runner import Engine
+from slime_export.graph.onnx_export import FILE
+from slime_export.graph.unet import MapsUNet
+from slime_export.publish import layout
 from slime_image import fit
 from slime_optimize.backbone import EMBEDDED, Backbone, choose_device, load_backbone
 from slime_optimize.errors import InputError
 from slime_optimize.files import write_text
 from slime_optimize.segmenter import Segmenter, library_versions
-from slime_was.form import is_encoder, is_unet
+from slime_repository.variant import is_encoder, is_unet
 
 Run = Callable[[Tensor], Tensor]  # pixels (B,3,S,S) -> masks (B,S,S)
 
@@ -65,10 +66,10 @@ class Bench:
         self.device, self.options = choose_device(options.device), options
         self.backbone = load_backbone(folder, self.device)
         self.segmenter = segmenter or random_segmenter(self.backbone, options.parts)
-        self.weighting = self.segmenter.settings.weighting(self.backbone.image_size)
+        self.postprocess = self.segmenter.settings.postprocess(self.backbone.image_size)
         self.not_run: dict[str, str] = {}
         self.published = PublishedInference.of(self.segmenter, self.backbone)
-        encoders = ("kl", "tiny") if self.backbone.tiny else ("kl",)
+        encoders = ("vae", "tiny") if self.backbone.tiny else ("vae",)
         self.full = self._networks(self.backbone, encoders)
         # Loaded anew, because the published form and ours in fp32 keep the first.
         self.half = {
@@ -78,12 +79,12 @@ class Bench:
     def _networks(self, backbone: Backbone, encoders: Sequence[str]) -> dict[str, Networks]:
         """By encoder; the UNet is one."""
         unet = MapsUNet(self.segmenter, backbone)
-        made = {each: Networks(Encoder(backbone, each), unet, self.weighting) for each in encoders}
+        made = {each: Networks(Encoder(backbone, each), unet, self.postprocess) for each in encoders}
         return {each: networks.to(self.device).eval() for each, networks in made.items()}
 
     def ways(self) -> list[Way]:
         """In the page's order."""
-        ways = [self._published(), _eager("fp32", self.full["kl"], self._masks), *self._in_half()]
+        ways = [self._published(), _eager("fp32", self.full["vae"], self._masks), *self._in_half()]
         for name, attempt in (("onnx", self._onnx), ("tensorrt", self._tensorrt)):
             try:
                 ways.append(attempt())
@@ -100,16 +101,16 @@ class Bench:
         """Share of pixels that are as in our fp32 masks with the same encoder; the published form's are given our
         latents and noise for once."""
         got = self._published_masks(pixels_B3SS) if name == "published" else run(pixels_B3SS)
-        return float((got == references["tiny" if name.startswith("tiny") else "kl"]).float().mean())
+        return float((got == references["tiny" if name.startswith("tiny") else "vae"]).float().mean())
 
     def _published_masks(self, pixels_B3SS: Tensor) -> Tensor:
-        latents_B4hw = self.full["kl"].encoder(pixels_B3SS)
+        latents_B4hw = self.full["vae"].encoder(pixels_B3SS)
         noise_14hw = self.segmenter.noise[:1].to(self.device)
         each = [self.published.maps(one[None], noise_14hw) for one in latents_B4hw]
         return torch.stack([self.published.scores(*maps, self.backbone.image_size).argmax(0) for maps in each])
 
     def _masks(self, maps: Maps) -> Tensor:
-        return masks(maps, self.weighting, self.backbone.image_size)
+        return masks(maps, self.postprocess, self.backbone.image_size)
 
     def _published(self) -> Way:
         weights = _bytes(self.backbone.unet, self.backbone.vae)
@@ -117,7 +118,7 @@ class Bench:
 
     def _in_half(self) -> list[Way]:
         ways = []
-        names = {"kl": ("fp16", "graph"), "tiny": ("tiny", "tiny_graph")}
+        names = {"vae": ("fp16", "graph"), "tiny": ("tiny", "tiny_graph")}
         for encoder, (eager, graph) in names.items():
             networks = self.half.get(encoder)
             if networks is None:
@@ -150,9 +151,7 @@ class Bench:
     def _plan(self, path: Path) -> Path:
         """The engine of an ONNX file, beside the repository: in it, it would be a model."""
         repository, largest = self.options.repository.resolve(), max(self.options.batches)
-        options = tensorrt.Options(
-            max_batch=largest, usual_batch=largest, timing_cache=tensorrt.timing_cache(repository)
-        )
+        options = tensorrt.Options(max_batch=largest, opt_batch=largest, timing_cache=tensorrt.timing_cache(repository))
         folder = repository.with_name(f"{repository.name}-engines") / path.parents[1].name
         folder.mkdir(parents=True, exist_ok=True)
         return tensorrt.build(path, folder, options)

@@ -17,12 +17,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from slime_export.encoder import Encoder
-from slime_export.unet import MapsUNet
-from slime_optimize.attention import attend
-from slime_optimize.passes import accumulated
-from slime_was import Weighting, finished, segment
-from slime_was.contract import ACCUMULATED, CROSS, LATENTS, PIXELS
+from slime_export.graph.encoder import Encoder
+from slime_export.graph.unet import MapsUNet
+from slime_optimize.method.attention import attend
+from slime_optimize.method.passes import accumulated
+from slime_was import Postprocess, finished, segment
+from slime_was.tensors import ACCUMULATED, CROSS, LATENTS, PIXELS
 
 Maps = tuple[Tensor, Tensor]  # cross and WAS, (B,P,h,w) float32 each
 Runner = Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]
@@ -41,9 +41,9 @@ class Networks(nn.Module):
     attention takes. Text and timestep are folded, and all that is constant is on the device, as CUDA graphs need it.
     """
 
-    def __init__(self, encoder: Encoder, unet: MapsUNet, weighting: Weighting) -> None:
+    def __init__(self, encoder: Encoder, unet: MapsUNet, postprocess: Postprocess) -> None:
         super().__init__()
-        self.encoder, self.unet, self.weighting = encoder, unet, weighting
+        self.encoder, self.unet, self.postprocess = encoder, unet, postprocess
         self.precision, self.layout = torch.float32, torch.contiguous_format
 
     def in_half(self) -> Networks:
@@ -59,7 +59,7 @@ class Networks(nn.Module):
 
     def forward(self, pixels_B3SS: Tensor) -> Maps:
         latents_B4hw = self.encoder(pixels_B3SS.to(self.precision).contiguous(memory_format=self.layout))
-        cross_BPhw, was_BPhw = accumulated(self.unet.runs(attend, latents_B4hw), self.weighting)
+        cross_BPhw, was_BPhw = accumulated(self.unet.runs(attend, latents_B4hw), self.postprocess)
         return cross_BPhw.float(), was_BPhw.float()
 
 
@@ -130,7 +130,7 @@ class OnnxOnDevice:
         return {name: torch.from_numpy(value).to(self._device) for name, value in values}
 
 
-def masks(maps: Maps, weighting: Weighting, side: int) -> Tensor:
+def masks(maps: Maps, postprocess: Postprocess, side: int) -> Tensor:
     """Maps of a batch to masks (B, side, side) uint8 on their device, an image at a time, as the server does."""
     each = zip(*(one.split(1) for one in maps), strict=True)
-    return torch.stack([segment(finished(cross, was, weighting), side, side) for cross, was in each])
+    return torch.stack([segment(finished(cross, was, postprocess), side, side) for cross, was in each])

@@ -24,19 +24,19 @@ from benchmarks.study import Measurement, Optimisation
 from slime_backbone.bounds import ceiling, nearest_colour, random_backbone
 from slime_backbone.dataset import write_split
 from slime_backbone.scene import parts_of
-from slime_optimize.annotations import Example, load_example
 from slime_optimize.backbone import Backbone, load_backbone
-from slime_optimize.checkpoint import Checkpoint
-from slime_optimize.data import dataset
+from slime_optimize.data.annotations import Example, load_example
+from slime_optimize.data.examples import dataset
+from slime_optimize.data.validation import Validation
 from slime_optimize.evaluation import Data, confusions, read_data
 from slime_optimize.files import write_text
+from slime_optimize.method.checkpoint import Checkpoint
+from slime_optimize.method.predict import Predictor
+from slime_optimize.method.train import Run, learn, sampled_noise
 from slime_optimize.metrics import Report, report, smallest_third
-from slime_optimize.predict import Predictor
 from slime_optimize.presets import preset
 from slime_optimize.segmenter import JSON_FILE, Segmenter
 from slime_optimize.settings import Settings
-from slime_optimize.train import Run, learn, sampled_noise
-from slime_optimize.validation import Validation
 
 VALIDATION_IMAGES = 1  # to choose by, of ten training images: the paper's
 # A floor is to be beaten by the best, so it gets the best settings too.
@@ -192,7 +192,7 @@ def _examples(folder: Path) -> tuple[Example, ...]:
 def _as_measured(segmenter: Segmenter, measurement: Measurement) -> Segmenter:
     """With the measurement's settings, and as much noise as they want."""
     settings = segmenter.settings.changed(measurement.changes)
-    noise = sampled_noise(segmenter.latent_size, segmenter.seed, settings.draws)
+    noise = sampled_noise(segmenter.latent_size, segmenter.seed, settings.noise_samples)
     return replace(segmenter, settings=settings, noise=noise)
 
 

@@ -25,8 +25,8 @@ from benchmarks.load_server import Counts, Launched, cpu_seconds, difference, la
 from benchmarks.sides import BenchmarkError, Side, cpu, positive, started, write
 
 from benchmarks import load_figures, load_page, load_repository
-from slime_export import layout
-from slime_was.contract import is_unet
+from slime_export.publish import layout
+from slime_repository.contract import is_unet
 
 CLIENTS = (1, 2, 4, 8)
 MOST = CLIENTS[-1]

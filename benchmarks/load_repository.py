@@ -15,9 +15,9 @@ from pathlib import Path
 
 from benchmarks.sides import ROOT, BenchmarkError, python
 
-from slime_export import layout
-from slime_export.shared_store import names, store_of
-from slime_was.contract import is_encoder, is_unet
+from slime_export.publish import layout
+from slime_export.publish.shared_store import names, store_of
+from slime_repository.contract import is_encoder, is_unet
 
 _BATCH = re.compile(r"max_batch_size: [1-9]\d*")
 # A server does not load a model that has a warm-up larger than its largest batch.

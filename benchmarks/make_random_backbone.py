@@ -29,7 +29,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from slime_image import fit
 from slime_optimize.backbone import TOKENS, Backbone, embedded_folder, load_backbone
-from slime_optimize.predict import Predictor
+from slime_optimize.method.predict import Predictor
 from slime_optimize.presets import PAPER
 from slime_optimize.segmenter import Segmenter
 

@@ -26,8 +26,8 @@ from slime_backbone.scene import KINDS
 from slime_image import load
 from slime_optimize.backbone import Backbone, load_backbone
 from slime_optimize.files import write_text
+from slime_optimize.method.predict import load_predictor
 from slime_optimize.metrics import confusion, report
-from slime_optimize.predict import load_predictor
 from slime_optimize.presets import preset
 
 

@@ -43,7 +43,7 @@ making the view.
 **Ours**: one pass with gradient, and for the guided loss one without; attention that is computed again in the backward
 pass, so that no N x N map is ever there, WAS included. Making a view for each step and encoding it is counted, ahead in
 batches where images are small; one column tells how it is without, on latents encoded before. With the setting
-`view_uses` (`--view-uses 3`) three steps, each with noise and timesteps of its own, share an encoded view: the last two
+`steps_per_view` (`--steps-per-view 3`) three steps, each with noise and timesteps, share an encoded view: the last two
 rows, with the one encoding in their mean. The guided loss and its gradient equal the published form's (within 1e-5 in
 float64: a test).
 """

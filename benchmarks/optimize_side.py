@@ -32,16 +32,16 @@ from diffusers import DDIMScheduler, UNet2DConditionModel
 from torch import Tensor
 
 from slime_image import fit
-from slime_optimize.attention import Layers
 from slime_optimize.backbone import EMBEDDED, TOKENS, Backbone, embedded_folder, load_backbone
-from slime_optimize.data import Example
-from slime_optimize.losses import Losses
+from slime_optimize.data.examples import Example
+from slime_optimize.method.attention import Layers
+from slime_optimize.method.losses import Losses
+from slime_optimize.method.step import Stepper
+from slime_optimize.method.train import initial_text
+from slime_optimize.method.views import views
 from slime_optimize.presets import PAPER, REFERENCE
 from slime_optimize.segmenter import in_place, library_versions
 from slime_optimize.settings import Settings
-from slime_optimize.step import Stepper
-from slime_optimize.train import initial_text
-from slime_optimize.views import views
 
 VIEW_USES = 3  # steps that share an encoded view, where that is measured
 _LIBRARIES_BYTES = 6e8  # PyTorch and diffusers, before they hold any tensor
@@ -153,7 +153,7 @@ def lessons(side: str, backbone: Backbone, parts: int, steps: int) -> dict[str, 
     if side == "published":
         return {"published": Published(backbone, parts)}
     chosen = {"guided": REFERENCE, "plain": PAPER}
-    chosen |= {f"{name}_reused": replace(settings, view_uses=VIEW_USES) for name, settings in chosen.items()}
+    chosen |= {f"{name}_reused": replace(settings, steps_per_view=VIEW_USES) for name, settings in chosen.items()}
     return {name: Ours(backbone, parts, settings, steps) for name, settings in chosen.items()}
 
 

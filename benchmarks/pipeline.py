@@ -97,7 +97,7 @@ class Runner:
             stack.callback(self.kept.pop, wanted)
 
     def _models(self, name: str) -> list[dict[str, Any]]:
-        return [self.exports["models"][f"{form}-{self.options.parts}"] for form in SERVED.get(name, ())]
+        return [self.exports["models"][f"{variant}-{self.options.parts}"] for variant in SERVED.get(name, ())]
 
     def _words(self, wanted: Wanted) -> list[object]:
         options = self.options
@@ -105,8 +105,8 @@ class Runner:
         if wanted.name == PRODUCT:
             return [PRODUCT, *common]
         if wanted.name in SERVED:
-            forms = [f"{form}-{wanted.parts}" for form in SERVED[wanted.name]]
-            encoder, unet = (self.exports["models"][form]["path"] for form in forms)
+            forms = [f"{variant}-{wanted.parts}" for variant in SERVED[wanted.name]]
+            encoder, unet = (self.exports["models"][variant]["path"] for variant in forms)
             return ["triton" if wanted.triton else "onnx", "--encoder", encoder, "--unet", unet, *common]
         folder = self.exports["segmenters"][str(wanted.parts)]
         return [wanted.name, "--segmenter", folder, "--backbone", options.backbone, *common]
@@ -216,7 +216,7 @@ MORE = {"growth": _grown, "triton": _served, "sessions": _sessions}
 
 
 def _runner(options: argparse.Namespace, parts: Sequence[int]) -> Runner:
-    forms = sorted({form for name in options.variants for form in SERVED.get(name, ())})
+    forms = sorted({variant for name in options.variants for variant in SERVED.get(name, ())})
     words = ["--parts", *parts, "--threads", options.threads]
     told = python(
         "benchmarks.pipeline_exports", options.backbone, options.work, *words, "--forms", *(forms or ["encoder"])

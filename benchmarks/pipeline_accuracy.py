@@ -32,8 +32,8 @@ from slime_backbone.dataset import write_split
 from slime_backbone.scene import KINDS
 from slime_image import load
 from slime_optimize.backbone import Backbone, load_backbone
+from slime_optimize.method.predict import Predictor
 from slime_optimize.metrics import confusion, report
-from slime_optimize.predict import Predictor
 from slime_optimize.segmenter import Segmenter
 
 Pixels = npt.NDArray[np.uint8]

@@ -33,18 +33,21 @@ from benchmarks.pictures import picture
 from benchmarks.pipeline_onnx import Served
 from benchmarks.pipeline_side import Mask, Stages
 
-from slime_export import graph, lowering, onnx
-from slime_export.encoder import Encoder
-from slime_export.quantise import quantised
-from slime_export.record import png
-from slime_export.report import LOWER
-from slime_export.tracing import encoder_signature, unet_signature
-from slime_export.unet import MapsUNet
+from slime_export.graph import counts as graph
+from slime_export.graph import lowering
+from slime_export.graph import onnx_export as onnx
+from slime_export.graph.encoder import Encoder
+from slime_export.graph.quantisation import quantised
+from slime_export.graph.tracing import encoder_signature, unet_signature
+from slime_export.graph.unet import MapsUNet
+from slime_export.proof.report import LOWER
+from slime_export.publish.record import png
 from slime_optimize.backbone import Backbone, load_backbone
 from slime_optimize.errors import BackboneError
-from slime_optimize.predict import Predictor
+from slime_optimize.method.predict import Predictor
 from slime_optimize.segmenter import Segmenter
-from slime_was.contract import LATENTS, Form
+from slime_repository.contract import Variant
+from slime_was.tensors import LATENTS
 
 FORMS = ("encoder", "tiny_encoder", "averaged", "weighted", "int8", "encoder_cpu", "weighted_cpu")
 BY_SEGMENTER = ("averaged", "weighted", "int8", "weighted_cpu")
@@ -104,15 +107,15 @@ class Exports:
             random_segmenter(self.backbone, int(name)).save(folder)
         return folder
 
-    def made(self, form: str, name: str) -> dict[str, Any]:
+    def made(self, variant: str, name: str) -> dict[str, Any]:
         """Where the segmenter's model lies, its MACs and bytes; made if it is not there. Raises MissingError."""
-        folder = self.folder / (f"{form}-{name}" if form in BY_SEGMENTER else form)
+        folder = self.folder / (f"{variant}-{name}" if variant in BY_SEGMENTER else variant)
         if not folder.exists():
             waiting = folder.with_name(f".{folder.name}.partial")
             shutil.rmtree(waiting, ignore_errors=True)
             waiting.mkdir()
             print(f"exporting {folder.name}", file=sys.stderr, flush=True)
-            self._makers[form](waiting, name)
+            self._makers[variant](waiting, name)
             gc.collect()
             (waiting / COUNTS).write_text(json.dumps(asdict(graph.counts(waiting / onnx.FILE))))
             os.replace(waiting, folder)
@@ -122,7 +125,7 @@ class Exports:
     @property
     def _makers(self) -> dict[str, Callable[[Path, str], None]]:
         return {
-            "encoder": lambda folder, _: self._encoder("kl", folder),
+            "encoder": lambda folder, _: self._encoder("vae", folder),
             "tiny_encoder": lambda folder, _: self._encoder("tiny", folder),
             "averaged": lambda folder, name: self._unet(folder, name, weighted=False),
             "weighted": lambda folder, name: self._unet(folder, name, weighted=True),
@@ -139,13 +142,13 @@ class Exports:
         onnx.write(module, encoder_signature(self.backbone.image_size, self.backbone.latent_size), folder)
 
     def _unet(self, folder: Path, name: str, *, weighted: bool) -> None:
-        form = Form(maps="weighted" if weighted else "averaged")
+        variant = Variant(maps="weighted" if weighted else "averaged")
         segmenter = Segmenter.load(self.segmenter(name))
         module = MapsUNet(segmenter, self.backbone, weighted=weighted)
-        onnx.write(module, unet_signature(self.backbone.latent_size, form), folder)
+        onnx.write(module, unet_signature(self.backbone.latent_size, variant), folder)
 
-    def _for_cpu(self, form: str, folder: Path, name: str) -> None:
-        source = Path(self.made(form, name)["path"]).parent
+    def _for_cpu(self, variant: str, folder: Path, name: str) -> None:
+        source = Path(self.made(variant, name)["path"]).parent
         if lowering.for_cpu(source, folder) == source:
             raise MissingError("no network of this size gains by being rewritten for CPUs")
 
@@ -196,15 +199,17 @@ def main() -> None:
         "image_size": exports.backbone.image_size,
         "segmenters": {str(parts): str(exports.segmenter(str(parts))) for parts in options.parts},
         "models": {
-            f"{form}-{parts}": _told(exports, form, str(parts)) for parts in options.parts for form in options.forms
+            f"{variant}-{parts}": _told(exports, variant, str(parts))
+            for parts in options.parts
+            for variant in options.forms
         },
     }
     json.dump(told, answers)
 
 
-def _told(exports: Exports, form: str, name: str) -> dict[str, Any]:
+def _told(exports: Exports, variant: str, name: str) -> dict[str, Any]:
     try:
-        return exports.made(form, name)
+        return exports.made(variant, name)
     except MissingError as error:
         return {"missing": str(error)}
 

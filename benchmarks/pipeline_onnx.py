@@ -13,7 +13,7 @@ import onnxruntime
 from benchmarks.pipeline_side import Mask, Stages, Variant
 
 import slime_was
-from slime_was.contract import ACCUMULATED, CROSS, LATENTS, PIXELS, SELF, WEIGHTING
+from slime_was.tensors import ACCUMULATED, CROSS, LATENTS, PIXELS, POSTPROCESS, SELF
 
 
 def _config(name: str, value: str) -> Callable[[Any], None]:
@@ -63,14 +63,14 @@ class Served(Variant):
 
     def _mask(self, maps: dict[str, Any], pixels_B3SS: Any, turn: int, size: tuple[int, int], stage: Stages) -> Mask:
         own = slice(turn, turn + 1)
-        with stage("weighting"):
-            weighting = slime_was.Weighting.from_vector(maps[WEIGHTING][turn])
+        with stage("postprocess"):
+            postprocess = slime_was.Postprocess.from_vector(maps[POSTPROCESS][turn])
             if ACCUMULATED in maps:
-                scores_Khw = slime_was.finished(maps[CROSS][own], maps[ACCUMULATED][own], weighting)
+                scores_Khw = slime_was.finished(maps[CROSS][own], maps[ACCUMULATED][own], postprocess)
             else:
-                scores_Khw = slime_was.scores(maps[CROSS][own], maps[SELF][own], weighting)
+                scores_Khw = slime_was.scores(maps[CROSS][own], maps[SELF][own], postprocess)
         with stage("mask"):
-            sharp = slime_was.sharpened(scores_Khw, weighting, pixels_B3SS[turn])
+            sharp = slime_was.sharpened(scores_Khw, postprocess, pixels_B3SS[turn])
             mask_HW: Mask = np.asarray(slime_was.segment(sharp, *size))
         return mask_HW
 

@@ -24,7 +24,7 @@ STAGES = {
     "fit": "decode, fit",
     "encode": "encoder",
     "unet": "UNet, maps",
-    "weighting": "weighting",
+    "postprocess": "postprocess",
     "mask": "enlarge, argmax",
 }
 EXACT = ("averaged", "weighted", "weighted_cpu")
@@ -183,11 +183,12 @@ def _by(figures: Mapping[str, float], what: str) -> str:
 def _accuracy(accuracy: Mapping[str, Any]) -> str:
     kinds = list(next(iter(accuracy["miou"].values())))
     lines = _head([f"mean IoU, {accuracy['images']} test images", *kinds])
-    for form, of in accuracy["miou"].items():
-        lines.append(_line([NAMES[form], *(f"{of[kind]:.2f}" for kind in kinds)]))
-    worst = {form: max(of.values()) for form, of in accuracy["lost"].items() if form not in EXACT}
+    for variant, of in accuracy["miou"].items():
+        lines.append(_line([NAMES[variant], *(f"{of[kind]:.2f}" for kind in kinds)]))
+    worst = {variant: max(of.values()) for variant, of in accuracy["lost"].items() if variant not in EXACT}
     told = ", ".join(
-        f"{NAMES[form]} {most:.2f} ({'reached' if most <= LOST else 'not reached'})" for form, most in worst.items()
+        f"{NAMES[variant]} {most:.2f} ({'reached' if most <= LOST else 'not reached'})"
+        for variant, most in worst.items()
     )
     note = f"Most that a class loses, in points (wanted <= {LOST:g}): {told}." if told else ""
     return "\n".join(["### Accuracy\n", *lines, "", f"{note} PartScenes, preset `best`, seeds {accuracy['seeds']}."])

@@ -32,7 +32,7 @@ from benchmarks.pictures import encoded
 import slime_image
 
 Mask = npt.NDArray[np.uint8]
-STAGES = ("fit", "encode", "unet", "weighting", "mask")
+STAGES = ("fit", "encode", "unet", "postprocess", "mask")
 SAVED = (0, 1, 2)  # seeds of the pictures whose masks are compared
 
 

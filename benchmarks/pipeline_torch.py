@@ -13,7 +13,7 @@ from benchmarks.pipeline_side import Mask, Stages, Variant
 from benchmarks.published_inference import PublishedInference
 from torch.utils.flop_counter import FlopCounterMode
 
-from slime_optimize.predict import Predictor, load_predictor
+from slime_optimize.method.predict import Predictor, load_predictor
 from slime_optimize.segmenter import library_versions
 from slime_was import finished, segment, sharpened
 
@@ -30,7 +30,7 @@ class _Torch(Variant):
         self.predictor: Predictor = load_predictor(options.segmenter, options.device, options.backbone)
         self.image_size = self.predictor.backbone.image_size
         self.device = self.predictor.backbone.device
-        self.weighting = self.predictor.segmenter.settings.weighting(self.image_size)
+        self.postprocess = self.predictor.segmenter.settings.postprocess(self.image_size)
         del self.predictor.backbone.vae.decoder  # there, too, it is not kept
 
     @property
@@ -75,7 +75,7 @@ class Published(_Torch):
             latents_14hw = self._form.encode(pixels)
         with stage("unet"):
             maps = self._form.maps(latents_14hw)
-        with stage("weighting"):
+        with stage("postprocess"):
             scores_KSS = self._form.scores(*maps, self.image_size)
         with stage("mask"):
             mask_SS: Mask = scores_KSS.argmax(0).byte().cpu().numpy()
@@ -95,11 +95,11 @@ class Ours(_Torch):
             cross_BPhw, was_BPhw = self.predictor.maps(latents_B4hw)
         masks: list[Mask] = []
         for turn, size in enumerate(sizes):
-            with stage("weighting"):
+            with stage("postprocess"):
                 own = slice(turn, turn + 1)
-                scores_Phw = finished(cross_BPhw[own], was_BPhw[own], self.weighting)
+                scores_Phw = finished(cross_BPhw[own], was_BPhw[own], self.postprocess)
             with stage("mask"):
-                masks.append(segment(sharpened(scores_Phw, self.weighting, pixels[turn]), *size).cpu().numpy())
+                masks.append(segment(sharpened(scores_Phw, self.postprocess, pixels[turn]), *size).cpu().numpy())
         return masks
 
 

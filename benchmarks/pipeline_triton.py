@@ -18,9 +18,10 @@ from benchmarks.sides import ROOT
 from demo import server
 
 from slime_client import Segmenter
-from slime_was import Weighting, contract
-from slime_was.contract import CROSS, SELF
-from slime_was.form import Form
+from slime_repository import contract
+from slime_repository.variant import Variant as ExportVariant
+from slime_was import Postprocess, tensors
+from slime_was.tensors import CROSS, SELF
 
 NAME = "measured"
 
@@ -53,40 +54,42 @@ class Triton(Variant):
 
 def build(repository: Path, options: argparse.Namespace) -> int:
     """A repository of the two models; returns the image's side."""
-    side, latents, weighting, form, parts = _read(options)
-    reading = contract.Reading(image_size=side, weighting=weighting)
+    side, latents, postprocess, variant, parts = _read(options)
+    reading = contract.Reading(image_size=side, postprocess=postprocess)
     for model, config in ((contract.PREPROCESS, contract.preprocess_config(reading)), (contract.WAS, None)):
         shutil.copytree(ROOT / "model_repository" / model, repository / model)
         if config:
             (repository / model / "config.pbtxt").write_text(config)
     channels, size, _ = latents
     encoder = contract.vae_encoder_config(
-        backbone=NAME, image_size=side, latent_channels=channels, latent_size=size, form=form
+        backbone=NAME, image_size=side, latent_channels=channels, latent_size=size, variant=variant
     )
-    unet = contract.unet_config(segmenter=NAME, parts=parts, latent_channels=channels, latent_size=size, form=form)
+    unet = contract.unet_config(
+        segmenter=NAME, parts=parts, latent_channels=channels, latent_size=size, variant=variant
+    )
     told = {"form": "baked", "image_size": str(side)}
     told |= {"parts": json.dumps([f"part {part}" for part in range(parts)])}
     told |= {"colours": json.dumps([[part] * 3 for part in range(parts)])}
     ensemble = contract.ensemble_config(
-        segmenter=NAME, versions=contract.Versions(), parameters=told, reading=reading, form=form
+        segmenter=NAME, versions=contract.Versions(), parameters=told, reading=reading, variant=variant
     )
-    _model(repository / form.encoder_model, encoder, options.encoder)
-    _model(repository / contract.unet_name(NAME, form), unet, options.unet)
+    _model(repository / variant.encoder_model, encoder, options.encoder)
+    _model(repository / contract.unet_name(NAME, variant), unet, options.unet)
     _model(repository / NAME, ensemble, None)
     return side
 
 
-def _read(options: argparse.Namespace) -> tuple[int, tuple[int, int, int], Weighting, Form, int]:
+def _read(options: argparse.Namespace) -> tuple[int, tuple[int, int, int], Postprocess, ExportVariant, int]:
     """The image's side, the latents' shape, the weighting, the form and the number of parts, from one run."""
     encoder = opened(options.encoder, options)
     side = int(encoder.get_inputs()[0].shape[-1])
     unet = opened(options.unet, options)
     latents = tuple(int(size) for size in unet.get_inputs()[0].shape[1:])
     names = [output.name for output in unet.get_outputs()]
-    answer = unet.run([CROSS, contract.WEIGHTING], {contract.LATENTS: np.zeros((1, *latents), np.float32)})
-    form = Form(maps="averaged" if SELF in names else "weighted")
+    answer = unet.run([CROSS, tensors.POSTPROCESS], {tensors.LATENTS: np.zeros((1, *latents), np.float32)})
+    variant = ExportVariant(maps="averaged" if SELF in names else "weighted")
     channels, height, width = latents
-    return side, (channels, height, width), Weighting.from_vector(answer[1][0]), form, int(answer[0].shape[1])
+    return side, (channels, height, width), Postprocess.from_vector(answer[1][0]), variant, int(answer[0].shape[1])
 
 
 def _model(folder: Path, config: str, file: Path | None) -> None:

@@ -18,8 +18,8 @@ import torch.nn.functional as F
 from benchmarks.published_step import attended, keeping, over_heads, sampled
 from torch import Tensor
 
-from slime_optimize.attention import Layers
 from slime_optimize.backbone import Backbone
+from slime_optimize.method.attention import Layers
 from slime_optimize.segmenter import Segmenter
 
 
@@ -55,7 +55,7 @@ class PublishedInference:
             parts=len(segmenter.parts),
             timestep=settings.t_test,
             threshold=settings.threshold,
-            suppress=settings.suppress,
+            suppress=settings.suppress_first_part,
             layers=settings.layers,
         )
 

@@ -22,8 +22,8 @@ import torch.nn.functional as F
 from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor
 
-from slime_optimize.attention import Layers
-from slime_optimize.losses import Losses
+from slime_optimize.method.attention import Layers
+from slime_optimize.method.losses import Losses
 
 GUIDANCE = 100.0
 DIFFUSION_WEIGHT = 0.005

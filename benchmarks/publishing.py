@@ -29,7 +29,7 @@ from benchmarks.publishing_variants import EMBEDDINGS, exported, quiet
 from benchmarks.sides import BenchmarkError, cpu, positive, write
 from tritonclient import grpc
 
-from slime_export.removal import remove
+from slime_export.publish.removal import remove
 from slime_optimize.backbone import Backbone, load_backbone
 
 # Memory is looked at when what was replaced has gone.

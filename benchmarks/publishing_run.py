@@ -14,11 +14,10 @@ import numpy as np
 from benchmarks.publishing_variants import AGREEMENT, NAME, Baked, Variant, quiet
 from tritonclient import grpc
 
-from slime_export.record import Mask
-from slime_export.rollback import rollback
-from slime_export.server import Server
-from slime_was.contract import IMAGE, MASK
-from slime_was.shared import DESCRIPTION, SEGMENTER
+from slime_export.publish.record import Mask
+from slime_export.publish.rollback import rollback
+from slime_export.publish.server_control import Server
+from slime_was.tensors import DESCRIPTION, IMAGE, MASK, SEGMENTER
 
 ASKING = 2  # threads that send requests
 _PATIENCE_S = 600.0

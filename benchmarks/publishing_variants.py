@@ -13,20 +13,20 @@ import numpy as np
 from benchmarks.make_random_backbone import random_segmenter
 from benchmarks.pictures import picture
 
-from slime_export.changes import linked
-from slime_export.lock import staging
+from slime_export.options import ExportOptions
 from slime_export.pipeline import export
-from slime_export.record import Check, Mask, png
-from slime_export.repository import Candidate, publish
-from slime_export.request import Request
-from slime_export.server import Server
-from slime_export.shared import group_of
-from slime_export.shared_publication import SharedCandidate, publish_shared
+from slime_export.publish.changes import linked
+from slime_export.publish.lock import staging
+from slime_export.publish.publication import Candidate, publish
+from slime_export.publish.record import Check, Mask, png
+from slime_export.publish.server_control import Server
+from slime_export.publish.shared_publication import SharedCandidate, publish_shared
+from slime_export.shared_form import group_of
 from slime_optimize.backbone import Backbone
-from slime_optimize.predict import Predictor
+from slime_optimize.method.predict import Predictor
 from slime_optimize.segmenter import Segmenter
-from slime_was.contract import VAE_ENCODER, unet_name
-from slime_was.form import Form
+from slime_repository.contract import VAE_ENCODER, unet_name
+from slime_repository.variant import Variant as ExportVariant
 
 NAME = "car"
 AGREEMENT = 0.999  # of a mask's pixels
@@ -72,13 +72,13 @@ class Baked(Variant):
 
 class Shared(Variant):
     def publish(self, repository: Path, name: str, server: Server | None) -> int:
-        group = group_of(self.segmenter, Form())
+        group = group_of(self.segmenter, ExportVariant())
         with staging(repository, say=quiet) as staged:
             is_there = (repository / group.unet).exists()
             candidate = SharedCandidate(
                 name=name,
                 segmenter=self.segmenter,
-                form=Form(),
+                variant=ExportVariant(),
                 unet=None if is_there else self.linked(group.unet, staged),
                 encoder=None if is_there else self.linked(VAE_ENCODER, staged),
                 check=self.check,
@@ -86,7 +86,7 @@ class Shared(Variant):
             return publish_shared(repository, staged, candidate, server, say=quiet).version
 
     def model(self, name: str) -> str:
-        return group_of(self.segmenter, Form()).name
+        return group_of(self.segmenter, ExportVariant()).name
 
 
 EMBEDDINGS: dict[str, type[Variant]] = {"baked": Baked, "shared": Shared}
@@ -100,7 +100,7 @@ def exported(root: Path, count: int, backbone: Backbone, embedding: str) -> tupl
         segmenter = random_segmenter(backbone, 4 + seed, seed)
         segmenter.save(folder / NAME)
         begun = time.perf_counter()
-        export(Request(folder=folder / NAME, repository=folder / "repository", embedding=embedding), say=quiet)
+        export(ExportOptions(folder=folder / NAME, repository=folder / "repository", embedding=embedding), say=quiet)
         seconds.append(time.perf_counter() - begun)
         variants.append(
             EMBEDDINGS[embedding](

@@ -33,7 +33,7 @@ from tritonclient.utils import InferenceServerException
 
 from benchmarks import load_repository
 from slime_serve.leftovers import SETTLED_SECONDS
-from slime_was.contract import IMAGE, MASK
+from slime_was.tensors import IMAGE, MASK
 
 CLIENTS = 4
 DEADLINE_S = 5.0

@@ -31,16 +31,16 @@ from benchmarks.sides import ROOT, BenchmarkError, Side, positive, started, writ
 
 from benchmarks import load_figures, load_repository, shared_page
 from slime_client import Segmenter as Client
-from slime_export.changes import linked
-from slime_export.lock import staging
-from slime_export.record import Check, Mask, png
-from slime_export.repository import Candidate, publish
-from slime_export.server import Server
-from slime_export.shared_publication import SharedCandidate, publish_shared
+from slime_export.publish.changes import linked
+from slime_export.publish.lock import staging
+from slime_export.publish.publication import Candidate, publish
+from slime_export.publish.record import Check, Mask, png
+from slime_export.publish.server_control import Server
+from slime_export.publish.shared_publication import SharedCandidate, publish_shared
 from slime_optimize.backbone import Backbone, load_backbone
-from slime_optimize.predict import Predictor
+from slime_optimize.method.predict import Predictor
 from slime_optimize.segmenter import Segmenter
-from slime_was.form import Form
+from slime_repository.variant import Variant
 
 BAKED, SHARED = "car", "car-shared"
 CLIENTS = 8
@@ -60,7 +60,7 @@ class Bench:
     side: int
     segmenter: Segmenter
     backbone: Backbone
-    form: Form
+    variant: Variant
 
     def target(self, name: str) -> load_repository.Target:
         return load_repository.target(self.repository, name)
@@ -92,7 +92,7 @@ def prepared(options: argparse.Namespace) -> Iterator[Bench]:
             side=load_repository.image_side(repository, BAKED),
             segmenter=Segmenter.load(options.segmenter or original.parent / "segmenter"),
             backbone=load_backbone("embedded"),
-            form=Form(maps=options.maps),
+            variant=Variant(maps=options.maps),
         )
         for clients in (CLIENTS, 1):
             bench.ask([BAKED], clients=clients, seconds=options.seconds / 2)
@@ -148,7 +148,7 @@ def published_shared(bench: Bench, name: str, segmenter: Segmenter, check: Check
     server = Server(bench.server.url) if checked else None
     with staging(bench.repository, say=_quiet) as staged:
         candidate = SharedCandidate(
-            name=name, segmenter=segmenter, form=bench.form, check=check, unet=None, encoder=None
+            name=name, segmenter=segmenter, variant=bench.variant, check=check, unet=None, encoder=None
         )
         publish_shared(bench.repository, staged, candidate, server, say=_quiet)
 
@@ -163,7 +163,7 @@ def published_baked(bench: Bench, name: str, segmenter: Segmenter, check: Check)
             unet=linked(files.unet.parent, staged / ".export" / "unet"),
             encoder=linked(files.encoder.parent, staged / ".export" / "encoder"),
             check=check,
-            form=bench.form,
+            variant=bench.variant,
         )
         publish(bench.repository, staged, candidate, Server(bench.server.url), say=_quiet)
 
@@ -224,14 +224,14 @@ def whole_command(bench: Bench, options: argparse.Namespace) -> dict[str, float]
     """Seconds of export/build.py, from a segmenter's folder to the running server, in either form."""
     found = {}
     given = options.segmenter or options.work / "segmenter"
-    for form, more in (("shared", ("--embedding", "shared")), ("baked", ())):
-        words = [str(given), "--repository", str(bench.repository), "--name", f"whole-{form}", *more]
+    for variant, more in (("shared", ("--embedding", "shared")), ("baked", ())):
+        words = [str(given), "--repository", str(bench.repository), "--name", f"whole-{variant}", *more]
         words += ["--maps", options.maps, "--url", bench.server.url]
         begun = time.perf_counter()
         done = subprocess.run([sys.executable, str(ROOT / "export/build.py"), *words], stdout=subprocess.DEVNULL)
         if done.returncode:
             raise BenchmarkError(f"export/build.py {' '.join(words)}: failed; its words are above")
-        found[form] = time.perf_counter() - begun
+        found[variant] = time.perf_counter() - begun
     return found
 
 

@@ -14,8 +14,8 @@ from slime_optimize.settings import Settings
 
 # Settings that decide nothing before the embeddings are learned.
 AT_TEST = (
-    *("t_test", "more_t", "draws", "mirrored", "readout", "threshold", "drop_background"),
-    *("suppress", "rescale", "patches", "patch_side", "guide"),
+    *("t_test", "extra_timesteps", "noise_samples", "flip_average", "readout", "threshold", "drop_background"),
+    *("suppress_first_part", "rescale", "patches", "patch_side", "edge_tolerance"),
 )
 PARTS = {"readout": "parts"}
 TIMESTEPS = (5, 20, 50, 100, 200, 400)
@@ -239,11 +239,11 @@ def _tried(best: Settings) -> Section:
     """What the backbone's own settings say of time is the base of what is said of it here."""
     high = best.t_opt[1]
     at_test: dict[str, dict[str, Any]] = {
-        "the mirrored image's maps averaged in": {"mirrored": True},
-        "two draws of noise": {"draws": 2},
-        "three timesteps": {"more_t": [best.t_test // 2, (best.t_test + high) // 2]},
+        "the mirrored image's maps averaged in": {"flip_average": True},
+        "two draws of noise": {"noise_samples": 2},
+        "three timesteps": {"extra_timesteps": [best.t_test // 2, (best.t_test + high) // 2]},
         "2 x 2 patches of 5/8 of the side": {"patches": 2, "patch_side": 0.625},
-        "the first part suppressed (published)": {"suppress": True},
+        "the first part suppressed (published)": {"suppress_first_part": True},
     }
     learned: dict[str, dict[str, Any]] = {
         "a falling learning rate (cosine)": {"schedule": "cosine"},

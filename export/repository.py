@@ -15,12 +15,12 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from slime_export import access, listing
 from slime_export.errors import BusyError, ExportError, ServerError
-from slime_export.lock import WAIT_S
-from slime_export.removal import remove
-from slime_export.rollback import rollback
-from slime_export.server import Server
+from slime_export.publish import access, listing
+from slime_export.publish.lock import WAIT_S
+from slime_export.publish.removal import remove
+from slime_export.publish.rollback import rollback
+from slime_export.publish.server_control import Server
 
 
 def main(argv: Sequence[str] | None = None) -> int:

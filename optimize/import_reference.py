@@ -14,8 +14,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from slime_optimize.annotations import check_parts
 from slime_optimize.backbone import choose_device, load_backbone
+from slime_optimize.data.annotations import check_parts
 from slime_optimize.errors import exit_code
 from slime_optimize.options import add_settings, chosen
 from slime_optimize.presets import PRESETS

@@ -15,7 +15,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from slime_optimize.datasets import Plan, celebamask, pascal_part, prepare, published
+from slime_optimize.data.datasets import Plan, celebamask, pascal_part, prepare, published
 from slime_optimize.errors import InputError, exit_code
 
 

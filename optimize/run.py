@@ -18,19 +18,19 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from slime_optimize import training_image
-from slime_optimize.annotations import Annotated, Example, check_painted, check_parts, load_training, read
 from slime_optimize.backbone import EMBEDDED, choose_device, load_backbone
-from slime_optimize.checkpoint import Checkpoint, State
+from slime_optimize.data.annotations import Annotated, Example, check_painted, check_parts, load_training, read
+from slime_optimize.data.validation import Validation, hold_back
 from slime_optimize.errors import InputError, exit_code, failed
 from slime_optimize.files import whole, write_text
+from slime_optimize.method.checkpoint import Checkpoint, State
+from slime_optimize.method.train import Learned, Run, learn
 from slime_optimize.options import add_settings, chosen
 from slime_optimize.picture import colour_mask, overlay, sheet
 from slime_optimize.presets import PRESETS, preset
 from slime_optimize.report import REPORT_FILE, report_html
 from slime_optimize.segmenter import JSON_FILE
 from slime_optimize.settings import Settings
-from slime_optimize.train import Learned, Run, learn
-from slime_optimize.validation import Validation, hold_back
 
 PREVIEW_FILE = "preview.png"
 TINY_HELP = "an AutoencoderTiny for --encoder tiny, in place of the backbone's own tiny_vae"
@@ -156,7 +156,7 @@ def _check_out(folder: Path) -> None:
 
 def _check_tiny(arguments: argparse.Namespace, settings: Settings) -> None:
     if arguments.tiny_encoder and settings.encoder != "tiny":
-        raise InputError("tiny encoder: got --tiny-encoder with encoder kl, expected --encoder tiny beside it")
+        raise InputError("tiny encoder: got --tiny-encoder with encoder vae, expected --encoder tiny beside it")
 
 
 def _begin(this: Run, checkpoint: Checkpoint, *, restart: bool) -> State | None:

@@ -111,7 +111,7 @@ def _add_security(group: argparse._ArgumentGroup, default: Security) -> None:
     group.add_argument(
         "--listen", default=default.listen, metavar="ADDRESS", help=f"of gRPC, with TLS (default {default.listen})"
     )
-    group.add_argument("--tls-certificate", type=Path, metavar="PEM", help="the server's own")
+    group.add_argument("--tls-cert", type=Path, metavar="PEM", help="the server's own")
     group.add_argument("--tls-key", type=Path, metavar="PEM", help="its private key")
     group.add_argument("--tls-ca", type=Path, metavar="PEM", help="answer only clients this authority vouches for")
     group.add_argument("--insecure", action="store_true", help="no TLS, although other machines can listen")

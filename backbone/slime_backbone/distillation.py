@@ -25,12 +25,12 @@ from slime_backbone.autoencoder import SCALE_FILE, encode_all, to_tensor
 from slime_backbone.corpus import Corpus, corpus
 from slime_backbone.models import build_tiny_vae
 from slime_backbone.training import Figures, Run, TrainingError
-from slime_optimize.augment import apply_view, draw_view, recoloured
+from slime_optimize.method.augment import apply_view, draw_view, recoloured
 from slime_optimize.settings import Settings
 
 IDENTITY_FILE = "distillation.json"
 _BANDS = 8  # of brightness: they stand in for parts, which no training sees, where a view is recoloured
-_VIEWS = Settings(recolour=0.5)
+_VIEWS = Settings(recolour_probability=0.5)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +106,7 @@ def changed_views(images: NDArray[np.uint8], count: int, seed: int) -> NDArray[n
     for i in trange(count, desc="views", mininterval=5):
         pixels_3SS = to_tensor(np.array(images[rng.integers(len(images))])[None])[0]
         bands_SS = ((pixels_3SS.mean(0) + 1) * (_BANDS / 2)).long()
-        coloured_3SS = recoloured(pixels_3SS, bands_SS, _VIEWS.recolour, chance)
+        coloured_3SS = recoloured(pixels_3SS, bands_SS, _VIEWS.recolour_probability, chance)
         view_3SS, _ = apply_view(draw_view(_VIEWS, chance), coloured_3SS, bands_SS)
         views[i] = ((view_3SS + 1) * 127.5).round().clamp(0, 255).permute(1, 2, 0).numpy()
     return views

@@ -1,6 +1,6 @@
 """The names on the wire, restated so that the client imports no other component.
 
-A test holds them equal to `slime_was.contract`, which generates the server's configuration.
+A test holds them equal to `slime_repository.contract`, which generates the server's configuration.
 """
 
 IMAGE = "IMAGE"

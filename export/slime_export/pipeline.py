@@ -11,32 +11,38 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from slime_export import drifting, graph, layout, lowering, onnx, parity, references, tensorrt, tracing
-from slime_export.calibration import Feeds
-from slime_export.drift import Drift
-from slime_export.exported import Exported, mean_iou
-from slime_export.graph import Counts
-from slime_export.lock import staging
+from slime_export.graph import counts as graph
+from slime_export.graph import engine_builder as tensorrt
+from slime_export.graph import lowering, tracing
+from slime_export.graph import onnx_export as onnx
+from slime_export.graph.calibration import Feeds
+from slime_export.graph.counts import Counts
+from slime_export.options import ExportOptions
 from slime_export.progress import stage
-from slime_export.references import References
-from slime_export.report import EXACT, Report, Score
-from slime_export.repository import Candidate, Published, publish
-from slime_export.request import Request
+from slime_export.proof import drifting, parity, references
+from slime_export.proof.drift import Drift
+from slime_export.proof.exported import Exported, mean_iou
+from slime_export.proof.references import References
+from slime_export.proof.report import EXACT, Report, Score
+from slime_export.proof.session import OnnxModel
+from slime_export.publish import layout
+from slime_export.publish.lock import staging
+from slime_export.publish.publication import Candidate, Published, publish
+from slime_export.publish.server_control import Server
 from slime_export.room import require_room
-from slime_export.server import Server
-from slime_export.session import OnnxModel
 from slime_export.shared_export import export_shared
 from slime_optimize import training_image
 from slime_optimize.errors import InputError
 from slime_optimize.evaluation import Data, read_data
-from slime_optimize.predict import Predictor, load_predictor
+from slime_optimize.method.predict import Predictor, load_predictor
 from slime_optimize.segmenter import Segmenter
-from slime_was.contract import LATENTS, Form
+from slime_repository.contract import Variant
+from slime_was.tensors import LATENTS
 
 Say = Callable[[str], None]
 
 
-def export(request: Request, say: Say = print) -> tuple[Published, Report]:
+def export(request: ExportOptions, say: Say = print) -> tuple[Published, Report]:
     """Runs all of it, telling each stage and its seconds through `say`.
 
     Raises InputError, ExportError, ParityError, EngineError, ServerError, BusyError or OSError, with the repository as
@@ -53,7 +59,7 @@ class _FromPyTorch:
     """
 
     segmenter: Segmenter
-    form: Form
+    variant: Variant
     answers: References
     encoder: Path | None
     unet: Path
@@ -75,20 +81,20 @@ class _Lowered:
 class _Export:
     """One run of `export`."""
 
-    def __init__(self, request: Request, say: Say) -> None:
+    def __init__(self, request: ExportOptions, say: Say) -> None:
         self.request, self.say = request, say
 
     def run(self) -> tuple[Published, Report]:
         request, name = self.request, self.request.served_name
         request.check_machine()
         predictor = self._loaded()
-        form = request.form(predictor.segmenter)
-        self._encoder_there(predictor.segmenter, form)
+        variant = request.variant(predictor.segmenter)
+        self._encoder_there(predictor.segmenter, variant)
         data = self._data(predictor)
         server = Server(request.url, request.access) if request.url else None
         with staging(request.repository, request.wait, self.say) as staged:
             work = staged / ".export"
-            made = self._from_pytorch(predictor, form, data, work)
+            made = self._from_pytorch(predictor, variant, data, work)
             del predictor
             gc.collect()  # modules and hooks refer to each other
             self._prove_exact(made)
@@ -101,7 +107,7 @@ class _Export:
                 unet=low.unet,
                 encoder=low.encoder if made.encoder else None,
                 check=made.answers.check(request.held_to.mask_agreement, made.training),
-                form=form,
+                variant=variant,
                 accelerator=request.accelerator,
             )
             with stage(self.say, f"publishing {name} into {request.repository}"):
@@ -114,9 +120,9 @@ class _Export:
         with stage(self.say, "loading segmenter and backbone"):
             return load_predictor(self.request.folder, backbone=self.request.backbone, tiny=self.request.tiny_encoder)
 
-    def _encoder_there(self, segmenter: Segmenter, form: Form) -> Path | None:
+    def _encoder_there(self, segmenter: Segmenter, variant: Variant) -> Path | None:
         """The repository's own, which other segmenters use as well."""
-        repository, model = self.request.repository, form.encoder_model
+        repository, model = self.request.repository, variant.encoder_model
         return layout.encoder_of(repository, segmenter.backbone_hash, model, segmenter.tiny_hash)
 
     def _data(self, predictor: Predictor) -> Data | None:
@@ -128,32 +134,32 @@ class _Export:
             raise InputError(f"--evaluate {source}: its parts are {', '.join(data.parts)}, expected {', '.join(parts)}")
         return data
 
-    def _from_pytorch(self, predictor: Predictor, form: Form, data: Data | None, work: Path) -> _FromPyTorch:
+    def _from_pytorch(self, predictor: Predictor, variant: Variant, data: Data | None, work: Path) -> _FromPyTorch:
         request, training = self.request, training_image.find(self.request.folder)
         if training is None:
             self.say(f"{request.folder}: has no {training_image.FILE}; a generated image is tried in its place")
-        usual = lowering.calibrating(request.calibration, training) if form.precision == "int8" else []
-        require_room(work, predictor.backbone, form, on_cpu=request.on_cpu)
+        usual = lowering.calibrating(request.calibration, training) if variant.precision == "int8" else []
+        require_room(work, predictor.backbone, variant, on_cpu=request.on_cpu)
         # Lower precisions are held to the masks, so they are tried on images of the kind that is to come.
         images = parity.trial_images(predictor, training, *usual)
         with stage(self.say, "running PyTorch, in fp32 and float64"):
-            answers = references.answered(predictor, images, weighted=form.weighted, own_error=True)
-        there = self._encoder_there(predictor.segmenter, form)
+            answers = references.answered(predictor, images, weighted=variant.weighted, own_error=True)
+        there = self._encoder_there(predictor.segmenter, variant)
         before = None
         if data is not None:
             with stage(self.say, f"measuring PyTorch on {len(data)} images"):
                 before = mean_iou(predictor, data)
         encoder = None
         if there and request.accelerator:
-            self.say(f"{form.encoder_model}: the repository's own stays, as it was exported, for all its segmenters")
+            self.say(f"{variant.encoder_model}: the repository's own stays, as it was exported, for all its segmenters")
         if there is None:
-            with stage(self.say, "tracing the VAE encoder" if form.encoder == "kl" else "tracing the tiny encoder"):
+            with stage(self.say, "tracing the VAE encoder" if variant.encoder == "vae" else "tracing the tiny encoder"):
                 encoder = tracing.trace_encoder(predictor, work / "encoder", request.external_over)
         with stage(self.say, "tracing the UNet"):
-            unet = tracing.trace_unet(predictor, form, work / "unet", request.external_over)
+            unet = tracing.trace_unet(predictor, variant, work / "unet", request.external_over)
         return _FromPyTorch(
             segmenter=predictor.segmenter,
-            form=form,
+            variant=variant,
             answers=answers,
             encoder=encoder,
             unet=unet,
@@ -165,7 +171,7 @@ class _Export:
 
     def _prove_exact(self, made: _FromPyTorch) -> None:
         """The fp32 graphs that others are made from; they are not published themselves."""
-        if self._as_traced(made.form):
+        if self._as_traced(made.variant):
             return
         with stage(self.say, "comparing the fp32 graphs with PyTorch"):
             latents = parity.encoded(made.answers, _onnx(made.encoder)) if made.encoder else None
@@ -175,16 +181,16 @@ class _Export:
             replace(report, drift=self._drift_from_pytorch(made, report)).require()
 
     def _lowered(self, made: _FromPyTorch, work: Path) -> _Lowered:
-        request, form = self.request, made.form
-        there = self._encoder_there(made.segmenter, form)
-        with stage(self.say, f"writing {form.precision}"):
+        request, variant = self.request, made.variant
+        there = self._encoder_there(made.segmenter, variant)
+        with stage(self.say, f"writing {variant.precision}"):
             passes = self._check_of(made, there or made.encoder)
             unet = lowering.lowered(
-                made.unet, work / "lowered_unet", form, made.feeds, request.external_over, passes, cpu=request.on_cpu
+                made.unet, work / "lowered_unet", variant, made.feeds, request.external_over, passes, cpu=request.on_cpu
             )
-            encoder = there or self._lowered_encoder(made, lowering.encoder_form(form), work)
+            encoder = there or self._lowered_encoder(made, lowering.encoder_variant(variant), work)
             graphs = {each: _counts(folder) for each, folder in (("unet", unet), ("encoder", encoder))}
-        if form.format == "tensorrt":
+        if variant.format == "tensorrt":
             options = replace(request.engine, timing_cache=tensorrt.timing_cache(request.repository))
             unet = lowering.built(unet, work / "engine_unet", options, self.say)
             encoder = there or lowering.built(encoder, work / "engine_encoder", options, self.say)
@@ -192,10 +198,10 @@ class _Export:
             encoder=encoder, unet=unet, graphs={name: each for name, each in graphs.items() if each is not None}
         )
 
-    def _lowered_encoder(self, made: _FromPyTorch, form: Form, work: Path) -> Path:
+    def _lowered_encoder(self, made: _FromPyTorch, variant: Variant, work: Path) -> Path:
         assert made.encoder, "traced where the repository has none"
         return lowering.lowered(
-            made.encoder, work / "lowered_encoder", form, (), self.request.external_over, cpu=self.request.on_cpu
+            made.encoder, work / "lowered_encoder", variant, (), self.request.external_over, cpu=self.request.on_cpu
         )
 
     def _check_of(self, made: _FromPyTorch, encoder: Path | None) -> Callable[[Path], bool]:
@@ -213,14 +219,14 @@ class _Export:
         return report
 
     def _report(self, made: _FromPyTorch, low: _Lowered) -> Report:
-        form, its_form = made.form, lowering.encoder_form(made.form)
+        variant, its_variant = made.variant, lowering.encoder_variant(made.variant)
         with stage(self.say, "comparing with PyTorch"):
-            latents = parity.encoded(made.answers, lowering.opened(low.encoder, its_form))
-            comparisons = parity.measured(made.answers, lowering.opened(low.unet, form), latents)
+            latents = parity.encoded(made.answers, lowering.opened(low.encoder, its_variant))
+            comparisons = parity.measured(made.answers, lowering.opened(low.unet, variant), latents)
         return Report(
             comparisons=comparisons,
             gate=self.request.held_to,
-            form=form,
+            variant=variant,
             own_error=made.answers.own_error,
             score=self._score(made, low),
             graphs=low.graphs,
@@ -229,11 +235,11 @@ class _Export:
     def _score(self, made: _FromPyTorch, low: _Lowered) -> Score | None:
         if made.data is None or made.before is None:
             return None
-        form, settings = made.form, made.segmenter.settings
+        variant, settings = made.variant, made.segmenter.settings
         exported = Exported(
-            lowering.opened(low.encoder, lowering.encoder_form(form)),
-            lowering.opened(low.unet, form),
-            settings.weighting(made.segmenter.image_size),
+            lowering.opened(low.encoder, lowering.encoder_variant(variant)),
+            lowering.opened(low.unet, variant),
+            settings.postprocess(made.segmenter.image_size),
             settings.channel_order,
         )
         with stage(self.say, f"measuring the exported models on {len(made.data)} images"):
@@ -241,18 +247,18 @@ class _Export:
         return Score(before=made.before, after=after, images=len(made.data), source=str(self.request.evaluate))
 
     def _drift(self, made: _FromPyTorch, report: Report, low: _Lowered) -> Drift | None:
-        form, answers = made.form, made.answers
-        if form.format == "tensorrt":
+        variant, answers = made.variant, made.answers
+        if variant.format == "tensorrt":
             return None  # an engine's insides cannot be read
-        if self._as_traced(form):
+        if self._as_traced(variant):
             return self._drift_from_pytorch(made, report)
         if report.begins_with(LATENTS) and made.encoder:
-            return drifting.encoder_from_fp32(answers, made.encoder, low.encoder, lowering.encoder_form(form))
-        return drifting.unet_from_fp32(answers, made.unet, low.unet, form)
+            return drifting.encoder_from_fp32(answers, made.encoder, low.encoder, lowering.encoder_variant(variant))
+        return drifting.unet_from_fp32(answers, made.unet, low.unet, variant)
 
-    def _as_traced(self, form: Form) -> bool:
+    def _as_traced(self, variant: Variant) -> bool:
         """Whether what was traced is what is published."""
-        return form.precision == "fp32" and form.format == "onnx" and not self.request.on_cpu
+        return variant.precision == "fp32" and variant.format == "onnx" and not self.request.on_cpu
 
     def _drift_from_pytorch(self, made: _FromPyTorch, report: Report) -> Drift | None:
         if not report.begins_with(LATENTS):

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from slime_export.lock import Say
+from slime_export.publish.lock import Say
 
 
 @contextmanager

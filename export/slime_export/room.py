@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 from slime_optimize.backbone import Backbone
-from slime_was.form import Form
+from slime_repository.variant import Variant
 
 # Trace and tidied file lie there together for a moment; a lower precision, or an engine, comes beside them.
 COPIES = {"fp32": 2.0, "fp16": 2.0, "bf16": 2.0, "int8": 2.5}
@@ -18,10 +18,10 @@ CPU_COPIES = 0.5
 MARGIN_BYTES = 50_000_000
 
 
-def require_room(folder: Path, backbone: Backbone, form: Form, *, on_cpu: bool = False) -> None:
+def require_room(folder: Path, backbone: Backbone, variant: Variant, *, on_cpu: bool = False) -> None:
     """Raises OSError (no space left) unless the disk of `folder`, or of its nearest parent, has room for the export."""
     there = next(each for each in (folder, *folder.parents) if each.exists())
-    copies = COPIES[form.precision] + ENGINE_COPIES * (form.format == "tensorrt") + CPU_COPIES * on_cpu
+    copies = COPIES[variant.precision] + ENGINE_COPIES * (variant.format == "tensorrt") + CPU_COPIES * on_cpu
     needed = int(copies * sum(each.nbytes for each in backbone.unet.parameters())) + MARGIN_BYTES
     free = shutil.disk_usage(there).free
     if free < needed:

@@ -8,31 +8,35 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from slime_export import graph, layout, onnx, parity, references, tracing
 from slime_export.errors import ExportError
-from slime_export.lock import Say, staging
+from slime_export.graph import counts as graph
+from slime_export.graph import onnx_export as onnx
+from slime_export.graph import tracing
+from slime_export.graph.unet import SharedUNet
+from slime_export.options import ExportOptions
 from slime_export.progress import stage
-from slime_export.record import Check
-from slime_export.report import Report
-from slime_export.repository import Published, ensemble_parameters
-from slime_export.request import Request
-from slime_export.server import Server
-from slime_export.session import OnnxModel
-from slime_export.shared import AsBaked, entry_of, group_of, signature
-from slime_export.shared_publication import SharedCandidate, publish_shared
-from slime_export.unet import SharedUNet
+from slime_export.proof import parity, references
+from slime_export.proof.report import Report
+from slime_export.proof.session import OnnxModel
+from slime_export.publish import layout
+from slime_export.publish.lock import Say, staging
+from slime_export.publish.publication import Published, ensemble_parameters
+from slime_export.publish.record import Check
+from slime_export.publish.server_control import Server
+from slime_export.publish.shared_publication import SharedCandidate, publish_shared
+from slime_export.shared_form import AsBaked, entry_of, group_of, signature
 from slime_optimize import training_image
-from slime_optimize.predict import Predictor, load_predictor
-from slime_was.shared import Group
+from slime_optimize.method.predict import Predictor, load_predictor
+from slime_repository.shared_contract import Group
 
 
-def export_shared(request: Request, say: Say = print) -> tuple[Published, Report]:
+def export_shared(request: ExportOptions, say: Say = print) -> tuple[Published, Report]:
     """As `pipeline.export`; raises what it raises."""
     _require_exact(request)
     return _SharedExport(request, say).run()
 
 
-def _require_exact(request: Request) -> None:
+def _require_exact(request: ExportOptions) -> None:
     if (request.precision, request.format, request.accelerator) != ("fp32", "onnx", None) or request.evaluate:
         raise ExportError(
             "--embedding shared: is exported as fp32 ONNX alone, and not measured on data; leave out --precision, "
@@ -53,15 +57,15 @@ class _Networks:
 class _SharedExport:
     """One run of `export_shared`."""
 
-    def __init__(self, request: Request, say: Say) -> None:
+    def __init__(self, request: ExportOptions, say: Say) -> None:
         self.request, self.say = request, say
 
     def run(self) -> tuple[Published, Report]:
         request, name = self.request, self.request.served_name
         with stage(self.say, "loading segmenter and backbone"):
             predictor = load_predictor(request.folder, backbone=request.backbone, tiny=request.tiny_encoder)
-        form = request.form(predictor.segmenter)
-        group = group_of(predictor.segmenter, form)
+        variant = request.variant(predictor.segmenter)
+        group = group_of(predictor.segmenter, variant)
         server = Server(request.url, request.access) if request.url else None
         with staging(request.repository, request.wait, self.say) as staged:
             networks = self._networks(predictor, group, staged / ".export")
@@ -69,7 +73,7 @@ class _SharedExport:
             candidate = SharedCandidate(
                 name=name,
                 segmenter=predictor.segmenter,
-                form=form,
+                variant=variant,
                 check=check,
                 unet=networks.unet if networks.new_unet else None,
                 encoder=networks.encoder if networks.new_encoder else None,
@@ -84,7 +88,7 @@ class _SharedExport:
         """The repository's own, or new ones in `work`."""
         request, segmenter = self.request, predictor.segmenter
         encoder = layout.encoder_of(
-            request.repository, segmenter.backbone_hash, group.form.encoder_model, segmenter.tiny_hash
+            request.repository, segmenter.backbone_hash, group.variant.encoder_model, segmenter.tiny_hash
         )
         there = layout.versions(request.repository / group.unet)
         unet = request.repository / group.unet / str(there[-1]) if there else None
@@ -102,7 +106,9 @@ class _SharedExport:
     def _traced_unet(self, predictor: Predictor, group: Group, folder: Path) -> Path:
         folder.mkdir(parents=True)
         with stage(self.say, f"tracing the UNet of {group.name}"):
-            module = SharedUNet(predictor.segmenter, predictor.backbone, group.most_parts, weighted=group.form.weighted)
+            module = SharedUNet(
+                predictor.segmenter, predictor.backbone, group.most_parts, weighted=group.variant.weighted
+            )
             onnx.write(module, signature(group), folder, self.request.external_over)
         return folder
 
@@ -112,7 +118,7 @@ class _SharedExport:
         images = parity.trial_images(predictor, training)
         segmenter = predictor.segmenter
         with stage(self.say, "running PyTorch, in fp32 and float64"):
-            answers = references.answered(predictor, images, weighted=group.form.weighted, own_error=True)
+            answers = references.answered(predictor, images, weighted=group.variant.weighted, own_error=True)
         entry = entry_of(segmenter, group, ensemble_parameters(segmenter))
         with stage(self.say, "comparing with PyTorch"):
             latents = parity.encoded(answers, OnnxModel(networks.encoder / onnx.FILE))
@@ -121,7 +127,7 @@ class _SharedExport:
         report = Report(
             comparisons=comparisons,
             gate=self.request.held_to,
-            form=group.form,
+            variant=group.variant,
             own_error=answers.own_error,
             graphs={
                 "unet": graph.counts(networks.unet / onnx.FILE),

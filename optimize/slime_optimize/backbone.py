@@ -20,8 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from slime_optimize.backbone_folder import DIFFUSERS, TRANSFORMERS, digest, load_options, locate, read_json, used_files
 from slime_optimize.errors import BackboneError, first_line
-from slime_optimize.folders import DIFFUSERS, TRANSFORMERS, digest, load_options, locate, read_json, used_files
 from slime_optimize.tiny import FOLDER, TinyEncoder, TinyName, load_tiny
 
 EMBEDDED = "embedded"
@@ -64,7 +64,7 @@ class Backbone:
     def predicts_velocity(self) -> bool:
         return bool(self.scheduler.config.prediction_type == "v_prediction")
 
-    def encode(self, pixels_B3SS: Tensor, chance: torch.Generator | None = None, *, encoder: str = "kl") -> Tensor:
+    def encode(self, pixels_B3SS: Tensor, chance: torch.Generator | None = None, *, encoder: str = "vae") -> Tensor:
         """Pixels in [-1, 1] -> scaled latents (B,4,h,w) of the VAE, or of the tiny encoder.
 
         The VAE's are its posterior's mean, or a sample drawn with `chance`, a generator on the CPU; the tiny encoder
@@ -72,7 +72,7 @@ class Backbone:
         """
         pixels_B3SS = pixels_B3SS.to(self.device, self.dtype)
         with torch.no_grad():
-            return self._kl(pixels_B3SS, chance) if encoder == "kl" else self._tiny.encode(pixels_B3SS)
+            return self._vae_latents(pixels_B3SS, chance) if encoder == "vae" else self._tiny.encode(pixels_B3SS)
 
     def tiny_name(self, encoder: str) -> TinyName | None:
         """What a segmenter made with `encoder` is checked against, besides `hash`; None for the VAE.
@@ -89,12 +89,12 @@ class Backbone:
     def _tiny(self) -> TinyEncoder:
         if self.tiny is None:
             raise BackboneError(
-                f"backbone {self.id}: has no {FOLDER}; give --encoder kl, or name an AutoencoderTiny by "
+                f"backbone {self.id}: has no {FOLDER}; give --encoder vae, or name an AutoencoderTiny by "
                 "--tiny-encoder, such as madebyollin/taesd for Stable Diffusion 1.x and 2.x"
             )
         return self.tiny
 
-    def _kl(self, pixels_B3SS: Tensor, chance: torch.Generator | None) -> Tensor:
+    def _vae_latents(self, pixels_B3SS: Tensor, chance: torch.Generator | None) -> Tensor:
         posterior = self.vae.encode(pixels_B3SS).latent_dist
         latents = posterior.mean
         if chance is not None:

@@ -16,12 +16,12 @@ import numpy.typing as npt
 from PIL import Image
 
 from slime_image import fit_mask
-from slime_optimize.annotations import Example, load_example, read
-from slime_optimize.data import dataset
+from slime_optimize.data.annotations import Example, load_example, read
+from slime_optimize.data.examples import dataset
 from slime_optimize.errors import InputError
+from slime_optimize.method.predict import Predictor
 from slime_optimize.metrics import Ints, confusion, image_score
 from slime_optimize.picture import colour_mask, sheet
-from slime_optimize.predict import Predictor
 
 _SHOWN = 3  # images of each kind, best, median and worst, in a picture
 _CELL = 256

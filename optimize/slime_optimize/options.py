@@ -8,7 +8,7 @@ import typing
 from dataclasses import fields
 from typing import Any
 
-from slime_optimize.layers import Layers
+from slime_optimize.method.layers import Layers
 from slime_optimize.presets import PRESETS
 from slime_optimize.settings import CHOICES, Settings
 
@@ -18,7 +18,7 @@ HELP: dict[str, str] = {
     "epochs": "passes over the training images",
     "steps": "optimisation steps, instead of epochs",
     "batch_size": "views per step",
-    "view_uses": "steps that take the same encoded views; at 512 pixels encoding is a third of a step",
+    "steps_per_view": "steps that take the same encoded views; at 512 pixels encoding is a third of a step",
     "t_opt": "range of timesteps drawn from while optimising",
     "prompt_word": "repeated, it gives the embeddings to start from",
     "prompt_times": "once for each token, or once for each part",
@@ -27,30 +27,30 @@ HELP: dict[str, str] = {
     "cross_entropy": "on the 77-way softmax maps, or on the parts' mean raw logits",
     "was_source": "what the WAS loss accumulates: the maps over all tokens, or over the parts",
     "was_reduction": "of the WAS loss over pixels",
-    "class_weight": "exponent of a part's weight in the cross entropy",
+    "class_weight_power": "exponent of a part's weight in the cross entropy",
     "class_counts": "pixels that a part's weight is a share of",
-    "guidance": "of the noise in the diffusion loss; 0 is none, and half as long a step",
+    "guidance_scale": "of the noise in the diffusion loss; 0 is none, and half as long a step",
     "channel_order": "in which the backbone gets an image's channels",
-    "encoder": "of images: the backbone's VAE (kl), or its tiny encoder, while optimising and when served",
+    "encoder": "of images: the backbone's VAE (vae), or its tiny encoder, while optimising and when served",
     "posterior": "of the VAE while optimising",
-    "turns": "of the parts that a view must show: over the run, or anew in each epoch",
+    "part_schedule": "of the parts that a view must show: over the run, or anew in each epoch",
     "flip": "chance of a mirrored view",
     "crop": "range of the random crop's side, as a share of the whole side",
     "rotation": "largest rotation, in degrees",
     "blur": "range of the Gaussian blur's sigma, in pixels of a 512-pixel image",
-    "recolour": "chance that a part of a view gets a random mean colour",
+    "recolour_probability": "chance that a part of a view gets a random mean colour",
     "t_test": "timestep at which images are segmented",
-    "more_t": "further timesteps at test time, a pass each",
-    "draws": "of noise at each timestep at test time",
-    "mirrored": "segment the mirrored image too, and average",
+    "extra_timesteps": "further timesteps at test time, a pass each",
+    "noise_samples": "of noise at each timestep at test time",
+    "flip_average": "segment the mirrored image too, and average",
     "readout": "softmax of the cross maps at test time, over all tokens or the parts",
     "threshold": "a part whose cross map stays under it is left out",
     "drop_background": "the threshold is for the background, too",
-    "suppress": "the first part kept counts only where it is above its mean",
+    "suppress_first_part": "the first part kept counts only where it is above its mean",
     "rescale": "each WAS map onto its cross map's range",
     "patches": "crops a side at test time",
     "patch_side": "side of such a crop, as a share of the whole side",
-    "guide": "joint bilateral upsampling: tolerated difference of colour, 0 to 1; 0 is bilinear",
+    "edge_tolerance": "joint bilateral upsampling: tolerated difference of colour, 0 to 1; 0 is bilinear",
     "layers": "attention layers by the name they have in the UNet",
 }
 

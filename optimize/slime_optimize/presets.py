@@ -21,12 +21,12 @@ REFERENCE = PAPER.changed(
         "was_source": "parts",
         "prompt_times": "parts",
         "class_counts": "foreground",
-        "guidance": 100.0,
+        "guidance_scale": 100.0,
         "channel_order": "bgr",
         "posterior": "sample",
-        "turns": "epoch",
+        "part_schedule": "epoch",
         "drop_background": True,
-        "suppress": True,
+        "suppress_first_part": True,
         "rescale": True,
     }
 )
@@ -37,10 +37,10 @@ BEST = PAPER.changed(
         "was_source": "parts",
         "readout": "parts",
         "batch_size": 4,
-        "recolour": 0.9,
+        "recolour_probability": 0.9,
         "threshold": 0.0,
         "rescale": True,
-        "guide": 0.1,
+        "edge_tolerance": 0.1,
     }
 )
 

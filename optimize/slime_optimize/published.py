@@ -21,13 +21,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from slime_optimize.annotations import check_parts
 from slime_optimize.backbone import Backbone
+from slime_optimize.data.annotations import check_parts
 from slime_optimize.errors import InputError, first_line
+from slime_optimize.method.train import initial_text, sampled_noise
 from slime_optimize.picture import palette
 from slime_optimize.segmenter import Segmenter, library_versions, now_in_utc
 from slime_optimize.settings import Settings
-from slime_optimize.train import initial_text, sampled_noise
 
 PRESET = "reference"
 _NAME = re.compile(r"embedding_(\d+)\.pth")
@@ -47,7 +47,7 @@ def import_published(
     settings.layers.validate(backbone.unet)
     segmenter = Segmenter(
         text_embedding=initial_text(backbone, settings, len(names)).cpu(),
-        noise=sampled_noise(backbone.latent_size, seed, settings.draws),
+        noise=sampled_noise(backbone.latent_size, seed, settings.noise_samples),
         parts=names,
         colours=palette(len(names)),
         backbone_id=backbone.id,

@@ -22,12 +22,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
-from slime_optimize.annotations import Example
+from slime_optimize.data.annotations import Example
+from slime_optimize.data.validation import compared
+from slime_optimize.method.predict import Predictor
+from slime_optimize.method.train import LOSSES, Learned, Run
 from slime_optimize.picture import Pixels, colour_mask, overlay
-from slime_optimize.predict import Predictor
 from slime_optimize.presets import PRESETS
-from slime_optimize.train import LOSSES, Learned, Run
-from slime_optimize.validation import compared
 
 REPORT_FILE = "report.html"
 _TEMPLATE = Path(__file__).with_name("report.html.j2")

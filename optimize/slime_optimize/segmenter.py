@@ -1,6 +1,6 @@
 """A segmenter on disk: learned text embeddings, and what is needed to use them again.
 
-    DIR/segmenter.safetensors   embeddings (K-1,D), text_embedding (1,77,D), noise (draws,4,h,w), float32
+    DIR/segmenter.safetensors   embeddings (K-1,D), text_embedding (1,77,D), noise (noise_samples,4,h,w), float32
     DIR/segmenter.json          part names, colours, backbone, settings, seed, metrics, versions
 
 Read and written here alone. No pickle.
@@ -35,7 +35,7 @@ JSON_FILE = "segmenter.json"
 class Segmenter:
     """Embeddings for parts 1..K-1 of one backbone; part 0 is the background, which is not learned.
 
-    text_embedding (1,77,D) float32 has the learned rows in place; noise (draws,4,h,w) float32 is added
+    text_embedding (1,77,D) float32 has the learned rows in place; noise (noise_samples,4,h,w) float32 is added
     to every image's latents at settings.t_test. parts: K names; colours: K of (r, g, b) in 0..255.
     """
 
@@ -60,7 +60,7 @@ class Segmenter:
         _check(len(self.colours) == len(self.parts), "colours", len(self.colours), f"{len(self.parts)}, one a part")
         shape = tuple(self.text_embedding.shape)
         _check(len(shape) == 3 and shape[:2] == (1, 77), "text_embedding", shape, "(1, 77, D)")
-        noise, expected = tuple(self.noise.shape), (self.settings.draws, 4, self.latent_size, self.latent_size)
+        noise, expected = tuple(self.noise.shape), (self.settings.noise_samples, 4, self.latent_size, self.latent_size)
         _check(noise == expected, "noise", noise, str(expected))
         encoder = self.settings.encoder
         _check((encoder == "tiny") == bool(self.tiny), "tiny_encoder", self.tiny, f"one for encoder {encoder}")

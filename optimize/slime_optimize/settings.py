@@ -12,8 +12,8 @@ from typing import Any
 
 from slime_image import CHANNEL_ORDERS
 from slime_optimize.errors import InputError
-from slime_optimize.layers import Layers
-from slime_was import Weighting
+from slime_optimize.method.layers import Layers
+from slime_was import Postprocess
 
 # The settings that are one word of a few.
 CHOICES = {
@@ -24,9 +24,9 @@ CHOICES = {
     "class_counts": ("all", "foreground"),
     "readout": ("tokens", "parts"),
     "channel_order": CHANNEL_ORDERS,
-    "encoder": ("kl", "tiny"),
+    "encoder": ("vae", "tiny"),
     "posterior": ("mean", "sample"),
-    "turns": ("run", "epoch"),
+    "part_schedule": ("run", "epoch"),
     "schedule": ("constant", "cosine"),
 }
 
@@ -44,7 +44,7 @@ class Settings:
     epochs: int = 200  # passes over the training images
     steps: int | None = None  # instead of epochs
     batch_size: int = 1  # augmented views per step
-    view_uses: int = 1  # steps that take the same encoded views, each with noise and timesteps of its own
+    steps_per_view: int = 1  # steps that take the same encoded views, each with noise and timesteps of its own
     t_opt: tuple[int, int] = (5, 100)  # drawn uniformly at each step, both ends included
     prompt_word: str = "part"  # repeated, it gives the embeddings to start from
     prompt_times: str = "tokens"  # once for each of 77 tokens, or once for each of the "parts" (published)
@@ -62,37 +62,41 @@ class Settings:
     was_reduction: str = "mean"
     # A part weighs (all pixels / its pixels) ** class_weight in the cross entropy. With the paper's 1 a backbone
     # that is unsure sees small parts everywhere.
-    class_weight: float = 1.0
+    class_weight_power: float = 1.0
     class_counts: str = "all"  # "foreground": all but the background's pixels, and background weighs 1 (published)
-    guidance: float = 0.0  # of the noise in the diffusion loss; 0: the conditional answer alone; published code 100
+    guidance_scale: float = (
+        0.0  # of the noise in the diffusion loss; 0: the conditional answer alone; published code 100
+    )
 
     # The views that are learned from.
     channel_order: str = "rgb"  # "bgr" for embeddings learned on BGR images, as the published code's are
-    encoder: str = "kl"  # the VAE's; "tiny": an AutoencoderTiny's, far cheaper, which then has to serve as well
+    encoder: str = "vae"  # the VAE's; "tiny": an AutoencoderTiny's, far cheaper, which then has to serve as well
     posterior: str = "mean"  # of the VAE while training; "sample" draws (published); at test time always the mean
-    turns: str = "run"  # the part that a view must show: one after the other over the "run", or anew each "epoch"
+    part_schedule: str = (
+        "run"  # the part that a view must show: one after the other over the "run", or anew each "epoch"
+    )
     flip: float = 0.5  # chance of a mirrored view
     crop: tuple[float, float] = (0.5, 1.0)  # side of the random square crop, of the whole side
     rotation: float = 30.0  # degrees, either way
     blur: tuple[float, float] = (0.0, 1.0)  # Gaussian sigma, in pixels of a 512-pixel image
-    recolour: float = 0.0  # chance that a part of a view gets a random mean colour; not in the paper
+    recolour_probability: float = 0.0  # chance that a part of a view gets a random mean colour; not in the paper
 
     # At test time.
     t_test: int = 100
-    more_t: tuple[int, ...] = ()  # further timesteps, a pass each; maps are averaged over all passes
-    draws: int = 1  # of noise at each timestep
-    mirrored: bool = False  # each pass on the mirrored latents, too
+    extra_timesteps: tuple[int, ...] = ()  # further timesteps, a pass each; maps are averaged over all passes
+    noise_samples: int = 1  # of noise at each timestep
+    flip_average: bool = False  # each pass on the mirrored latents, too
     # Cross maps. "tokens": the softmax over all 77 tokens of each head, then the mean (eq. 3); "parts": one softmax
     # over the parts of the mean logits, what cross_entropy "logits" learns. Heads of 16 channels are weak judges one
     # by one, so a small backbone wants the latter.
     readout: str = "tokens"
     threshold: float = 0.2  # a part whose cross map stays under it everywhere is left out
     drop_background: bool = False  # the threshold is for the background, too (published)
-    suppress: bool = False  # the first part kept counts only where it is above its mean (published)
+    suppress_first_part: bool = False  # the first part kept counts only where it is above its mean (published)
     rescale: bool = False  # each WAS map onto its cross map's [min, max] (published)
     patches: int = 1  # crops a side at test time; the paper takes 2 of 400 of 512 pixels for faces
     patch_side: float = 1.0  # of a crop, as a share of the side
-    guide: float = 0.0  # joint bilateral upsampling: tolerated difference of colour, 0 to 1; 0 is bilinear
+    edge_tolerance: float = 0.0  # joint bilateral upsampling: tolerated difference of colour, 0 to 1; 0 is bilinear
     layers: Layers = field(default_factory=Layers)
 
     def __post_init__(self) -> None:
@@ -100,7 +104,7 @@ class Settings:
         _check(self.epochs >= 1, "epochs", self.epochs, "1 or more")
         _check(self.steps is None or self.steps >= 1, "steps", self.steps, "1 or more")
         _check(self.batch_size >= 1, "batch_size", self.batch_size, "1 or more")
-        _check(self.view_uses >= 1, "view_uses", self.view_uses, "1 or more")
+        _check(self.steps_per_view >= 1, "steps_per_view", self.steps_per_view, "1 or more")
         _check(0 <= self.t_test < 1000, "t_test", self.t_test, "0 to 999")
         low, high = self.t_opt
         _check(0 <= low <= high < 1000, "t_opt", self.t_opt, "two timesteps LOW HIGH within 0 to 999")
@@ -109,27 +113,39 @@ class Settings:
         for name, words in CHOICES.items():
             _check(getattr(self, name) in words, name, getattr(self, name), " or ".join(words))
         _check(
-            self.encoder == "kl" or self.posterior == "mean",
+            self.encoder == "vae" or self.posterior == "mean",
             "posterior",
             f"{self.posterior} with encoder {self.encoder}, which has no posterior",
             "mean",
         )
-        _check(0 <= self.class_weight <= 1, "class_weight", self.class_weight, "an exponent from 0 to 1")
-        _check(self.guidance >= 0, "guidance", self.guidance, "0 or more")
-        _check(all(0 <= t < 1000 for t in self.more_t), "more_t", self.more_t, "timesteps from 0 to 999")
-        _check(1 <= self.draws <= 16, "draws", self.draws, "1 to 16")
+        _check(
+            0 <= self.class_weight_power <= 1, "class_weight_power", self.class_weight_power, "an exponent from 0 to 1"
+        )
+        _check(self.guidance_scale >= 0, "guidance_scale", self.guidance_scale, "0 or more")
+        _check(
+            all(0 <= t < 1000 for t in self.extra_timesteps),
+            "extra_timesteps",
+            self.extra_timesteps,
+            "timesteps from 0 to 999",
+        )
+        _check(1 <= self.noise_samples <= 16, "noise_samples", self.noise_samples, "1 to 16")
         _check(bool(self.prompt_word.strip()), "prompt_word", self.prompt_word, "a word")
         _check(0 <= self.flip <= 1, "flip", self.flip, "a chance from 0 to 1")
         _check(0 < self.crop[0] <= self.crop[1] <= 1, "crop", self.crop, "two fractions LOW HIGH in (0, 1]")
         _check(0 <= self.rotation <= 180, "rotation", self.rotation, "0 to 180 degrees")
-        _check(0 <= self.recolour <= 1, "recolour", self.recolour, "a chance from 0 to 1")
+        _check(
+            0 <= self.recolour_probability <= 1,
+            "recolour_probability",
+            self.recolour_probability,
+            "a chance from 0 to 1",
+        )
         _check(0 <= self.blur[0] <= self.blur[1], "blur", self.blur, "two sigmas LOW HIGH, 0 or more")
-        self.weighting(512)
+        self.postprocess(512)
 
-    def weighting(self, side: int) -> Weighting:
+    def postprocess(self, side: int) -> Postprocess:
         """What turns maps into scores, for a backbone of S = `side` pixels."""
         try:
-            return Weighting(side=side, **{name: getattr(self, name) for name in _WEIGHTING})
+            return Postprocess(side=side, **{name: getattr(self, name) for name in _POSTPROCESS})
         except ValueError as error:
             raise InputError(str(error).removeprefix("weighting: ")) from error
 
@@ -173,7 +189,15 @@ def _native(name: str, value: Any) -> Any:
     if name in ("t_opt", "crop", "blur"):
         low, high = value
         return (low, high)
-    return tuple(value) if name == "more_t" else value
+    return tuple(value) if name == "extra_timesteps" else value
 
 
-_WEIGHTING = ("threshold", "drop_background", "suppress", "rescale", "patches", "patch_side", "guide")
+_POSTPROCESS = (
+    "threshold",
+    "drop_background",
+    "suppress_first_part",
+    "rescale",
+    "patches",
+    "patch_side",
+    "edge_tolerance",
+)

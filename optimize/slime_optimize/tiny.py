@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from slime_optimize.backbone_folder import DIFFUSERS, digest, load_options, locate, read_json, used_files
 from slime_optimize.errors import BackboneError, first_line
-from slime_optimize.folders import DIFFUSERS, digest, load_options, locate, read_json, used_files
 
 FOLDER = "tiny_vae"
 _WANTED = [f"{folder}{name}" for folder in ("", f"{FOLDER}/") for name in ("config.json", f"{DIFFUSERS}.safetensors")]

@@ -13,11 +13,12 @@ import numpy as np
 from tritonclient import http
 from tritonclient.utils import InferenceServerException
 
+from slime_repository import contract
 from slime_serve.errors import ServeError
 from slime_serve.repository import Served
 from slime_serve.security import HEADER
-from slime_was import contract
-from slime_was.shared import SEGMENTER
+from slime_was import tensors
+from slime_was.tensors import SEGMENTER
 
 # A network of several gigabytes takes its time.
 LOAD_SECONDS = 600.0
@@ -63,13 +64,13 @@ class Control:
 
     def ask(self, served: Served, image: bytes, timeout: float) -> tuple[int, ...]:
         """Shape of the mask of an encoded image."""
-        given = {contract.IMAGE: image} | ({SEGMENTER: served.segmenter.encode()} if served.segmenter else {})
-        tensors = [http.InferInput(name, [1], "BYTES") for name in given]
-        for tensor, value in zip(tensors, given.values(), strict=True):
+        given = {tensors.IMAGE: image} | ({SEGMENTER: served.segmenter.encode()} if served.segmenter else {})
+        given_tensors = [http.InferInput(name, [1], "BYTES") for name in given]
+        for tensor, value in zip(given_tensors, given.values(), strict=True):
             tensor.set_data_from_numpy(np.array([value], dtype=object))
-        wanted = [http.InferRequestedOutput(contract.MASK)]
-        answer = self._asked(timeout, lambda client: client.infer(served.ensemble, tensors, outputs=wanted))
-        return tuple(answer.as_numpy(contract.MASK).shape)
+        wanted = [http.InferRequestedOutput(tensors.MASK)]
+        answer = self._asked(timeout, lambda client: client.infer(served.ensemble, given_tensors, outputs=wanted))
+        return tuple(answer.as_numpy(tensors.MASK).shape)
 
     def answered(self) -> int:
         """Masks given out since the server started; by the last model alone: one that hangs has passed the others."""

@@ -9,10 +9,10 @@ from __future__ import annotations
 import os
 from typing import Any
 
+from slime_repository import contract
 from slime_serve.errors import UsageError
 from slime_serve.repository import Repository
 from slime_serve.settings import ServerSettings
-from slime_was import contract
 
 # One process of a model that decodes or weights for so many cores, up to the most.
 CORES_PER_PROCESS = 4

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from slime_repository.contract import SEGMENTERS
+from slime_repository.shared_contract import STORE, is_group
 from slime_serve.errors import UsageError
 from slime_store import Store, StoreError
-from slime_was.contract import SEGMENTERS
-from slime_was.shared import STORE, is_group
 
 # Triton hands this path to a shell without quoting it.
 _UNSAFE = re.compile(r"[^A-Za-z0-9_./+,:@=-]")

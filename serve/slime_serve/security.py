@@ -31,7 +31,7 @@ class Security:
     """
 
     listen: str = LOOPBACK
-    tls_certificate: Path | None = None
+    tls_cert: Path | None = None
     tls_key: Path | None = None
     tls_ca: Path | None = None
     insecure: bool = False
@@ -39,24 +39,24 @@ class Security:
 
     def __post_init__(self) -> None:
         _check_address(self.listen)
-        if (self.tls_certificate is None) != (self.tls_key is None):
-            raise UsageError("TLS: expected both --tls-certificate and --tls-key, got one of them; give the other too")
+        if (self.tls_cert is None) != (self.tls_key is None):
+            raise UsageError("TLS: expected both --tls-cert and --tls-key, got one of them; give the other too")
         if self.tls_ca and not self.has_tls:
-            raise UsageError("--tls-ca: needs the server's own --tls-certificate and --tls-key; give them too")
+            raise UsageError("--tls-ca: needs the server's own --tls-cert and --tls-key; give them too")
         if self.insecure and self.has_tls:
-            raise UsageError("--insecure: contradicts --tls-certificate; leave one of them out")
+            raise UsageError("--insecure: contradicts --tls-cert; leave one of them out")
         if self.is_open and not self.has_tls and not self.insecure:
             raise UsageError(
-                f"--listen {self.listen}: needs --tls-certificate and --tls-key; "
+                f"--listen {self.listen}: needs --tls-cert and --tls-key; "
                 "give them, or --insecure to send images and masks in plain text"
             )
-        for path in (self.tls_certificate, self.tls_key, self.tls_ca):
+        for path in (self.tls_cert, self.tls_key, self.tls_ca):
             if path is not None:
                 _check_pem(path)
 
     @property
     def has_tls(self) -> bool:
-        return self.tls_certificate is not None
+        return self.tls_cert is not None
 
     @property
     def is_open(self) -> bool:
@@ -78,7 +78,7 @@ class Security:
         if self.has_tls:
             arguments += [
                 "--grpc-use-ssl=true",
-                f"--grpc-server-cert={self.tls_certificate}",
+                f"--grpc-server-cert={self.tls_cert}",
                 f"--grpc-server-key={self.tls_key}",
             ]
         if self.tls_ca:

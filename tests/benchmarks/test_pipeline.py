@@ -91,7 +91,7 @@ def test_files_are_made_once_and_whole(exports: Exports, monkeypatch: pytest.Mon
     def failing(*_: Any) -> None:
         raise OSError("disk full")
 
-    monkeypatch.setattr("slime_export.onnx.write", failing)
+    monkeypatch.setattr("slime_export.graph.onnx_export.write", failing)
     with pytest.raises(OSError, match="disk full"):
         exports.made("averaged", "3")
     assert not (exports.folder / "averaged-3").exists()

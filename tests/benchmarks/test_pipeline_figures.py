@@ -53,7 +53,7 @@ def _result(shape: str = "sd21") -> dict[str, Any]:
 def test_rows() -> None:
     row = _result()["rows"]["published"]
     assert (row["ms"], row["least_ms"], row["most_ms"]) == (9000.0, 8000.0, 10000.0)
-    assert row["stages_ms"] == {"fit": 0.0, "encode": 500.0, "unet": 8500.0, "weighting": 0.0, "mask": 0.0}
+    assert row["stages_ms"] == {"fit": 0.0, "encode": 500.0, "unet": 8500.0, "postprocess": 0.0, "mask": 0.0}
     assert (row["peak_gb"], row["gmac"]) == (8.0, round(PRODUCT_MACS / 1e9, 2))
     assert row["share_of_product"] == round(0.1 / 9, 3)  # the fastest product counts
     assert _result()["rows"]["weighted"]["images_per_second"] == {"1": 0.4, "2": 0.5}

@@ -12,7 +12,7 @@ from benchmarks.watch import Watch
 
 import backbones
 from slime_optimize import Backbone, load_backbone
-from slime_optimize.predict import Predictor
+from slime_optimize.method.predict import Predictor
 from slime_optimize.presets import REFERENCE
 from slime_optimize.segmenter import Segmenter
 from slime_was import finished, segment
@@ -43,7 +43,7 @@ def test_masks_equal_ours(backbone: Backbone, segmenter: Segmenter, published: b
     if published:
         segmenter = replace(segmenter, settings=REFERENCE.changed({"threshold": 0.05}))
     predictor, yardstick = Predictor(segmenter, backbone), PublishedInference.of(segmenter, backbone)
-    scores = finished(*predictor.maps(_latents()), segmenter.settings.weighting(SIDE))
+    scores = finished(*predictor.maps(_latents()), segmenter.settings.postprocess(SIDE))
     maps = yardstick.maps(_latents(), segmenter.noise.double())
     mask = yardstick.scores(*maps, SIDE).argmax(0)
     assert len(mask.unique()) > 1

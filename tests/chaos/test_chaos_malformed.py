@@ -177,11 +177,11 @@ def test_inner_models_refuse_nonsense(server: Served) -> None:
 
 def ask_was(server: Served, size: list[int]) -> str:
     """Maps that fit together, and some size of the mask."""
-    weighting = slime_was.Weighting(side=32).vector()
+    postprocess = slime_was.Postprocess(side=32).vector()
     given = {
         "CROSS": np.ones((1, 3, 4, 4), np.float32),
         "SELF": np.ones((1, 16, 16), np.float32),
-        "WEIGHTING": weighting[np.newaxis],
+        "POSTPROCESS": postprocess[np.newaxis],
         "SIZE": np.array(size, np.int32),
     }
     tensors = []

@@ -127,7 +127,7 @@ def test_a_closed_segmenter_says_so(server: FakeTriton, photo: Path) -> None:
 
 
 def test_names_on_the_wire_are_the_contracts() -> None:
-    contract = pytest.importorskip("slime_was.contract")
+    contract = pytest.importorskip("slime_repository.contract")
     for name in ("IMAGE", "MASK", "SCORES"):
         served = getattr(contract, name)
         assert getattr(served, "name", served) == getattr(names, name)

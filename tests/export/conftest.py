@@ -13,12 +13,12 @@ import pytest
 import torch
 from exporting import PARTS, Exported, Snapshot
 
-import slime_export.onnx
+import slime_export.graph.onnx_export
 from backbones import KINDS, LATENT_SIZE, build
+from slime_export.options import ExportOptions
 from slime_export.pipeline import export
-from slime_export.request import Request
 from slime_optimize.backbone import load_backbone
-from slime_optimize.predict import load_predictor
+from slime_optimize.method.predict import load_predictor
 from slime_optimize.segmenter import Segmenter
 from slime_optimize.settings import Settings
 
@@ -64,7 +64,7 @@ def exported(
     root = tmp_path_factory.mktemp(request.param)
     folder = make_segmenter(root, request.param)
     lines: list[str] = []
-    published, report = export(Request(folder=folder, repository=root / "repository"), lines.append)
+    published, report = export(ExportOptions(folder=folder, repository=root / "repository"), lines.append)
     return Exported(
         kind=request.param,
         folder=folder,
@@ -84,7 +84,7 @@ def without_tracing(exported: Exported, monkeypatch: pytest.MonkeyPatch) -> None
         model = "car_unet" if "CROSS" in signature.outputs else "vae_encoder"
         return Path(shutil.copy(exported.repository / model / "1" / "model.onnx", folder))
 
-    monkeypatch.setattr(slime_export.onnx, "write", copied)
+    monkeypatch.setattr(slime_export.graph.onnx_export, "write", copied)
 
 
 @pytest.fixture(scope="session")

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 
 from backbones import LATENT_SIZE
-from slime_export.parity import Report
-from slime_export.repository import Published
+from slime_export.proof.parity import Report
+from slime_export.publish.publication import Published
 from slime_optimize.backbone import Backbone
-from slime_optimize.layers import Layers
-from slime_optimize.predict import Predictor
+from slime_optimize.method.layers import Layers
+from slime_optimize.method.predict import Predictor
 from slime_optimize.segmenter import Segmenter
 from slime_optimize.settings import Settings
 
@@ -41,10 +41,10 @@ class Exported:
 def shared_segmenter(backbone: Backbone, seed: int, parts: int, settings: dict[str, Any]) -> Segmenter:
     """With random embeddings and noise, of a backbone that is loaded."""
     chance = torch.Generator().manual_seed(seed)
-    draws = settings.get("draws", 1)
+    noise_samples = settings.get("noise_samples", 1)
     return Segmenter(
         text_embedding=torch.randn(1, 77, backbone.text_width, generator=chance),
-        noise=torch.randn(draws, 4, LATENT_SIZE, LATENT_SIZE, generator=chance),
+        noise=torch.randn(noise_samples, 4, LATENT_SIZE, LATENT_SIZE, generator=chance),
         parts=tuple(f"part {number}" for number in range(parts)),
         colours=((1, 2, 3),) * parts,
         backbone_id=backbone.id,
@@ -59,15 +59,15 @@ def shared_segmenter(backbone: Backbone, seed: int, parts: int, settings: dict[s
 
 LATE = "up_blocks.3.attentions.{}.transformer_blocks.0.attn2"
 OPTIONS: dict[str, dict[str, Any]] = {
-    "best": {"readout": "parts", "rescale": True, "guide": 0.1},
-    "passes": {"t_test": 100, "more_t": [300], "draws": 2, "mirrored": True},
+    "best": {"readout": "parts", "rescale": True, "edge_tolerance": 0.1},
+    "passes": {"t_test": 100, "extra_timesteps": [300], "noise_samples": 2, "flip_average": True},
     # As the embedded backbone reads them: some of the layers come after a self layer, or before no other.
     "late": {"layers": {"cross": [*Layers().cross, LATE.format(0), LATE.format(2)], "self": list(Layers().self_)}},
-    "suppressed": {"suppress": True, "drop_background": True, "threshold": 0.012},
+    "suppressed": {"suppress_first_part": True, "drop_background": True, "threshold": 0.012},
     "published": {
         "channel_order": "bgr",
         "drop_background": True,
-        "suppress": True,
+        "suppress_first_part": True,
         "rescale": True,
         "patches": 2,
         "patch_side": 0.75,
@@ -79,7 +79,7 @@ def changed(folder: Path, settings: dict[str, Any]) -> Segmenter:
     """The segmenter in `folder` with other settings, written back."""
     made = Segmenter.load(folder)
     after = made.settings.changed(settings)
-    noise = torch.randn(after.draws, 4, LATENT_SIZE, LATENT_SIZE, generator=torch.Generator().manual_seed(1))
+    noise = torch.randn(after.noise_samples, 4, LATENT_SIZE, LATENT_SIZE, generator=torch.Generator().manual_seed(1))
     segmenter = replace(made, settings=after, noise=noise)
     segmenter.save(folder)
     return segmenter

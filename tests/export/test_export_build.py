@@ -13,7 +13,10 @@ import numpy as np
 import pytest
 from exporting import Exported
 
-from slime_export import chunking, graph, layout, parity, record, winograd
+from slime_export.graph import chunking, winograd
+from slime_export.graph import counts as graph
+from slime_export.proof import parity
+from slime_export.publish import layout, record
 from slime_image import decode
 from slime_optimize import training_image
 

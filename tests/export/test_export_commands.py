@@ -11,10 +11,10 @@ from types import ModuleType
 import pytest
 from test_export_repository import FakeServer, run
 
-from slime_export import layout, listing
-from slime_export.access import HEADER, Access
 from slime_export.errors import ExportError
-from slime_export.lock import locked
+from slime_export.publish import layout, listing
+from slime_export.publish.access import HEADER, Access
+from slime_export.publish.lock import locked
 
 SCRIPT = Path(__file__).resolve().parents[2] / "export" / "repository.py"
 Command = Callable[..., tuple[int, str, str]]
@@ -101,7 +101,7 @@ def test_rollback_and_remove_say_what_they_did(command: Command, repository: Pat
         (("remove", "{}", "was"), 2, "car, horse cannot do without it"),
         (("remove", "{}", "car", "--url", "127.0.0.1:9"), 1, "server 127.0.0.1:9"),
         (("list", "{}", "--url", "127.0.0.1:9", "--key-file", "{}/nothing"), 2, "nothing: cannot be read"),
-        (("list", "{}", "--tls-key", "x"), 2, "expected both --tls-certificate and --tls-key"),
+        (("list", "{}", "--tls-key", "x"), 2, "expected both --tls-cert and --tls-key"),
     ],
 )
 def test_mistakes(command: Command, repository: Path, arguments: tuple[str, ...], code: int, line: str) -> None:

@@ -12,11 +12,12 @@ import pytest
 from exporting import Exported
 from onnx import ModelProto, numpy_helper
 
-import slime_export.onnx
-from slime_export import drift, precision
+import slime_export.graph.onnx_export
 from slime_export.errors import ParityError
+from slime_export.graph import precision
+from slime_export.options import ExportOptions
 from slime_export.pipeline import export
-from slime_export.request import Request
+from slime_export.proof import drift
 
 ONE_KIND = pytest.mark.parametrize("exported", ["sd21"], indirect=True)
 BLOCK = "up_blocks.1.resnets.1"
@@ -32,7 +33,7 @@ def spoil(model: ModelProto, place: str) -> None:
 
 def spoiling(output: str, place: str) -> Callable[..., Path]:
     """In the place of onnx.write: spoils the model that has this output."""
-    real = slime_export.onnx.write
+    real = slime_export.graph.onnx_export.write
 
     def write(module: Any, signature: Any, folder: Path, external_over: int) -> Path:
         path = real(module, signature, folder, external_over)
@@ -47,7 +48,7 @@ def spoiling(output: str, place: str) -> Callable[..., Path]:
 
 def refused(exported: Exported, repository: Path, **wanted: Any) -> str:
     with pytest.raises(ParityError) as caught:
-        export(Request(folder=exported.folder, repository=repository, **wanted), lambda _: None)
+        export(ExportOptions(folder=exported.folder, repository=repository, **wanted), lambda _: None)
     assert not repository.exists()
     return str(caught.value)
 
@@ -64,7 +65,7 @@ def refused(exported: Exported, repository: Path, **wanted: Any) -> str:
 def test_a_graph_that_is_not_pytorch(
     exported: Exported, output: str, place: str, layer: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(slime_export.onnx, "write", spoiling(output, place))
+    monkeypatch.setattr(slime_export.graph.onnx_export, "write", spoiling(output, place))
     line = refused(exported, tmp_path / "new")
     assert f"{layer} drifts first" in line and line.endswith("nothing was published")
 

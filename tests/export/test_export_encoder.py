@@ -11,17 +11,17 @@ import pytest
 import torch
 
 import backbones
-from slime_export import layout
-from slime_export.encoder import Encoder
 from slime_export.errors import ExportError
-from slime_export.onnx import Signature, write
-from slime_export.parity import OnnxModel
+from slime_export.graph.encoder import Encoder
+from slime_export.graph.onnx_export import Signature, write
+from slime_export.options import ExportOptions
 from slime_export.pipeline import export
-from slime_export.request import Request
+from slime_export.proof.parity import OnnxModel
+from slime_export.publish import layout
 from slime_optimize.backbone import Backbone, load_backbone
 from slime_optimize.errors import BackboneError
 from slime_optimize.segmenter import Segmenter
-from slime_was.contract import LATENTS, PIXELS
+from slime_was.tensors import LATENTS, PIXELS
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +37,7 @@ def traced(backbone: Backbone, encoder: str, folder: Path) -> Path:
     return write(Encoder(backbone, encoder), signature, folder)
 
 
-@pytest.mark.parametrize("encoder", ["kl", "tiny"])
+@pytest.mark.parametrize("encoder", ["vae", "tiny"])
 def test_latents_are_pytorchs(backbone: Backbone, encoder: str, tmp_path: Path) -> None:
     path = traced(backbone, encoder, tmp_path)
     model = OnnxModel(path)
@@ -53,7 +53,7 @@ def test_latents_are_pytorchs(backbone: Backbone, encoder: str, tmp_path: Path) 
 
 def test_a_backbone_without_one(backbone: Backbone, tmp_path: Path) -> None:
     plain = load_backbone(backbones.build(tmp_path))
-    with pytest.raises(BackboneError, match="has no tiny_vae; give --encoder kl"):
+    with pytest.raises(BackboneError, match="has no tiny_vae; give --encoder vae"):
         Encoder(plain, "tiny")
 
 
@@ -64,7 +64,7 @@ def test_a_tiny_segmenter_is_served_with_its_own(make_segmenter: Callable[..., P
     name = load_backbone(made.backbone_id, tiny=str(elsewhere)).tiny_name("tiny")
     replace(made, settings=replace(made.settings, encoder="tiny"), tiny=name).save(folder)
     lines: list[str] = []
-    export(Request(folder=folder, repository=repository), lines.append)
+    export(ExportOptions(folder=folder, repository=repository), lines.append)
     assert any(line.startswith("tracing the tiny encoder: ") for line in lines)
     assert not (repository / "vae_encoder").exists()
     assert layout.pinned(repository / "car")["tiny_encoder"] == 1

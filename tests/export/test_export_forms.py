@@ -13,10 +13,10 @@ from exporting import PARTS
 from onnx import ModelProto, numpy_helper
 
 import slime_was
-from slime_export import tracing
-from slime_export.parity import OnnxModel
-from slime_optimize.predict import Predictor, load_predictor
-from slime_was.form import MAPS, Form
+from slime_export.graph import tracing
+from slime_export.proof.parity import OnnxModel
+from slime_optimize.method.predict import Predictor, load_predictor
+from slime_repository.variant import MAPS, Variant
 
 LAST = "up_blocks.3.attentions.2"
 Traced = dict[str, Path]
@@ -33,7 +33,7 @@ def predictor(
 def traced(predictor: Predictor, tmp_path_factory: pytest.TempPathFactory) -> Traced:
     """The UNet's file in each form."""
     root = tmp_path_factory.mktemp("traced")
-    return {maps: tracing.trace_unet(predictor, Form(maps=maps), root / maps, 10**9) / "model.onnx" for maps in MAPS}
+    return {maps: tracing.trace_unet(predictor, Variant(maps=maps), root / maps, 10**9) / "model.onnx" for maps in MAPS}
 
 
 def holds(model: ModelProto, wanted: np.ndarray) -> bool:
@@ -93,7 +93,7 @@ def test_one_conditional_pass(predictor: Predictor, traced: Traced, maps: str, t
 
 def test_the_weighted_form_has_no_map_of_pixels_by_pixels_averaged_or_given_out(traced: Traced) -> None:
     model = onnx.load(traced["weighted"])
-    assert [value.name for value in model.graph.output] == ["CROSS", "WAS", "WEIGHTING"]
+    assert [value.name for value in model.graph.output] == ["CROSS", "ACCUMULATED", "POSTPROCESS"]
     softmaxes = {node.output[0]: node for node in model.graph.node if node.op_type == "Softmax"}
     readers = Counter(node.op_type for node in model.graph.node for name in node.input if name in softmaxes)
     whole = Counter(node.op_type for node in onnx.load(traced["averaged"]).graph.node)
@@ -108,4 +108,4 @@ def test_both_forms_give_the_same_scores(predictor: Predictor, traced: Traced) -
     one, other = (OnnxModel(traced[maps])({"LATENTS": latents}) for maps in MAPS)
     np.testing.assert_allclose(other["CROSS"], one["CROSS"], rtol=1e-4, atol=1e-6)
     was = slime_was.accumulate(one["CROSS"].reshape(2, len(PARTS), 256), one["SELF"]).reshape(2, len(PARTS), 16, 16)
-    np.testing.assert_allclose(other["WAS"], was, rtol=1e-3, atol=1e-5)
+    np.testing.assert_allclose(other["ACCUMULATED"], was, rtol=1e-3, atol=1e-5)

@@ -20,18 +20,19 @@ from torch import Tensor
 from backbones import build, build_tiny
 from benchmarks import gpu, gpu_page
 from painting import ROOT
-from slime_export import onnx
-from slime_export.encoder import Encoder
-from slime_export.onnx import Signature
-from slime_export.unet import MapsUNet
+from slime_export.graph import onnx_export as onnx
+from slime_export.graph.encoder import Encoder
+from slime_export.graph.onnx_export import Signature
+from slime_export.graph.unet import MapsUNet
 from slime_optimize.backbone import load_backbone
-from slime_optimize.predict import Predictor
-from slime_was import contract
-from slime_was.contract import ACCUMULATED, CROSS, LATENTS, PIXELS, WEIGHTING, Versions
-from slime_was.form import Form
+from slime_optimize.method.predict import Predictor
+from slime_repository import contract
+from slime_repository.contract import Versions
+from slime_repository.variant import Variant
+from slime_was.tensors import ACCUMULATED, CROSS, LATENTS, PIXELS, POSTPROCESS
 
 PARTS = 5
-FORM = Form(maps="weighted")
+FORM = Variant(maps="weighted")
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +50,7 @@ def repository(backbone: Path) -> Path:
     loaded, segmenter = load_backbone(backbone), gpu.Segmenter.load(backbone / gpu.SEGMENTER)
     folder, side, latent = backbone.parent / "repository", loaded.image_size, loaded.latent_size
     unet_name = contract.unet_name("gpu", FORM)
-    maps = {CROSS: (-1, latent, latent), ACCUMULATED: (-1, latent, latent), WEIGHTING: (8,)}
+    maps = {CROSS: (-1, latent, latent), ACCUMULATED: (-1, latent, latent), POSTPROCESS: (8,)}
     networks = {
         "vae_encoder": (
             Encoder(loaded),
@@ -64,7 +65,7 @@ def repository(backbone: Path) -> Path:
         (folder / name / "1").mkdir(parents=True)
         onnx.write(module, signature, folder / name / "1")
     (folder / "gpu" / "1").mkdir(parents=True)
-    ensemble = contract.ensemble_config(segmenter="gpu", versions=Versions(), parameters={}, form=FORM)
+    ensemble = contract.ensemble_config(segmenter="gpu", versions=Versions(), parameters={}, variant=FORM)
     (folder / "gpu" / "config.pbtxt").write_text(ensemble)
     return folder
 
@@ -129,11 +130,11 @@ def test_a_row_without_the_memory_is_left_out(backbone: Path) -> None:
 def test_networks_are_the_predictors(backbone: Path) -> None:
     loaded, segmenter = load_backbone(backbone), gpu.Segmenter.load(backbone / gpu.SEGMENTER)
     predictor = Predictor(segmenter, loaded)
-    weighting = segmenter.settings.weighting(loaded.image_size)
-    networks = Networks(Encoder(loaded), MapsUNet(segmenter, loaded), weighting)
+    postprocess = segmenter.settings.postprocess(loaded.image_size)
+    networks = Networks(Encoder(loaded), MapsUNet(segmenter, loaded), postprocess)
     images = [gpu.picture(loaded.image_size, seed) for seed in range(3)]
     with torch.no_grad():
-        got = masks(networks(gpu._pixels(loaded, 3)), weighting, loaded.image_size)
+        got = masks(networks(gpu._pixels(loaded, 3)), postprocess, loaded.image_size)
     for mine, theirs in zip(got, predictor.masks(images), strict=True):
         assert (mine.numpy() == theirs).mean() > 0.999
 

@@ -11,12 +11,12 @@ import pytest
 from exporting import PARTS, Exported
 from onnx import numpy_helper
 
-from slime_export import onnx as exporter
-from slime_export.encoder import Encoder
 from slime_export.errors import ExportError
-from slime_export.parity import OnnxModel
-from slime_export.tracing import encoder_signature
-from slime_was import Weighting
+from slime_export.graph import onnx_export as exporter
+from slime_export.graph.encoder import Encoder
+from slime_export.graph.tracing import encoder_signature
+from slime_export.proof.parity import OnnxModel
+from slime_was import Postprocess
 
 
 def weights(model: onnx.ModelProto) -> list[np.ndarray]:
@@ -87,10 +87,10 @@ def test_inputs_and_outputs_are_those_of_the_contract(exported: Exported) -> Non
         assert {name: value.shape for name, value in maps.items()} == {
             "CROSS": (batch, len(PARTS), 16, 16),
             "SELF": (batch, 256, 256),
-            "WEIGHTING": (batch, 8),
+            "POSTPROCESS": (batch, 8),
         }
         np.testing.assert_allclose(maps["SELF"].sum(-1), 1, rtol=1e-4)
-        assert Weighting.from_vector(maps["WEIGHTING"][0]) == exported.predictor.segmenter.settings.weighting(64)
+        assert Postprocess.from_vector(maps["POSTPROCESS"][0]) == exported.predictor.segmenter.settings.postprocess(64)
 
 
 @pytest.mark.parametrize("change", [{"opset": 21}, {"ir": 11}])

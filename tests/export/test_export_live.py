@@ -14,11 +14,13 @@ from exporting import Exported, Snapshot
 from tritonclient import grpc
 
 from serving import Served, png, served
-from slime_export import layout, parity, references, repository
 from slime_export.errors import ServerError
+from slime_export.options import ExportOptions
 from slime_export.pipeline import export
-from slime_export.record import Check
-from slime_export.request import Request
+from slime_export.proof import parity, references
+from slime_export.publish import layout
+from slime_export.publish import publication as repository
+from slime_export.publish.record import Check
 
 pytestmark = pytest.mark.triton
 
@@ -64,7 +66,7 @@ def test_publishing_to_a_server_that_answers(
     expected = exported.predictor.mask(image)
 
     with served(target) as server:
-        request = Request(folder=exported.folder, repository=target, url=server.grpc)
+        request = ExportOptions(folder=exported.folder, repository=target, url=server.grpc)
         first = layout.versions(target / "car")[-1]
         with Asking(server, image) as asking:
             for version in (first + 1, first + 2):
@@ -86,14 +88,14 @@ def test_publishing_to_a_server_that_answers(
         assert (server.segment("car", png(image)) == expected).mean() >= 0.999
 
 
-def refuse_a_wrong_unet(request: Request, monkeypatch: pytest.MonkeyPatch) -> None:
+def refuse_a_wrong_unet(request: ExportOptions, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(references, "Check", lambda **k: Check(**{**k, "mask_HW": k["mask_HW"] + 1}))
         with pytest.raises(ServerError, match=r"car's next version answers .* with a mask of which 0.00 %"):
             export(request, lambda line: None)
 
 
-def refuse_a_broken_ensemble(request: Request, monkeypatch: pytest.MonkeyPatch) -> None:
+def refuse_a_broken_ensemble(request: ExportOptions, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         real = repository.contract.ensemble_config
         patch.setattr(

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from test_export_repository import assert_servable, run
 
-from slime_export import layout, sources
 from slime_export.errors import BusyError
-from slime_export.lock import locked, staging
+from slime_export.publish import layout, sources
+from slime_export.publish.lock import locked, staging
 from slime_serve import manifest
 
 

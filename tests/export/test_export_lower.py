@@ -13,12 +13,13 @@ import pytest
 from exporting import PARTS, Exported
 from PIL import Image
 
-from slime_export import layout, parity
 from slime_export.errors import ParityError
-from slime_export.parity import random_images
+from slime_export.options import ExportOptions
 from slime_export.pipeline import export
-from slime_export.report import Gate, Report
-from slime_export.request import Request
+from slime_export.proof import parity
+from slime_export.proof.parity import random_images
+from slime_export.proof.report import Gate, Report
+from slime_export.publish import layout
 from slime_optimize import training_image
 
 ONE_KIND = pytest.mark.parametrize("exported", ["sd15"], indirect=True)
@@ -38,7 +39,7 @@ def images(tmp_path: Path) -> Path:
 
 def made(exported: Exported, repository: Path, **wanted: Any) -> tuple[Report, Path]:
     """The report, and the file of the UNet."""
-    published, report = export(Request(folder=exported.folder, repository=repository, **wanted), lambda _: None)
+    published, report = export(ExportOptions(folder=exported.folder, repository=repository, **wanted), lambda _: None)
     unet = layout.unet_of(repository / published.name)
     assert unet
     return report, repository / unet / str(published.versions.unet) / "model.onnx"
@@ -64,7 +65,7 @@ def test_fp16_with_annotated_images(exported: Exported, images: Path, tmp_path: 
     counts = report.graphs["unet"]
     assert counts.share("fp16") > 0.5 and counts.share("fp16") + counts.share("fp32") == pytest.approx(1)
     written = json.loads((unet.parent / "parity.json").read_text())
-    assert written["form"]["precision"] == "fp16" and written["score"]["before"] == report.score.before
+    assert written["variant"]["precision"] == "fp16" and written["score"]["before"] == report.score.before
     assert written["share_of_macs"]["unet"]["fp16"] == counts.share("fp16")
     model = onnx.load(unet)
     assert {value.type.tensor_type.elem_type for value in (*model.graph.input, *model.graph.output)} == {1}

@@ -17,7 +17,8 @@ import onnx
 import pytest
 from exporting import Exported, Snapshot, changed
 
-from slime_export import layout, session
+from slime_export.proof import session
+from slime_export.publish import layout
 from slime_optimize.settings import Settings
 
 SCRIPT = Path(__file__).resolve().parents[2] / "export" / "build.py"
@@ -87,7 +88,7 @@ def test_a_layer_that_the_backbone_does_not_have(
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (("--encoder", "tiny"), "--encoder: got tiny, but the segmenter's embeddings were learned with kl"),
+        (("--encoder", "tiny"), "--encoder: got tiny, but the segmenter's embeddings were learned with vae"),
         (("--precision", "bf16"), "--precision bf16: no provider on this machine runs it"),
         (("--precision", "int8"), "give --calibration DIR"),
         (("--calibration", "."), "--calibration: is for --precision int8, got fp32"),

@@ -8,30 +8,30 @@ from pathlib import Path
 import pytest
 from exporting import OPTIONS, changed
 
-from slime_export import parity
 from slime_export.errors import ExportError
+from slime_export.graph.tracing import trace_unet
+from slime_export.options import ExportOptions
 from slime_export.pipeline import export
-from slime_export.references import answered
-from slime_export.report import Report
-from slime_export.repository import reading_of
-from slime_export.request import Request
-from slime_export.session import OnnxModel
-from slime_export.tracing import trace_unet
-from slime_optimize.predict import load_predictor
-from slime_was.form import Form
+from slime_export.proof import parity
+from slime_export.proof.references import answered
+from slime_export.proof.report import Report
+from slime_export.proof.session import OnnxModel
+from slime_export.publish.publication import reading_of
+from slime_optimize.method.predict import load_predictor
+from slime_repository.variant import Variant
 
 
 @pytest.mark.parametrize("name", sorted(OPTIONS))
 def test_exported_with_the_same_masks(name: str, tmp_path: Path, make_segmenter: Callable[..., Path]) -> None:
     folder = make_segmenter(tmp_path)
     segmenter = changed(folder, OPTIONS[name])
-    _, report = export(Request(folder=folder, repository=tmp_path / "repository"), lambda _: None)
+    _, report = export(ExportOptions(folder=folder, repository=tmp_path / "repository"), lambda _: None)
     assert not report.failures
     assert min(each.mask_agreement for each in report.comparisons) >= 0.999
     reading = reading_of(segmenter)
     config = (tmp_path / "repository" / reading.model / "config.pbtxt").read_text()
     assert f'string_value: "{segmenter.settings.channel_order}"' in config
-    assert ("FITTED" in (tmp_path / "repository" / "car" / "config.pbtxt").read_text()) == (name == "best")
+    assert ("GUIDE_IMAGE" in (tmp_path / "repository" / "car" / "config.pbtxt").read_text()) == (name == "best")
 
 
 @pytest.mark.parametrize("name", sorted(OPTIONS))
@@ -43,15 +43,15 @@ def test_the_weighted_form_gives_the_same_masks(name: str, tmp_path: Path, make_
     expected = answered(predictor, images, weighted=True, own_error=False)
     alike = [(mask == found).mean() for mask, found in zip(predictor.masks(images), expected.masks, strict=True)]
     assert min(alike) >= 0.999, alike  # rounding may turn a pixel of a network that knows nothing
-    unet = trace_unet(predictor, Form(maps="weighted"), tmp_path / "unet", 10**9)
+    unet = trace_unet(predictor, Variant(maps="weighted"), tmp_path / "unet", 10**9)
     report = Report(comparisons=parity.measured(expected, OnnxModel(unet / "model.onnx")))
     assert not report.failures
-    assert {"CROSS", "WAS", "WEIGHTING"} == set(report.comparisons[0].tensors)
+    assert {"CROSS", "ACCUMULATED", "POSTPROCESS"} == set(report.comparisons[0].tensors)
 
 
 def test_more_crops_than_a_batch_are_refused(tmp_path: Path, make_segmenter: Callable[..., Path]) -> None:
     folder = make_segmenter(tmp_path)
     changed(folder, {"patches": 3, "patch_side": 0.5})
     with pytest.raises(ExportError, match="got 9 crops of an image, expected at most 8"):
-        export(Request(folder=folder, repository=tmp_path / "repository"), lambda _: None)
+        export(ExportOptions(folder=folder, repository=tmp_path / "repository"), lambda _: None)
     assert not (tmp_path / "repository").exists()

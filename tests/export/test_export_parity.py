@@ -13,21 +13,21 @@ import pytest
 from exporting import Exported, Snapshot
 from onnx import numpy_helper
 
-import slime_export.onnx
-from slime_export import parity
-from slime_export.difference import Difference
+import slime_export.graph.onnx_export
 from slime_export.errors import ParityError
-from slime_export.parity import OnnxModel
+from slime_export.options import ExportOptions
 from slime_export.pipeline import export
-from slime_export.report import EXACT, LOWER, Comparison, Report, Score
-from slime_export.request import Request
+from slime_export.proof import parity
+from slime_export.proof.difference import Difference
+from slime_export.proof.parity import OnnxModel
+from slime_export.proof.report import EXACT, LOWER, Comparison, Report, Score
 
 
 def test_the_export_equals_pytorch_at_every_batch(exported: Exported) -> None:
     report = exported.report
     assert [each.batch for each in report.comparisons] == [1, 2, 3]
     for each in report.comparisons:
-        assert set(each.tensors) == {"LATENTS", "CROSS", "SELF", "WEIGHTING"}
+        assert set(each.tensors) == {"LATENTS", "CROSS", "SELF", "POSTPROCESS"}
         assert max(difference.largest for difference in each.tensors.values()) < 1e-4
         assert each.mask_agreement >= 0.999
     assert not report.failures
@@ -44,8 +44,8 @@ def test_the_report_lies_beside_the_model(exported: Exported) -> None:
     written = json.loads((exported.unet.parent / "parity.json").read_text())
     assert written["failures"] == []
     assert written["comparisons"][2]["batch"] == 3
-    assert written["form"] == {"maps": "averaged", "precision": "fp32", "encoder": "kl", "format": "onnx"}
-    assert set(written["own_error"]) == set(written["limits"]) - {"WEIGHTING"} == {"LATENTS", "CROSS", "SELF"}
+    assert written["variant"] == {"maps": "averaged", "precision": "fp32", "encoder": "vae", "format": "onnx"}
+    assert set(written["own_error"]) == set(written["limits"]) - {"POSTPROCESS"} == {"LATENTS", "CROSS", "SELF"}
     # PyTorch itself is not exact, and neither error is nothing.
     assert all(1e-9 < each["largest"] < 1e-4 for each in written["own_error"].values())
     for name in ("unet", "encoder"):
@@ -77,7 +77,7 @@ def spoil(path: Path) -> None:
 def test_a_changed_weight_is_refused_and_the_repository_untouched(
     exported: Exported, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, snapshot: Callable[[Path], Snapshot]
 ) -> None:
-    real = slime_export.onnx.write
+    real = slime_export.graph.onnx_export.write
 
     def spoiled(module: Any, signature: Any, folder: Path, external_over: int) -> Path:
         path = real(module, signature, folder, external_over)
@@ -85,11 +85,11 @@ def test_a_changed_weight_is_refused_and_the_repository_untouched(
             spoil(path)
         return path
 
-    monkeypatch.setattr(slime_export.onnx, "write", spoiled)
+    monkeypatch.setattr(slime_export.graph.onnx_export, "write", spoiled)
     for repository in (exported.repository, tmp_path / "new"):
         before = snapshot(repository)
         with pytest.raises(ParityError, match=r"^parity: (CROSS|SELF) at batch 1 differs by .*nothing was published$"):
-            export(Request(folder=exported.folder, repository=repository), lambda line: None)
+            export(ExportOptions(folder=exported.folder, repository=repository), lambda line: None)
         assert snapshot(repository) == before
 
 

@@ -12,15 +12,15 @@ from benchmarks.make_random_backbone import random_segmenter
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from backbones import KINDS, build_tiny
-from slime_export import onnx as exporter
-from slime_export.encoder import Encoder
-from slime_export.onnx import Signature
-from slime_export.precision import convert
-from slime_export.unet import MapsUNet
+from slime_export.graph import onnx_export as exporter
+from slime_export.graph.encoder import Encoder
+from slime_export.graph.onnx_export import Signature
+from slime_export.graph.precision import convert
+from slime_export.graph.unet import MapsUNet
 from slime_optimize.backbone import EMBEDDED, load_backbone
 from slime_optimize.segmenter import Segmenter
-from slime_was.contract import ACCUMULATED, CROSS, LATENTS, PIXELS, SELF, WEIGHTING
 from slime_was.options import LENGTH
+from slime_was.tensors import ACCUMULATED, CROSS, LATENTS, PIXELS, POSTPROCESS, SELF
 
 # The operators that docs/operators.md of onnx/onnx-tensorrt marks as supported, at commit 96e7811 ("ONNX-TensorRT 10.1
 # GA release", June 2024, opsets 9 to 20), with its restrictions.
@@ -44,7 +44,7 @@ SUPPORTED = frozenset(_OPERATORS.split())
 OPSET = 20
 # TensorRT 11's, of its "ONNX Opset Guide"; bf16 convolutions are in no opset before 22.
 OPSET_11 = 25
-NETWORKS = ("kl", "tiny", "averaged", "weighted")
+NETWORKS = ("vae", "tiny", "averaged", "weighted")
 # What the parser narrows (DOUBLE), or knows at a network's ends alone (UINT8).
 REFUSED_TYPES = {TensorProto.DOUBLE, TensorProto.UINT8, TensorProto.INT16, TensorProto.UINT16, TensorProto.STRING}
 
@@ -92,9 +92,9 @@ def graphs(
         segmenter = random_segmenter(backbone, len(segmenter.parts))
     size, side = backbone.image_size, backbone.latent_size
     latents, pixels = {LATENTS: (4, side, side)}, {PIXELS: (3, size, size)}
-    maps = {CROSS: (-1, side, side), ACCUMULATED: (-1, side, side), SELF: (side**2, side**2), WEIGHTING: (LENGTH,)}
+    maps = {CROSS: (-1, side, side), ACCUMULATED: (-1, side, side), SELF: (side**2, side**2), POSTPROCESS: (LENGTH,)}
     modules = {
-        "kl": (Encoder(backbone), Signature(inputs=pixels, outputs=latents)),
+        "vae": (Encoder(backbone), Signature(inputs=pixels, outputs=latents)),
         "tiny": (Encoder(backbone, "tiny"), Signature(inputs=pixels, outputs=latents)),
         "averaged": (MapsUNet(segmenter, backbone), _maps(latents, maps, SELF)),
         "weighted": (MapsUNet(segmenter, backbone, weighted=True), _maps(latents, maps, ACCUMULATED)),
@@ -107,7 +107,7 @@ def graphs(
 
 
 def _maps(latents: dict[str, tuple[int, ...]], maps: dict[str, tuple[int, ...]], read: str) -> Signature:
-    return Signature(inputs=latents, outputs={name: maps[name] for name in (CROSS, read, WEIGHTING)})
+    return Signature(inputs=latents, outputs={name: maps[name] for name in (CROSS, read, POSTPROCESS)})
 
 
 @pytest.mark.parametrize("network", NETWORKS)

@@ -16,11 +16,11 @@ from onnx import ModelProto, NodeProto, TensorProto
 from onnx.reference import ReferenceEvaluator
 from torch import nn
 
-from slime_export import onnx as exporter
 from slime_export.graph import counts
-from slime_export.parity import OnnxModel, difference
-from slime_export.precision import Low, attention_scores, convert
-from slime_export.shapes import inferred
+from slime_export.graph import onnx_export as exporter
+from slime_export.graph.precision import Low, attention_scores, convert
+from slime_export.graph.shapes import inferred
+from slime_export.proof.parity import OnnxModel, difference
 
 LOWS: tuple[Low, ...] = ("fp16", "bf16")
 TYPES = {"fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
@@ -39,8 +39,8 @@ class Attention(nn.Module):
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         features = self.conv(torch.nn.functional.silu(self.norm(self.first(x)))).flatten(2).transpose(1, 2)
         query, key, value = self.query(features), self.key(features), self.value(features)
-        chances = (query @ key.transpose(1, 2) / 8**0.5 + 0.5).softmax(-1)
-        return chances.float(), chances @ value
+        probs = (query @ key.transpose(1, 2) / 8**0.5 + 0.5).softmax(-1)
+        return probs.float(), probs @ value
 
 
 @pytest.fixture(scope="module")
@@ -150,7 +150,7 @@ def test_fp16_is_half_the_size_and_close_in_onnx_runtime(whole: Path, tmp_path: 
         assert difference(value, expected[each]).mean < 1e-3, each
         assert difference(value, expected[each]).largest < 0.05, each
     if "unet" in str(whole):
-        np.testing.assert_array_equal(got["WEIGHTING"], expected["WEIGHTING"])
+        np.testing.assert_array_equal(got["POSTPROCESS"], expected["POSTPROCESS"])
         np.testing.assert_allclose(got["SELF"].sum(-1), 1, rtol=1e-5)  # the softmax was not rounded
 
 

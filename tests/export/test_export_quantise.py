@@ -12,13 +12,13 @@ import torch
 from exporting import Exported
 from torch import nn
 
-from slime_export import onnx as exporter
-from slime_export.calibration import ranges
 from slime_export.errors import ExportError
 from slime_export.graph import counts
-from slime_export.parity import OnnxModel, difference
-from slime_export.quantise import Plan, quantised
-from slime_export.sensitivity import grouped, ranked
+from slime_export.graph import onnx_export as exporter
+from slime_export.graph.calibration import ranges
+from slime_export.graph.quantisation import Plan, quantised
+from slime_export.graph.sensitivity import grouped, ranked
+from slime_export.proof.parity import OnnxModel, difference
 
 
 class Layers(nn.Module):
@@ -184,4 +184,4 @@ def test_a_whole_unet_is_quantised(exported: Exported, tmp_path: Path) -> None:
     assert counts(result.path).share("int8") == pytest.approx(result.share)
     for name, value in expected.items():
         assert difference(got[name], value).mean < 0.05, name
-    np.testing.assert_array_equal(got["WEIGHTING"], expected["WEIGHTING"])
+    np.testing.assert_array_equal(got["POSTPROCESS"], expected["POSTPROCESS"])

@@ -16,13 +16,13 @@ import torch
 from exporting import Snapshot
 from tritonclient.grpc import model_config_pb2
 
-from slime_export import changes, layout, manifest
 from slime_export.errors import ExportError, ServerError
-from slime_export.lock import staging
-from slime_export.record import Check
-from slime_export.repository import Candidate, Published, publish
-from slime_export.server import Server
-from slime_export.sources import source_model
+from slime_export.publish import changes, layout, manifest
+from slime_export.publish.lock import staging
+from slime_export.publish.publication import Candidate, Published, publish
+from slime_export.publish.record import Check
+from slime_export.publish.server_control import Server
+from slime_export.publish.sources import source_model
 from slime_optimize.segmenter import Segmenter
 from slime_optimize.settings import Settings
 from slime_serve.manifest import verify

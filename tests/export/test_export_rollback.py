@@ -14,10 +14,11 @@ import pytest
 from exporting import Snapshot
 from test_export_repository import FakeServer, assert_servable, killed, run
 
-from slime_export import changes, common, layout, record
 from slime_export.errors import ExportError, ServerError
-from slime_export.removal import remove
-from slime_export.rollback import rollback
+from slime_export.publish import changes, layout, record
+from slime_export.publish import common_models as common
+from slime_export.publish.removal import remove
+from slime_export.publish.rollback import rollback
 
 
 def quiet(line: str) -> None:

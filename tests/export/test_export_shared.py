@@ -13,21 +13,21 @@ import torch
 from exporting import shared_segmenter
 
 from backbones import LATENT_SIZE
-from slime_export import onnx
-from slime_export.parity import OnnxModel
-from slime_export.shared import AsBaked, entry_of, group_of, signature
-from slime_export.unet import MapsUNet, SharedUNet
+from slime_export.graph import onnx_export as onnx
+from slime_export.graph.unet import MapsUNet, SharedUNet
+from slime_export.proof.parity import OnnxModel
+from slime_export.shared_form import AsBaked, entry_of, group_of, signature
 from slime_optimize.backbone import Backbone, load_backbone
 from slime_optimize.segmenter import Segmenter
 from slime_optimize.settings import Settings
-from slime_was.contract import ACCUMULATED, CROSS, LATENTS
-from slime_was.form import Form
+from slime_repository.variant import Variant
+from slime_was.tensors import ACCUMULATED, CROSS, LATENTS
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "plain": {},
-    "best": {"readout": "parts", "rescale": True, "mirrored": True, "guide": 0.1},
-    "passes": {"t_test": 100, "more_t": [300], "draws": 2},
-    "suppressed": {"suppress": True, "threshold": 0.01},
+    "best": {"readout": "parts", "rescale": True, "flip_average": True, "edge_tolerance": 0.1},
+    "passes": {"t_test": 100, "extra_timesteps": [300], "noise_samples": 2},
+    "suppressed": {"suppress_first_part": True, "threshold": 0.01},
 }
 
 
@@ -39,12 +39,12 @@ def backbone(tmp_path_factory: pytest.TempPathFactory, make_segmenter: Callable[
 @pytest.mark.parametrize("maps", ["averaged", "weighted"])
 @pytest.mark.parametrize("name", OPTIONS)
 def test_one_graph_for_segmenters_of_different_parts(name: str, maps: str, backbone: Backbone, tmp_path: Path) -> None:
-    form = Form(maps=maps)
+    variant = Variant(maps=maps)
     two = [shared_segmenter(backbone, seed, parts, OPTIONS[name]) for seed, parts in ((1, 3), (2, 6))]
-    groups = {group_of(each, form) for each in two}
+    groups = {group_of(each, variant) for each in two}
     assert len(groups) == 1
     (group,) = groups
-    module = SharedUNet(two[0], backbone, group.most_parts, weighted=form.weighted)
+    module = SharedUNet(two[0], backbone, group.most_parts, weighted=variant.weighted)
     onnx.write(module, signature(group), tmp_path)
     model = OnnxModel(tmp_path / onnx.FILE)
     latents = torch.randn(2, 4, LATENT_SIZE, LATENT_SIZE, generator=torch.Generator().manual_seed(3))
@@ -55,7 +55,7 @@ def test_one_graph_for_segmenters_of_different_parts(name: str, maps: str, backb
     )
     for turn, each in enumerate(two):
         with torch.no_grad():
-            expected = MapsUNet(each, backbone, weighted=form.weighted)(latents)
+            expected = MapsUNet(each, backbone, weighted=variant.weighted)(latents)
         got = AsBaked(model, entries[turn])({LATENTS: latents.numpy()})
         for name, value in mixed.items():  # a batch of both has each one's own maps
             own = value[turn, : len(each.parts)] if name in (CROSS, ACCUMULATED) else value[turn]
@@ -67,11 +67,17 @@ def test_one_graph_for_segmenters_of_different_parts(name: str, maps: str, backb
 
 def test_what_shapes_the_graph_makes_another_group(backbone: Backbone) -> None:
     plain = shared_segmenter(backbone, 1, 3, {})
-    weighted = Form(maps="weighted")
+    weighted = Variant(maps="weighted")
     group = group_of(plain, weighted)
-    same = [{"threshold": 0.1}, {"rescale": True}, {"guide": 0.2}, {"channel_order": "bgr"}, {"learning_rate": 0.5}]
+    same = [
+        {"threshold": 0.1},
+        {"rescale": True},
+        {"edge_tolerance": 0.2},
+        {"channel_order": "bgr"},
+        {"learning_rate": 0.5},
+    ]
     assert {group_of(replace(plain, settings=Settings().changed(each)), weighted) for each in same} == {group}
-    others = [{"t_test": 50}, {"mirrored": True}, {"readout": "parts"}, {"suppress": True}]
+    others = [{"t_test": 50}, {"flip_average": True}, {"readout": "parts"}, {"suppress_first_part": True}]
     made = {group_of(replace(plain, settings=Settings().changed(each)), weighted).key for each in others}
-    made |= {group_of(plain, Form()).key, group_of(shared_segmenter(backbone, 1, 9, {}), weighted).key}
+    made |= {group_of(plain, Variant()).key, group_of(shared_segmenter(backbone, 1, 9, {}), weighted).key}
     assert len(made) == 6 and group.key not in made

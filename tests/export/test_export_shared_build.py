@@ -10,7 +10,7 @@ from types import ModuleType
 import pytest
 
 from serving import ROOT
-from slime_export import layout, shared_store
+from slime_export.publish import layout, shared_store
 
 
 @pytest.fixture(scope="module")

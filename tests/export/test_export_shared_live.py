@@ -19,29 +19,30 @@ from backbones import build
 from serving import ROOT, Served, metrics, served
 from slime_client import Segmenter as Client
 from slime_client import SegmenterError
-from slime_export import listing, onnx
-from slime_export.encoder import Encoder
 from slime_export.errors import ExportError, ServerError
-from slime_export.lock import staging
-from slime_export.parity import random_images
-from slime_export.record import Check, png
-from slime_export.removal import remove
-from slime_export.repository import Candidate
-from slime_export.repository import publish as publish_baked
-from slime_export.rollback import rollback
-from slime_export.server import Server
-from slime_export.shared import group_of, signature
-from slime_export.shared_publication import SharedCandidate, publish_shared
-from slime_export.shared_store import groups
-from slime_export.tracing import encoder_signature
-from slime_export.unet import SharedUNet
+from slime_export.graph import onnx_export as onnx
+from slime_export.graph.encoder import Encoder
+from slime_export.graph.tracing import encoder_signature
+from slime_export.graph.unet import SharedUNet
+from slime_export.proof.parity import random_images
+from slime_export.publish import listing
+from slime_export.publish.lock import staging
+from slime_export.publish.publication import Candidate
+from slime_export.publish.publication import publish as publish_baked
+from slime_export.publish.record import Check, png
+from slime_export.publish.removal import remove
+from slime_export.publish.rollback import rollback
+from slime_export.publish.server_control import Server
+from slime_export.publish.shared_publication import SharedCandidate, publish_shared
+from slime_export.publish.shared_store import groups
+from slime_export.shared_form import group_of, signature
 from slime_optimize.backbone import Backbone, load_backbone
-from slime_optimize.predict import Predictor
+from slime_optimize.method.predict import Predictor
 from slime_optimize.segmenter import Segmenter
-from slime_was.form import Form
+from slime_repository.variant import Variant
 
 pytestmark = pytest.mark.triton
-FORM = Form(maps="weighted")
+FORM = Variant(maps="weighted")
 IMAGE = random_images(np.random.default_rng(5), 1, 96)[0]
 
 
@@ -65,7 +66,7 @@ class Publisher:
         check = Check(image=png(IMAGE), mask_HW=mask_HW, agreement=0.99, training_image=False)
         with staging(self.repository) as staged:
             candidate = SharedCandidate(
-                name=name, segmenter=segmenter, form=FORM, check=check, **self._traced(staged, segmenter)
+                name=name, segmenter=segmenter, variant=FORM, check=check, **self._traced(staged, segmenter)
             )
             return publish_shared(self.repository, staged, candidate, Server(url) if url else None, keep=3).version
 
@@ -175,7 +176,7 @@ def test_rollback_publishes_old_content_anew_and_removal_takes_it_away(publish: 
         rollback(publish.repository, "nothing", say=quiet)
     (row,) = [row for row in listing.rows(publish.repository, Server(server.grpc)) if row.name == "back"]
     assert (row.version, row.rolled_back_to, row.versions, row.state) == (3, 1, (2, 3), "ready")
-    assert (row.form, row.maps, len(row.parts)) == ("shared", "weighted", 4) and row.bytes < 1e6
+    assert (row.variant, row.maps, len(row.parts)) == ("shared", "weighted", 4) and row.bytes < 1e6
     with Client(server.grpc, "back") as client:
         assert (client.segment(png(IMAGE)).array == publish.mask(publish.segmenter(30))).mean() > 0.999
         assert remove(publish.repository, "back", say=quiet) == ["back"]
@@ -193,7 +194,7 @@ def test_the_manifest_holds(publish: Publisher) -> None:
 
 
 def test_a_baked_name_is_not_taken(publish: Publisher, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("slime_export.layout.segmenters", lambda _: ["one"])
+    monkeypatch.setattr("slime_export.publish.layout.segmenters", lambda _: ["one"])
     with pytest.raises(ExportError, match=r"one: is in repository .* with its embedding baked in"):
         publish("one", publish.segmenter(1))
 

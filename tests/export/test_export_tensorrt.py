@@ -17,11 +17,12 @@ import torch
 from exporting import Exported
 from onnx import TensorProto, helper, numpy_helper
 
-from slime_export import parity, tensorrt
-from slime_export.accelerators import accelerator
-from slime_export.engine import Engine
 from slime_export.errors import EngineError, ExportError
-from slime_export.tensorrt import Options
+from slime_export.graph import engine_builder as tensorrt
+from slime_export.graph.accelerators import accelerator
+from slime_export.graph.engine_builder import Options
+from slime_export.graph.engine_runner import Engine
+from slime_export.proof import parity
 
 
 @pytest.fixture
@@ -64,7 +65,7 @@ def test_one_profile_covers_every_batch_that_is_served(trt: ModuleType, tmp_path
 
 def test_every_switch_reaches_the_builder(trt: ModuleType, tmp_path: Path) -> None:
     options = Options(
-        max_batch=4, usual_batch=2, workspace_bytes=1 << 30, tf32=True, version_compatible=True, hardware="ampere"
+        max_batch=4, opt_batch=2, workspace_bytes=1 << 30, tf32=True, version_compatible=True, hardware="ampere"
     )
     told = built(scaled(tmp_path / "model.onnx"), options)
     assert told["profiles"] == [{"X": [[1, 3, 4], [2, 3, 4], [4, 3, 4]]}]
@@ -148,7 +149,7 @@ def test_an_old_tensorrt_says_what_it_lacks(trt: ModuleType, tmp_path: Path, mon
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"usual_batch": 9}, "got usual batch 9, expected 1 to 8"),
+        ({"opt_batch": 9}, "got opt batch 9, expected 1 to 8"),
         ({"workspace_bytes": 0}, "got a workspace of 0 bytes"),
         ({"hardware": "turing"}, "got hardware 'turing', expected one of this, same, ampere"),
     ],

@@ -12,8 +12,8 @@ from tritonclient import grpc
 
 from backbones import build
 from serving import served
-from slime_export import listing
-from slime_export.server import Server
+from slime_export.publish import listing
+from slime_export.publish.server_control import Server
 from slime_optimize.backbone import load_backbone
 from slime_serve.manifest import verify
 

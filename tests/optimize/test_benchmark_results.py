@@ -23,10 +23,10 @@ from painting import ROOT
 from slime_backbone.scene import KINDS, parts_of
 from slime_optimize import Segmenter
 from slime_optimize.evaluation import Data, confusions
+from slime_optimize.method.predict import Predictor
+from slime_optimize.method.step import Stepper
 from slime_optimize.metrics import Ints
-from slime_optimize.predict import Predictor
 from slime_optimize.presets import preset
-from slime_optimize.step import Stepper
 
 PAPER = Optimisation(preset="paper")
 
@@ -83,7 +83,7 @@ def test_another_backbone_or_setting_is_another_run(laboratory: Laboratory, tmp_
 
 
 def test_a_timestep_needs_no_optimisation(laboratory: Laboratory, monkeypatch: pytest.MonkeyPatch) -> None:
-    plain, later = Measurement(), Measurement(changes={"t_test": 900, "draws": 2})
+    plain, later = Measurement(), Measurement(changes={"t_test": 900, "noise_samples": 2})
     job = Job(kind="horse", optimisation=PAPER, measurements=(plain,))
     laboratory.work(job)
     forbid(monkeypatch, laboratory_module, "learn")

@@ -13,7 +13,7 @@ from pycocotools import mask as run_lengths
 
 from annotating import ORIENTATION, refused, save, write
 from painting import PARTS, paint
-from slime_optimize.annotations import read
+from slime_optimize.data.annotations import read
 
 IMAGE, MASK = paint()
 HEIGHT, WIDTH = MASK.shape

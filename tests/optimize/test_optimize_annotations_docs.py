@@ -7,9 +7,9 @@ import subprocess
 import sys
 
 from painting import ROOT
-from slime_optimize.annotations import legend, names
-from slime_optimize.annotations.folder import IMAGE_FOLDERS, MASK_FOLDERS
-from slime_optimize.annotations.layout import WHOLE
+from slime_optimize.data.annotations import legend, names
+from slime_optimize.data.annotations.folder import IMAGE_FOLDERS, MASK_FOLDERS
+from slime_optimize.data.annotations.layout import WHOLE
 
 TEXT = (ROOT / "docs" / "annotations.md").read_text()
 

@@ -10,7 +10,7 @@ from PIL import Image
 
 from annotating import COLOURS, LEGEND, folder_of, indexed, refused, save, write
 from painting import PARTS, paint
-from slime_optimize.annotations import read
+from slime_optimize.data.annotations import read
 
 IMAGE, MASK = paint()
 

@@ -13,7 +13,7 @@ from PIL import Image
 
 from annotating import ORIENTATION, Bytes, refused, save, write
 from painting import PARTS, paint
-from slime_optimize.annotations import read
+from slime_optimize.data.annotations import read
 
 IMAGE, MASK = paint()
 # The outlines LabelMe draws run through the middle of the outermost pixels.

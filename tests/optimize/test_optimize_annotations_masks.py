@@ -11,8 +11,8 @@ from PIL import Image
 
 from annotating import COLOURS, LEGEND, folder_of, indexed, palette_png, refused, save, write
 from painting import PARTS, paint
-from slime_optimize.annotations import find_legend, load_legend, load_training, read
-from slime_optimize.data import load_mask
+from slime_optimize.data.annotations import find_legend, load_legend, load_training, read
+from slime_optimize.data.examples import load_mask
 
 IMAGE, MASK = paint()
 

@@ -9,7 +9,7 @@ import pytest
 
 from annotating import COLOURS, refused, save, write
 from painting import PARTS, paint
-from slime_optimize.annotations import read
+from slime_optimize.data.annotations import read
 
 IMAGE, MASK = paint()
 LABELMAP = "# label:color_rgb:parts:actions\ngreen:20,180,40::\nbackground:0,0,0::\nred:200,30,30::\n"

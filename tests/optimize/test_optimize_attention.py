@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from slime_optimize import Backbone, BackboneError, InputError, Layers, attend, attention_maps
-from slime_optimize.attention import weighted_maps
-from slime_optimize.processors import AttentionStore, WholeMaps, accumulate_pairs, install
+from slime_optimize.method.attention import weighted_maps
+from slime_optimize.method.processors import AttentionStore, WholeMaps, accumulate_pairs, install
 from slime_was import accumulate
 
 PARTS = 5
@@ -114,8 +114,8 @@ def test_parts_beyond_the_head_width_ride_in_groups(parts: int) -> None:
     chance = torch.Generator().manual_seed(1)
     query, key = (torch.randn(2, 3, 16, 8, generator=chance) for _ in range(2))
     cross = torch.rand(2, parts, 4, 4, generator=chance)
-    chances = (query @ key.transpose(-1, -2)).softmax(-1).mean(1)
-    expected = accumulate(cross.flatten(2), chances).reshape(cross.shape)
+    probs = (query @ key.transpose(-1, -2)).softmax(-1).mean(1)
+    expected = accumulate(cross.flatten(2), probs).reshape(cross.shape)
     torch.testing.assert_close(accumulate_pairs(query, key, cross), expected)
 
 

@@ -21,10 +21,10 @@ import backbones
 from benchmarks import optimize, optimize_page, optimize_side
 from painting import ROOT
 from slime_optimize import Backbone, load_backbone
-from slime_optimize.losses import Losses, losses
+from slime_optimize.method.losses import Losses, losses
+from slime_optimize.method.step import Stepper
 from slime_optimize.presets import BEST, PAPER, REFERENCE
 from slime_optimize.settings import Settings
-from slime_optimize.step import Stepper
 
 PARTS = 5
 SQUARE = backbones.LATENT_SIZE**4  # N x N elements; nothing else in the tiny UNet has as many

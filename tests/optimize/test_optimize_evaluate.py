@@ -14,11 +14,11 @@ from PIL import Image
 
 from painting import PARTS, Main, paint
 from slime_optimize import Backbone, Segmenter, Settings
-from slime_optimize.data import Example
+from slime_optimize.data.examples import Example
 from slime_optimize.evaluation import _telling, confusions, read_data
+from slime_optimize.method.predict import Predictor
+from slime_optimize.method.train import optimise
 from slime_optimize.metrics import report
-from slime_optimize.predict import Predictor
-from slime_optimize.train import optimise
 
 SEEDS = (0, 1, 2)
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from slime_optimize import Settings
-from slime_optimize.augment import View, apply_view, draw_view, part_points
-from slime_optimize.losses import Answer, class_weights, logit_cross_entropy, losses, map_cross_entropy, was_loss
+from slime_optimize.method.augment import View, apply_view, draw_view, part_points
+from slime_optimize.method.losses import Answer, class_weights, logit_cross_entropy, losses, map_cross_entropy, was_loss
 
 B, P, H, W = 2, 4, 3, 5
 
@@ -34,14 +34,14 @@ def maps() -> Answer:
     )
 
 
-def naive_cross_entropy(chances: Tensor, mask: Tensor) -> float:
+def naive_cross_entropy(probs: Tensor, mask: Tensor) -> float:
     """Every part weighs all pixels / its pixels; so each part that is there counts the same."""
     pixels = [(b, y, x) for b in range(B) for y in range(H) for x in range(W)]
     total = weights = 0.0
     for b, y, x in pixels:
         part = int(mask[b, y, x])
         weight = len(pixels) / sum(int(mask[at]) == part for at in pixels)
-        total -= weight * math.log(float(chances[b, part, y, x]))
+        total -= weight * math.log(float(probs[b, part, y, x]))
         weights += weight
     return total / weights
 

@@ -8,21 +8,21 @@ import pytest
 import torch
 
 from slime_optimize import Backbone
-from slime_optimize.augment import recoloured
-from slime_optimize.data import Example
+from slime_optimize.data.examples import Example
 from slime_optimize.errors import InputError
-from slime_optimize.losses import class_weights
-from slime_optimize.predict import Predictor
+from slime_optimize.method.augment import recoloured
+from slime_optimize.method.losses import class_weights
+from slime_optimize.method.predict import Predictor
+from slime_optimize.method.train import optimise
 from slime_optimize.presets import PRESETS
 from slime_optimize.settings import Settings
-from slime_optimize.train import optimise
 
 PARTS = ("background", "red", "green")
 
 
 def test_the_paper_preset_uses_none_of_them() -> None:
     paper = PRESETS["paper"]
-    assert (paper.recolour, paper.class_weight, paper.readout) == (0.0, 1.0, "tokens")
+    assert (paper.recolour_probability, paper.class_weight_power, paper.readout) == (0.0, 1.0, "tokens")
 
 
 def test_recolouring_gives_each_part_a_colour_and_keeps_its_texture() -> None:
@@ -70,7 +70,9 @@ def test_scores_follow_the_readout(backbone: Backbone, example: Example, readout
     assert same == (readout == "tokens")
 
 
-@pytest.mark.parametrize(("name", "value"), [("readout", "heads"), ("recolour", 1.5), ("class_weight", -0.1)])
+@pytest.mark.parametrize(
+    ("name", "value"), [("readout", "heads"), ("recolour_probability", 1.5), ("class_weight_power", -0.1)]
+)
 def test_values_out_of_range(name: str, value: object) -> None:
     with pytest.raises(InputError, match=name):
         Settings(**{name: value})  # type: ignore[arg-type]

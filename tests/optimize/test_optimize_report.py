@@ -12,10 +12,10 @@ from PIL import Image
 
 from painting import paint
 from slime_optimize import Backbone, Settings
-from slime_optimize.annotations import Example
+from slime_optimize.data.annotations import Example
+from slime_optimize.data.validation import Validation
+from slime_optimize.method.train import Learned, Run, learn
 from slime_optimize.report import report_html
-from slime_optimize.train import Learned, Run, learn
-from slime_optimize.validation import Validation
 
 PARTS = ("background", "<b>ear</b>", 'a "tail" & more')
 VOID = {"meta", "img", "link", "br", "hr", "input"}

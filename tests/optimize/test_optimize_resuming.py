@@ -20,12 +20,12 @@ from safetensors import safe_open
 
 from painting import PARTS, ROOT, Files, Main, paint
 from slime_optimize import Backbone, InputError, Segmenter, Settings
-from slime_optimize.annotations import Example
-from slime_optimize.checkpoint import CHECKPOINT_FILE, Checkpoint, State
+from slime_optimize.data.annotations import Example
+from slime_optimize.data.validation import Validation
 from slime_optimize.errors import OptimisationError
-from slime_optimize.step import Stepper
-from slime_optimize.train import Learned, Run, learn
-from slime_optimize.validation import Validation
+from slime_optimize.method.checkpoint import CHECKPOINT_FILE, Checkpoint, State
+from slime_optimize.method.step import Stepper
+from slime_optimize.method.train import Learned, Run, learn
 
 STEPS = 7
 
@@ -45,7 +45,7 @@ class Copying(Checkpoint):
 @pytest.fixture
 def this(loaded: dict[str, Backbone], monkeypatch: pytest.MonkeyPatch) -> Run:
     """Two images, two views a step, steps encoded three at a time, measured at steps 2, 4, 6 and 7."""
-    monkeypatch.setattr("slime_optimize.views._PIXELS_AT_ONCE", 6 * 64 * 64)
+    monkeypatch.setattr("slime_optimize.method.views._PIXELS_AT_ONCE", 6 * 64 * 64)
     first, second, third = (
         Example(name=str(i), image_HW3=paint(i)[0], mask_HW=paint(i)[1], digest=str(i)) for i in range(3)
     )
@@ -53,7 +53,7 @@ def this(loaded: dict[str, Backbone], monkeypatch: pytest.MonkeyPatch) -> Run:
         backbone=loaded["sd15"],
         examples=(first, second),
         parts=PARTS,
-        settings=Settings(steps=STEPS, batch_size=2, recolour=0.5, schedule="cosine", threshold=0.0),
+        settings=Settings(steps=STEPS, batch_size=2, recolour_probability=0.5, schedule="cosine", threshold=0.0),
         validation=Validation(examples=(third,), every=2),
     )
 

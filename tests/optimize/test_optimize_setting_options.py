@@ -30,7 +30,7 @@ def test_every_field_is_explained_and_nothing_else_is() -> None:
 
 
 def test_nothing_given_changes_nothing() -> None:
-    base = Settings(steps=3, crop=(0.7, 0.8), more_t=(5,), rescale=True)
+    base = Settings(steps=3, crop=(0.7, 0.8), extra_timesteps=(5,), rescale=True)
     assert settings(base=base) == base
 
 
@@ -39,7 +39,7 @@ GIVEN: dict[str, tuple[str, Any]] = {
     "steps": ("7", 7),
     "t-opt": ("3 9", (3, 9)),
     "crop": ("0.5 0.75", (0.5, 0.75)),
-    "more-t": ("20 200", (20, 200)),
+    "extra-timesteps": ("20 200", (20, 200)),
     "channel-order": ("bgr", "bgr"),
     "prompt-word": ("thing", "thing"),
     "rescale": ("", True),
@@ -53,9 +53,9 @@ def test_values_arrive(option: str) -> None:
 
 
 def test_what_a_preset_has_can_be_taken_away() -> None:
-    base = Settings(rescale=True, more_t=(5, 6))
-    changed = settings("--no-rescale", "--more-t", base=base)
-    assert changed.rescale is False and changed.more_t == ()
+    base = Settings(rescale=True, extra_timesteps=(5, 6))
+    changed = settings("--no-rescale", "--extra-timesteps", base=base)
+    assert changed.rescale is False and changed.extra_timesteps == ()
 
 
 def test_one_kind_of_layers_leaves_the_other() -> None:

@@ -16,11 +16,11 @@ import backbones
 from painting import PARTS, Files, Main, paint
 from slime_optimize import BackboneError, InputError, Settings, load_backbone
 from slime_optimize.backbone import content_hash
-from slime_optimize.data import Example
-from slime_optimize.predict import Predictor, load_predictor
+from slime_optimize.data.examples import Example
+from slime_optimize.method.predict import Predictor, load_predictor
+from slime_optimize.method.train import Run, optimise
+from slime_optimize.method.views import views
 from slime_optimize.segmenter import Segmenter
-from slime_optimize.train import Run, optimise
-from slime_optimize.views import views
 
 TINY = Settings(encoder="tiny", steps=2, threshold=0.0)
 
@@ -59,7 +59,7 @@ def test_it_answers_as_diffusers_own(folder: Path) -> None:
 def test_the_backbones_hash_knows_nothing_of_it(plain: Path, folder: Path) -> None:
     backbone = load_backbone(folder)
     assert backbone.hash == content_hash(plain) == load_backbone(plain).hash
-    assert backbone.tiny_name("kl") is None
+    assert backbone.tiny_name("vae") is None
     named = backbone.tiny_name("tiny")
     assert named is not None and named.id is None
 
@@ -88,7 +88,7 @@ def test_views_and_predictions_are_encoded_by_it(folder: Path, monkeypatch: pyte
         predictor.latents([painted().image_HW3]), backbone.encode(fitted, encoder="tiny"), rtol=0, atol=0
     )
     with pytest.raises(TypeError):  # and the other encoder is used where it is asked for
-        next(views(backbone, [painted()], replace(TINY, encoder="kl"), 0, 1))
+        next(views(backbone, [painted()], replace(TINY, encoder="vae"), 0, 1))
 
 
 def test_a_segmenter_remembers_it(folder: Path, plain: Path, tmp_path: Path) -> None:
@@ -115,13 +115,13 @@ def test_its_content_decides_the_segmenters_hash(folder: Path) -> None:
 
 
 def test_segmenters_made_before_are_read_as_the_vaes(plain: Path, tmp_path: Path) -> None:
-    optimise(load_backbone(plain), [painted()], PARTS, replace(TINY, encoder="kl"), progress=False).save(tmp_path)
+    optimise(load_backbone(plain), [painted()], PARTS, replace(TINY, encoder="vae"), progress=False).save(tmp_path)
     path = tmp_path / "segmenter.json"
     facts = json.loads(path.read_text())
     del facts["tiny_encoder"], facts["settings"]["encoder"]
     path.write_text(json.dumps(facts))
     loaded = Segmenter.load(tmp_path)
-    assert loaded.tiny is None and loaded.settings.encoder == "kl"
+    assert loaded.tiny is None and loaded.settings.encoder == "vae"
     facts["settings"]["encoder"] = "tiny"
     path.write_text(json.dumps(facts))
     with pytest.raises(InputError, match="tiny_encoder: got None, expected one for encoder tiny"):
@@ -189,9 +189,9 @@ def test_on_the_command_line(
     elsewhere = backbones.build_tiny(tmp_path / "elsewhere")
     tiny = ["--backbone", str(plain), "--tiny-encoder", str(elsewhere)]
     assert run(command(files, *tiny)) == 2
-    assert "got --tiny-encoder with encoder kl, expected --encoder tiny beside it" in capsys.readouterr().err
+    assert "got --tiny-encoder with encoder vae, expected --encoder tiny beside it" in capsys.readouterr().err
     assert run(command(files, "--backbone", str(plain), "--encoder", "tiny")) == 2
-    assert "has no tiny_vae; give --encoder kl, or name an AutoencoderTiny" in capsys.readouterr().err
+    assert "has no tiny_vae; give --encoder vae, or name an AutoencoderTiny" in capsys.readouterr().err
     assert not (files.image.parent / "out").exists()
     assert run(command(files, *tiny, "--encoder", "tiny")) == 0
     facts = json.loads((files.image.parent / "out" / "segmenter.json").read_text())

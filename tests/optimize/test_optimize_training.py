@@ -11,20 +11,11 @@ import pytest
 import torch
 
 from painting import PARTS, paint
-from slime_optimize import (
-    Backbone,
-    BackboneError,
-    InputError,
-    Layers,
-    Predictor,
-    Segmenter,
-    Settings,
-    attention_maps,
-)
-from slime_optimize.data import Example
+from slime_optimize import Backbone, BackboneError, InputError, Layers, Predictor, Segmenter, Settings, attention_maps
+from slime_optimize.data.examples import Example
 from slime_optimize.errors import OptimisationError
-from slime_optimize.train import initial_text, optimise
-from slime_optimize.views import views
+from slime_optimize.method.train import initial_text, optimise
+from slime_optimize.method.views import views
 from slime_was import scores, segment
 
 SHORT = Settings(steps=4)
@@ -48,7 +39,7 @@ def test_views_do_not_depend_on_how_many_are_encoded_ahead(
     backbone: Backbone, example: Example, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = learn(backbone, example)
-    monkeypatch.setattr("slime_optimize.views._PIXELS_AT_ONCE", 1)
+    monkeypatch.setattr("slime_optimize.method.views._PIXELS_AT_ONCE", 1)
     torch.testing.assert_close(learn(backbone, example).embeddings, expected.embeddings, rtol=1e-3, atol=1e-3)
 
 
@@ -63,7 +54,7 @@ def test_views_used_again_are_encoded_once(
         return encode(self, pixels, *given, **named)
 
     monkeypatch.setattr(type(backbone), "encode", counted)
-    settings = SHORT.changed({"view_uses": 3, "batch_size": 2})
+    settings = SHORT.changed({"steps_per_view": 3, "batch_size": 2})
     whole = [latents for latents, _ in views(backbone, [example], settings, 0, 7)]
     assert sum(encoded) == 2 * 3
     assert [torch.equal(a, b) for a, b in pairwise(whole)] == [True, True, False, True, True, False]
@@ -114,8 +105,8 @@ def test_prediction_is_the_servers_arithmetic(backbone: Backbone, example: Examp
     noised = backbone.add_noise(latents, segmenter.noise, t_test)
     with torch.no_grad():
         maps = attention_maps(backbone.unet, noised, t_test, segmenter.text_embedding, 3, segmenter.settings.layers)
-    weighting = segmenter.settings.weighting(backbone.image_size)
-    expected = scores(maps.cross_BPhw.numpy(), maps.self_BNN.numpy(), weighting)
+    postprocess = segmenter.settings.postprocess(backbone.image_size)
+    expected = scores(maps.cross_BPhw.numpy(), maps.self_BNN.numpy(), postprocess)
     mask = segment(expected, 70, 90)
     assert mask.shape == example.mask_HW.shape and mask.dtype == np.uint8
     assert float((predictor.mask(example.image_HW3) == mask).mean()) >= 0.999

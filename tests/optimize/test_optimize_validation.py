@@ -12,10 +12,10 @@ from PIL import Image
 
 from painting import PARTS, Files, Main, paint
 from slime_optimize import Backbone, InputError, Predictor, Segmenter, Settings
-from slime_optimize.annotations import Example
+from slime_optimize.data.annotations import Example
+from slime_optimize.data.validation import Found, Validation, hold_back, measure
+from slime_optimize.method.train import Learned, Run, learn
 from slime_optimize.metrics import Report
-from slime_optimize.train import Learned, Run, learn
-from slime_optimize.validation import Found, Validation, hold_back, measure
 
 
 def painted(name: str, *parts: int) -> Example:

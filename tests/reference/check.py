@@ -24,14 +24,14 @@ from diffusers import DDIMScheduler, UNet2DConditionModel
 from safetensors.torch import load_file
 from torch import Tensor
 
-from slime_optimize.attention import attend, attention_maps
 from slime_optimize.backbone import Backbone
-from slime_optimize.losses import losses
-from slime_optimize.predict import Predictor
+from slime_optimize.method.attention import attend, attention_maps
+from slime_optimize.method.losses import losses
+from slime_optimize.method.predict import Predictor
+from slime_optimize.method.step import Stepper
 from slime_optimize.presets import REFERENCE
 from slime_optimize.segmenter import Segmenter
 from slime_optimize.settings import Settings
-from slime_optimize.step import Stepper
 from slime_was import finished, segment
 
 LARGEST = 1e-5  # difference, as a share of the largest value
@@ -113,7 +113,7 @@ def masks(recording: Recording) -> Iterator[Line]:
     for threshold in (0.0, 0.06):
         predictor = recording.predictor(threshold=threshold)
         cross, was = predictor.maps(recording.tensor("latents"))
-        scores = finished(cross, was, predictor.segmenter.settings.weighting(SIDE))
+        scores = finished(cross, was, predictor.segmenter.settings.postprocess(SIDE))
         name = f"test_mask_thr{threshold}"
         yield _differing(f"mask, threshold {threshold}", segment(scores, SIDE, SIDE).numpy(), recording.arrays[name])
     patched = recording.predictor(threshold=0.0, patches=2, patch_side=400 / SIDE)

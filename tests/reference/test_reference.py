@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from check import Line, Recording
 
-from slime_optimize import attention, losses, processors
+from slime_optimize.method import attention, losses, processors
 
 RECORDINGS = Path(__file__).parent / "recordings"
 Patch = pytest.MonkeyPatch
@@ -53,8 +53,8 @@ def one_mean_over_all_heads(patch: Patch) -> None:
     true = processors._Cross.keep
     mean_heads = (3 * 4 + 2 * 2) / 5  # of the five layers
 
-    def keep(self: Any, logits: torch.Tensor, chances: torch.Tensor) -> None:
-        true(self, logits, chances * (chances.shape[1] / mean_heads))
+    def keep(self: Any, logits: torch.Tensor, probs: torch.Tensor) -> None:
+        true(self, logits, probs * (probs.shape[1] / mean_heads))
 
     patch.setattr(processors._Cross, "keep", keep)
 
@@ -91,9 +91,9 @@ def other_setting(name: str, value: Any) -> Callable[[Patch], None]:
         (check.maps, enlarged_otherwise(mode="bilinear", align_corners=True), "cross maps"),
         (check.maps, enlarged_otherwise(mode="nearest"), "cross maps"),
         (check.masks, other_setting("rescale", False), "mask, threshold 0.0"),
-        (check.masks, other_setting("suppress", False), "mask, threshold 0.0"),
+        (check.masks, other_setting("suppress_first_part", False), "mask, threshold 0.0"),
         (check.training, without_the_factor_k, "loss 2, WAS"),
-        (check.training, other_setting("guidance", 99.0), "diffusion loss"),
+        (check.training, other_setting("guidance_scale", 99.0), "diffusion loss"),
         (check.training, other_setting("beta", 0.0051), "loss"),
         (check.training, other_setting("class_counts", "all"), "loss 1, cross entropy"),
     ],

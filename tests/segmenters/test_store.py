@@ -15,7 +15,7 @@ def entry(value: float = 1.0) -> Entry:
     return Entry(
         text_TD=np.full((77, 8), value, np.float32),
         noise_Xhw=np.full((4, 2, 2), -value, np.float32),
-        weighting=np.arange(8, dtype=np.float32),
+        postprocess=np.arange(8, dtype=np.float32),
         description={"parts": ["background", "Fenster ü"], "model": "shared_00000000"},
     )
 
@@ -25,7 +25,7 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
     write(store.path("car"), entry(2.0))
     got = store.get("car")
     assert np.array_equal(got.text_TD, entry(2.0).text_TD) and np.array_equal(got.noise_Xhw, entry(2.0).noise_Xhw)
-    assert np.array_equal(got.weighting, entry().weighting) and got.description == entry().description
+    assert np.array_equal(got.postprocess, entry().postprocess) and got.description == entry().description
     assert store.names() == ["car"] and [each.name for each in tmp_path.iterdir()] == ["car.safetensors"]
 
 

@@ -10,9 +10,9 @@ import pytest
 import toy
 
 from serving import first_line, launch, png, served, stop_and_read
-from slime_export.accelerators import KINDS, accelerator
-from slime_was import contract
-from slime_was.pbtxt import CPU
+from slime_export.graph.accelerators import KINDS, accelerator
+from slime_repository import contract
+from slime_repository.config_text import CPU
 
 pytestmark = pytest.mark.triton
 

@@ -20,8 +20,8 @@ from tritonclient.utils import InferenceServerException
 import slime_client
 from serving import Served, png, served
 from slime_export.errors import ServerError
-from slime_export.server import Access
-from slime_export.server import Server as Publisher
+from slime_export.publish.server_control import Access
+from slime_export.publish.server_control import Server as Publisher
 from slime_serve import Security, UsageError
 
 KEY = "k" * 32
@@ -47,7 +47,7 @@ def tls(files: Path, *more: str) -> list[str]:
     return [
         "--listen",
         "0.0.0.0",
-        "--tls-certificate",
+        "--tls-cert",
         f"{files}/server.pem",
         "--tls-key",
         f"{files}/server.key",
@@ -212,11 +212,11 @@ def test_http_wants_the_key_as_well(key_server: Served, path: str) -> None:
     [
         ({"listen": "0.0.0.0"}, "--insecure"),
         ({"listen": "everywhere"}, "IPv4 address"),
-        ({"tls_certificate": "server.pem"}, "both"),
-        ({"tls_ca": "ca.pem"}, "--tls-certificate"),
-        ({"tls_certificate": "server.pem", "tls_key": "admin"}, "PEM"),
-        ({"tls_certificate": "server.pem", "tls_key": "missing"}, "cannot be read"),
-        ({"tls_certificate": "server.pem", "tls_key": "server.key", "insecure": True}, "contradicts"),
+        ({"tls_cert": "server.pem"}, "both"),
+        ({"tls_ca": "ca.pem"}, "--tls-cert"),
+        ({"tls_cert": "server.pem", "tls_key": "admin"}, "PEM"),
+        ({"tls_cert": "server.pem", "tls_key": "missing"}, "cannot be read"),
+        ({"tls_cert": "server.pem", "tls_key": "server.key", "insecure": True}, "contradicts"),
     ],
 )
 def test_options_that_are_refused(files: Path, given: dict[str, Any], says: str) -> None:

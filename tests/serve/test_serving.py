@@ -19,8 +19,8 @@ from tritonclient.utils import InferenceServerException
 import slime_image
 import slime_was
 from serving import Served, png, served
-from slime_was import contract
-from slime_was.contract import Reading
+from slime_repository import contract
+from slime_repository.contract import Reading
 
 pytestmark = pytest.mark.triton
 
@@ -44,12 +44,12 @@ def in_process(
         return list(session.run(names, {session.get_inputs()[0].name: data}))
 
     (vector,) = run(f"{segmenter}_unet", np.zeros((1, 4, 8, 8), np.float32))[2]
-    weighting = slime_was.Weighting.from_vector(vector)
+    postprocess = slime_was.Postprocess.from_vector(vector)
     fitted = slime_image.fit(image, 32, channel_order)
-    pixels = slime_image.cropped(fitted, weighting.crops, weighting.crop_side)
+    pixels = slime_image.cropped(fitted, postprocess.crops, postprocess.crop_side)
     cross, self_, _ = run(f"{segmenter}_unet", run("vae_encoder", pixels)[0])
-    scores = slime_was.scores(cross, self_, weighting)
-    guided = slime_was.sharpened(scores, weighting, fitted)
+    scores = slime_was.scores(cross, self_, postprocess)
+    guided = slime_was.sharpened(scores, postprocess, fitted)
     return slime_was.segment(guided, *image.shape[:2]), scores
 
 
@@ -77,11 +77,11 @@ def test_mask_and_scores_equal_the_same_work_in_process(toy_server: Served, toy_
 def test_segmenters_that_read_and_weigh_otherwise(tmp_path: Path) -> None:
     """Next to the plain one: BGR, in patches, suppressed, rescaled; and along the image's edges."""
     repository = build_repository(tmp_path / "repository")
-    published = slime_was.Weighting(
-        threshold=0.2, drop_background=True, suppress=True, rescale=True, side=32, patches=2, patch_side=0.75
+    published = slime_was.Postprocess(
+        threshold=0.2, drop_background=True, suppress_first_part=True, rescale=True, side=32, patches=2, patch_side=0.75
     )
-    add_segmenter(repository, "published", Reading(image_size=32, channel_order="bgr", weighting=published))
-    guided = Reading(image_size=32, channel_order="bgr", weighting=slime_was.Weighting(side=32, guide=0.1))
+    add_segmenter(repository, "published", Reading(image_size=32, channel_order="bgr", postprocess=published))
+    guided = Reading(image_size=32, channel_order="bgr", postprocess=slime_was.Postprocess(side=32, edge_tolerance=0.1))
     add_segmenter(repository, "guided", guided)
     image = picture(90, 61)
     plain, _ = in_process(repository, image)

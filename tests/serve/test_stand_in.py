@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 import toy
 
+from slime_repository.contract import MAX_BATCH
 from slime_serve.wheel import STAND_IN
-from slime_was.contract import LATENTS, MAX_BATCH, PIXELS
+from slime_was.tensors import LATENTS, PIXELS
 
 Network = Callable[[int], Any]
 

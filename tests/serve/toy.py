@@ -14,11 +14,11 @@ from onnx import TensorProto, helper, numpy_helper
 
 import slime_was
 from serving import ROOT
-from slime_was import contract
+from slime_repository import contract
 
 PARTS, IMAGE_SIZE, CHANNELS, SIDE, THRESHOLD = 5, 32, 4, 8, 0.5
-WEIGHTING = slime_was.Weighting(threshold=THRESHOLD, side=IMAGE_SIZE)
-READING = contract.Reading(image_size=IMAGE_SIZE, weighting=WEIGHTING)
+POSTPROCESS = slime_was.Postprocess(threshold=THRESHOLD, side=IMAGE_SIZE)
+READING = contract.Reading(image_size=IMAGE_SIZE, postprocess=POSTPROCESS)
 NO_CACHE = shutil.ignore_patterns("__pycache__")
 PIXELS = SIDE * SIDE
 Floats = npt.NDArray[np.float32]
@@ -41,7 +41,7 @@ def add_segmenter(folder: Path, segmenter: str, reading: contract.Reading) -> No
     shutil.copytree(ROOT / "model_repository" / contract.PREPROCESS, preprocess, ignore=NO_CACHE)
     (preprocess / "config.pbtxt").write_text(contract.preprocess_config(reading))
     unet = contract.unet_config(segmenter=segmenter, parts=PARTS, latent_channels=CHANNELS, latent_size=SIDE)
-    _publish(folder / contract.unet_name(segmenter), unet, _unet(reading.weighting))
+    _publish(folder / contract.unet_name(segmenter), unet, _unet(reading.postprocess))
     ensemble = contract.ensemble_config(
         segmenter=segmenter,
         versions=contract.Versions(),
@@ -68,7 +68,7 @@ def _encoder() -> onnx.ModelProto:
     return _network(nodes, constants, {"PIXELS": (3, IMAGE_SIZE, IMAGE_SIZE)}, {"LATENTS": (CHANNELS, SIDE, SIDE)})
 
 
-def _unet(weighting: slime_was.Weighting) -> onnx.ModelProto:
+def _unet(postprocess: slime_was.Postprocess) -> onnx.ModelProto:
     nodes = [
         helper.make_node("Conv", ["LATENTS", "words"], ["logits"]),
         helper.make_node("Softmax", ["logits"], ["CROSS"], axis=1),
@@ -79,16 +79,16 @@ def _unet(weighting: slime_was.Weighting) -> onnx.ModelProto:
         helper.make_node("ReduceMax", ["logits", "axes"], ["highest"], keepdims=0),
         # Any number for each image of the batch would do.
         helper.make_node("MatMul", ["highest", "zero"], ["nothing"]),
-        helper.make_node("Add", ["nothing", "weighting"], ["WEIGHTING"]),
+        helper.make_node("Add", ["nothing", "postprocess"], ["POSTPROCESS"]),
     ]
     constants = {
         "words": 2 * _random(1, PARTS, CHANNELS, 1, 1),
         "flat": np.array([0, CHANNELS, PIXELS], np.int64),
         "axes": np.array([2, 3], np.int64),
         "zero": np.zeros((PARTS, 1), np.float32),
-        "weighting": weighting.vector(),
+        "postprocess": postprocess.vector(),
     }
-    outputs = {"CROSS": (PARTS, SIDE, SIDE), "SELF": (PIXELS, PIXELS), "WEIGHTING": weighting.vector().shape}
+    outputs = {"CROSS": (PARTS, SIDE, SIDE), "SELF": (PIXELS, PIXELS), "POSTPROCESS": postprocess.vector().shape}
     return _network(nodes, constants, {"LATENTS": (CHANNELS, SIDE, SIDE)}, outputs)
 
 

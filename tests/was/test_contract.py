@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 
-from slime_was import Weighting, contract
-from slime_was.contract import Form, Reading, Versions
-from slime_was.pbtxt import Accelerator
-from slime_was.shared import segmenters_config
+from slime_repository import contract
+from slime_repository.config_text import Accelerator
+from slime_repository.contract import Reading, Variant, Versions
+from slime_repository.shared_contract import segmenters_config
+from slime_was import Postprocess
 
 REPOSITORY = Path(__file__).resolve().parents[2] / "model_repository"
 
@@ -62,7 +63,7 @@ def test_networks_batch_dynamically_and_choose_their_device() -> None:
     assert [(tensor.name, list(tensor.dims)) for tensor in unet.output] == [
         ("CROSS", [-1, 32, 32]),
         ("SELF", [1024, 1024]),
-        ("WEIGHTING", [8]),
+        ("POSTPROCESS", [8]),
     ]
 
 
@@ -81,7 +82,7 @@ def test_nothing_is_refused_after_the_encoder() -> None:
 
 def test_networks_are_run_with_each_batch_size_before_they_count_as_loaded() -> None:
     fixed: dict[str, Any] = {"segmenter": "car", "parts": 6, "latent_channels": 4, "latent_size": 32}
-    for kind in ({}, {"form": Form(format="tensorrt")}, {"accelerator": Accelerator(name="cuda")}):
+    for kind in ({}, {"variant": Variant(format="tensorrt")}, {"accelerator": Accelerator(name="cuda")}):
         warm = parsed(contract.unet_config(**fixed, **kind)).model_warmup
         assert [each.batch_size for each in warm] == list(range(1, contract.MAX_BATCH + 1))
         assert all(list(each.inputs["LATENTS"].dims) == [4, 32, 32] for each in warm)
@@ -133,42 +134,42 @@ def test_wrong_numbers_are_refused() -> None:
 
 
 def test_segmenters_that_read_otherwise_have_their_own_preprocess_model() -> None:
-    weighting = Weighting(patches=2, patch_side=400 / 512, side=512, guide=0.1)
-    reading = Reading(channel_order="bgr", weighting=weighting)
+    postprocess = Postprocess(patches=2, patch_side=400 / 512, side=512, edge_tolerance=0.1)
+    reading = Reading(channel_order="bgr", postprocess=postprocess)
     assert reading.model == "preprocess_bgr_2x400"
     parameters = parsed(contract.preprocess_config(reading)).parameters
     assert parameters["crops"].string_value == "[[0, 0], [0, 112], [112, 0], [112, 112]]"
     assert parameters["crop_side"].string_value == "400"
     steps = parsed(ensemble(reading=reading)).ensemble_scheduling.step
     assert steps[0].model_name == "preprocess_bgr_2x400"
-    assert "FITTED" in steps[0].output_map and "FITTED" in steps[3].input_map
-    assert "FITTED" not in parsed(ensemble()).ensemble_scheduling.step[3].input_map
+    assert "GUIDE_IMAGE" in steps[0].output_map and "GUIDE_IMAGE" in steps[3].input_map
+    assert "GUIDE_IMAGE" not in parsed(ensemble()).ensemble_scheduling.step[3].input_map
     with pytest.raises(ValueError, match="got 9 crops of an image, expected at most 8"):
-        Reading(weighting=Weighting(patches=3, patch_side=0.5))
+        Reading(postprocess=Postprocess(patches=3, patch_side=0.5))
 
 
 def test_a_unet_that_weights_is_a_model_of_its_own_and_gives_no_self_map() -> None:
-    form = Form(maps="weighted", precision="fp16", encoder="tiny", format="tensorrt")
-    unet = parsed(contract.unet_config(segmenter="car", parts=6, latent_channels=4, latent_size=32, form=form))
+    variant = Variant(maps="weighted", precision="fp16", encoder="tiny", format="tensorrt")
+    unet = parsed(contract.unet_config(segmenter="car", parts=6, latent_channels=4, latent_size=32, variant=variant))
     assert (unet.name, unet.backend) == ("car_unet_weighted_tensorrt", "tensorrt")
     assert [(tensor.name, list(tensor.dims)) for tensor in unet.output] == [
         ("CROSS", [-1, 32, 32]),
-        ("WAS", [-1, 32, 32]),
-        ("WEIGHTING", [8]),
+        ("ACCUMULATED", [-1, 32, 32]),
+        ("POSTPROCESS", [8]),
     ]
-    config = parsed(ensemble(form=form))
+    config = parsed(ensemble(variant=variant))
     steps = config.ensemble_scheduling.step
     assert [step.model_name for step in steps] == ["preprocess", "tiny_encoder_fp16_tensorrt", unet.name, "was"]
-    assert set(steps[3].input_map) == {"CROSS", "WAS", "WEIGHTING", "SIZE"}
+    assert set(steps[3].input_map) == {"CROSS", "ACCUMULATED", "POSTPROCESS", "SIZE"}
     said = {key: value.string_value for key, value in config.parameters.items()}
     assert said == {"maps": "weighted", "precision": "fp16", "encoder": "tiny", "format": "tensorrt"}
     optional = {tensor.name for tensor in parsed(contract.was_config()).input if tensor.optional}
-    assert optional == {"SELF", "WAS", "FITTED", "PRESENT"}
+    assert optional == {"SELF", "ACCUMULATED", "GUIDE_IMAGE", "PART_MASK"}
 
 
 def test_a_plan_is_named_as_such_and_runs_on_a_gpu_or_not_at_all() -> None:
-    form = Form(format="tensorrt")
-    config = parsed(contract.unet_config(segmenter="car", parts=6, latent_channels=4, latent_size=32, form=form))
+    variant = Variant(format="tensorrt")
+    config = parsed(contract.unet_config(segmenter="car", parts=6, latent_channels=4, latent_size=32, variant=variant))
     assert (config.platform, config.default_model_filename) == ("tensorrt_plan", "model.plan")
     assert [(group.count, group.kind) for group in config.instance_group] == [(1, config.instance_group[0].KIND_GPU)]
 
@@ -183,10 +184,12 @@ def test_an_accelerator_is_what_triton_reads() -> None:
         assert (found.name, dict(found.parameters)) == ("tensorrt", dict(accelerator.parameters))
         assert config.instance_group[0].kind == config.instance_group[0].KIND_GPU
     with pytest.raises(ValueError, match="got an accelerator for tensorrt, expected onnxruntime"):
-        contract.unet_config(segmenter="car", parts=6, form=Form(format="tensorrt"), accelerator=accelerator, **sizes)
+        contract.unet_config(
+            segmenter="car", parts=6, variant=Variant(format="tensorrt"), accelerator=accelerator, **sizes
+        )
 
 
 def test_words_a_form_does_not_know() -> None:
     with pytest.raises(ValueError, match="precision: got 'fp8', expected one of fp32, fp16, bf16, int8"):
-        Form(precision="fp8")
-    assert contract.encoder_name("kl", "int8") == "vae_encoder"
+        Variant(precision="fp8")
+    assert contract.encoder_name("vae", "int8") == "vae_encoder"

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from slime_was import Weighting, accumulate, scores, sharpened
+from slime_was import Postprocess, accumulate, scores, sharpened
 from slime_was.guided import _padded, joint_bilateral
 from slime_was.interpolation import enlarge, extremes
 
@@ -26,10 +26,10 @@ def attention(pixels: int, crops: int = 1) -> Floats:
     return rows / rows.sum(-1, keepdims=True)
 
 
-def both(cross: Floats, self_: Floats, weighting: Weighting) -> Floats:
+def both(cross: Floats, self_: Floats, postprocess: Postprocess) -> Floats:
     """The scores from numpy, after a look that torch's are the same."""
-    result = scores(cross, self_, weighting)
-    from_torch = scores(torch.from_numpy(cross), torch.from_numpy(self_), weighting)
+    result = scores(cross, self_, postprocess)
+    from_torch = scores(torch.from_numpy(cross), torch.from_numpy(self_), postprocess)
     np.testing.assert_allclose(from_torch.numpy(), result, rtol=1e-4, atol=1e-5)
     return result
 
@@ -37,17 +37,17 @@ def both(cross: Floats, self_: Floats, weighting: Weighting) -> Floats:
 def test_plain_scores_are_equation_6() -> None:
     cross, self_ = random(1, 3, 4, 2), attention(8)
     expected = accumulate(cross.reshape(1, 3, 8), self_).reshape(3, 4, 2)
-    assert np.array_equal(both(cross, self_, Weighting()), expected)
+    assert np.array_equal(both(cross, self_, Postprocess()), expected)
 
 
 @pytest.mark.parametrize("rescale", [False, True])
 def test_maps_that_were_accumulated_before_give_the_same_scores(rescale: bool) -> None:
     cross, self_ = random(1, 3, 4, 2), attention(8)
-    weighting = Weighting(threshold=0.2, rescale=rescale, side=SIDE)
+    postprocess = Postprocess(threshold=0.2, rescale=rescale, side=SIDE)
     was = accumulate(cross.reshape(1, 3, 8), self_).reshape(cross.shape)
-    assert np.array_equal(both(cross, was, weighting), both(cross, self_, weighting))
+    assert np.array_equal(both(cross, was, postprocess), both(cross, self_, postprocess))
     with pytest.raises(ValueError, match=r"maps: got cross-attention \(1, 3, 4, 2\) with \(1, 3, 2, 4\)"):
-        scores(cross, was.reshape(1, 3, 2, 4), weighting)
+        scores(cross, was.reshape(1, 3, 2, 4), postprocess)
 
 
 @pytest.mark.parametrize("drop_background", [False, True])
@@ -55,18 +55,18 @@ def test_parts_under_the_threshold_score_nothing(drop_background: bool) -> None:
     cross, self_ = random(1, 4, 2, 2), attention(4)
     cross[0, :, 0, 0] = (0.1, 0.1, 0.19, 0.2)
     cross[0, :3] = np.minimum(cross[0, :3], cross[0, :3, :1, :1])
-    result = both(cross, self_, Weighting(threshold=0.2, drop_background=drop_background))
+    result = both(cross, self_, Postprocess(threshold=0.2, drop_background=drop_background))
     assert result.any((1, 2)).tolist() == [not drop_background, False, False, True]
 
 
 def test_the_first_kept_part_is_suppressed_under_its_mean() -> None:
     cross, self_ = random(1, 3, 4, 4), attention(16)
     cross[0, 0] *= 0.1  # dropped, so that the first kept is part 1
-    weighting = Weighting(threshold=0.2, drop_background=True, suppress=True)
+    postprocess = Postprocess(threshold=0.2, drop_background=True, suppress_first_part=True)
     expected = cross.copy()
     expected[0, 1][expected[0, 1] <= expected[0, 1].mean()] = 0
     expected[0, 0] = 0
-    assert np.allclose(both(cross, self_, weighting), accumulate(expected.reshape(1, 3, 16), self_).reshape(3, 4, 4))
+    assert np.allclose(both(cross, self_, postprocess), accumulate(expected.reshape(1, 3, 16), self_).reshape(3, 4, 4))
 
 
 @pytest.mark.parametrize("side", [4, 7, 16, 33])
@@ -81,18 +81,18 @@ def test_extremes_are_those_of_the_whole_enlargement(side: int) -> None:
 def test_rescaled_scores_span_their_cross_maps() -> None:
     cross, self_ = random(1, 3, 4, 4), attention(16)
     cross[0, 2] = 0.5  # flat: nothing to span
-    enlarged = enlarge(both(cross, self_, Weighting(rescale=True, side=SIDE)), SIDE, SIDE)
+    enlarged = enlarge(both(cross, self_, Postprocess(rescale=True, side=SIDE)), SIDE, SIDE)
     np.testing.assert_allclose(enlarged[:2].min((1, 2)), cross[0, :2].min((1, 2)), rtol=1e-4)
     np.testing.assert_allclose(enlarged[:2].max((1, 2)), cross[0, :2].max((1, 2)), rtol=1e-4)
     assert np.isfinite(enlarged).all()
 
 
 def test_patches_are_means_over_the_crops_that_kept_the_part() -> None:
-    weighting = Weighting(patches=2, patch_side=0.75, side=SIDE, threshold=0.5)
-    assert weighting.crops == ((0, 0), (0, 4), (4, 0), (4, 4))
+    postprocess = Postprocess(patches=2, patch_side=0.75, side=SIDE, threshold=0.5)
+    assert postprocess.crops == ((0, 0), (0, 4), (4, 0), (4, 4))
     cross = np.ones((4, 2, 4, 4), np.float32)
     cross[:, 1] = np.array([0.9, 0.6, 0.1, 0.8], np.float32)[:, None, None]
-    result = both(cross, attention(16, crops=4), weighting)
+    result = both(cross, attention(16, crops=4), postprocess)
     assert result.shape == (2, SIDE, SIDE)
     np.testing.assert_allclose(result[0], 1, rtol=1e-4)
     # Top left: the first crop alone; in the middle three of the four; bottom left: the crop that dropped the part.
@@ -131,29 +131,33 @@ def test_large_images_guide_at_four_pixels_a_sample() -> None:
 
 def test_scores_are_sharpened_where_the_image_guides() -> None:
     coarse, image = random(3, 4, 4), random(3, 16, 16)
-    assert sharpened(coarse, Weighting(), None) is coarse
-    assert np.array_equal(sharpened(coarse, Weighting(guide=0.1), image), joint_bilateral(coarse, image, 0.1))
+    assert sharpened(coarse, Postprocess(), None) is coarse
+    assert np.array_equal(
+        sharpened(coarse, Postprocess(edge_tolerance=0.1), image), joint_bilateral(coarse, image, 0.1)
+    )
     with pytest.raises(ValueError, match="got no image"):
-        sharpened(coarse, Weighting(guide=0.1), None)
+        sharpened(coarse, Postprocess(edge_tolerance=0.1), None)
 
 
 def test_maps_that_do_not_belong_together_are_named() -> None:
     with pytest.raises(ValueError, match=r"with \(1, 9, 9\), expected self-attention \(1, 8, 8\)"):
-        scores(random(1, 3, 4, 2), random(1, 9, 9), Weighting())
+        scores(random(1, 3, 4, 2), random(1, 9, 9), Postprocess())
     with pytest.raises(ValueError, match="got 2 crops, expected 1"):
-        scores(random(2, 3, 4, 2), random(2, 8, 8), Weighting())
+        scores(random(2, 3, 4, 2), random(2, 8, 8), Postprocess())
 
 
 def test_weighting_travels_as_a_vector() -> None:
-    weighting = Weighting(threshold=0.2, rescale=True, side=128, patches=2, patch_side=400 / 512, guide=0.07)
-    assert Weighting.from_vector(weighting.vector()) == weighting
+    postprocess = Postprocess(
+        threshold=0.2, rescale=True, side=128, patches=2, patch_side=400 / 512, edge_tolerance=0.07
+    )
+    assert Postprocess.from_vector(postprocess.vector()) == postprocess
     with pytest.raises(ValueError, match="export the segmenter again"):
-        Weighting.from_vector(np.zeros(1, np.float32))
+        Postprocess.from_vector(np.zeros(1, np.float32))
 
 
 @pytest.mark.parametrize(
-    "change", [{"threshold": 2.0}, {"side": 0}, {"patches": 2, "patch_side": 0.4}, {"guide": -1.0}]
+    "change", [{"threshold": 2.0}, {"side": 0}, {"patches": 2, "patch_side": 0.4}, {"edge_tolerance": -1.0}]
 )
 def test_values_out_of_range(change: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="weighting: got"):
-        Weighting(**change)
+        Postprocess(**change)

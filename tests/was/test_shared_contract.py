@@ -6,21 +6,22 @@ import re
 
 import pytest
 
-from slime_was import contract, shared
-from slime_was.contract import Versions
-from slime_was.form import Form
-from slime_was.shared import Group
+from slime_repository import contract
+from slime_repository import shared_contract as shared
+from slime_repository.contract import Versions
+from slime_repository.shared_contract import Group
+from slime_repository.variant import Variant
 
 
 def group(maps: str = "weighted") -> Group:
     return Group(
         key="0123abcd",
         most_parts=8,
-        draws=2,
+        noise_samples=2,
         text_width=64,
         latent_channels=4,
         latent_size=16,
-        form=Form(maps=maps),
+        variant=Variant(maps=maps),
     )
 
 
@@ -56,5 +57,5 @@ def test_the_unets_inputs_are_what_segmenters_gives() -> None:
     assert taken - {"LATENTS"} <= given
     text = shared.shared_unet_config(group())
     assert 'name: "NOISE", data_type: TYPE_FP32, dims: [8, 16, 16]' in text
-    assert 'name: "WAS", data_type: TYPE_FP32, dims: [8, 16, 16]' in text
+    assert 'name: "ACCUMULATED", data_type: TYPE_FP32, dims: [8, 16, 16]' in text
     assert 'name: "SELF", data_type: TYPE_FP32, dims: [256, 256]' in shared.shared_unet_config(group("averaged"))

@@ -1,4 +1,4 @@
-"""Triton model ``preprocess``: IMAGE bytes to PIXELS, SIZE, FITTED. Arguments and errors; the work is slime_image."""
+"""Triton model ``preprocess``: IMAGE bytes to PIXELS, SIZE, GUIDE_IMAGE. The work is slime_image's."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ class TritonPythonModel:
             return _failed("preprocess: internal error; the server's log has it", pb_utils.TritonError.INTERNAL)
         size = np.array(image_HW3.shape[:2], np.int32)
         answer = [pb_utils.Tensor("PIXELS", pixels_C3SS), pb_utils.Tensor("SIZE", size)]
-        if "FITTED" in request.requested_output_names():
-            answer.append(pb_utils.Tensor("FITTED", fitted_3SS))
+        if "GUIDE_IMAGE" in request.requested_output_names():
+            answer.append(pb_utils.Tensor("GUIDE_IMAGE", fitted_3SS))
         return pb_utils.InferenceResponse(answer)
 
 

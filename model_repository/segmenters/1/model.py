@@ -82,8 +82,8 @@ def _read(data: bytes, entry: slime_store.Entry, wanted: list[str]) -> Any:
         "PIXELS": pixels_C3SS,
         "SIZE": np.array(image_HW3.shape[:2], np.int32),
         # One pixel where nothing follows the image's edges: an ensemble wants every tensor.
-        "FITTED": fitted_3SS if told["guided"] else fitted_3SS[:, :1, :1],
-        "WEIGHTING": entry.weighting[np.newaxis],
+        "GUIDE_IMAGE": fitted_3SS if told["guided"] else fitted_3SS[:, :1, :1],
+        "POSTPROCESS": entry.postprocess[np.newaxis],
         **entry.given(len(pixels_C3SS)),
     }
     answer = [pb_utils.Tensor(name, value) for name, value in tensors.items() if name in wanted]

@@ -1,6 +1,6 @@
 """One file for each segmenter: what the shared UNet is given in place of constants, and what clients are told.
 
-    STORE/NAME.safetensors   TEXT (T,D), NOISE (4R,h,w), WEIGHTING (LENGTH,), float32; its header: the description
+    STORE/NAME.safetensors   TEXT (T,D), NOISE (4R,h,w), POSTPROCESS (LENGTH,), float32; its header: the description
 
 A file is replaced whole, so a reader has the old segmenter or the new one. Its header alone tells parts and colours.
 
@@ -28,7 +28,7 @@ ENDING = ".safetensors"
 # A file of 77 x 1024 embeddings and one draw of 64 x 64 noise is 0.4 MB: the cache stays under half a gigabyte.
 KEPT = 1024
 _NAME = re.compile(r"\.?[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
-_TENSORS = ("TEXT", "NOISE", "WEIGHTING")
+_TENSORS = ("TEXT", "NOISE", "POSTPROCESS")
 _DESCRIPTION = "description"
 
 
@@ -42,7 +42,7 @@ class UnknownSegmenterError(StoreError):
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """TEXT (T,D), NOISE (4R,h,w), WEIGHTING (LENGTH,), float32, and the description, a JSON object.
+    """TEXT (T,D), NOISE (4R,h,w), POSTPROCESS (LENGTH,), float32, and the description, a JSON object.
 
     The description has at least parts, colours, model (the ensemble that serves it), image_size, channel_order, crops,
     crop_side, guided and most_parts.
@@ -50,16 +50,16 @@ class Entry:
 
     text_TD: Array
     noise_Xhw: Array
-    weighting: Array
+    postprocess: Array
     description: Mapping[str, Any]
 
     def given(self, batch: int) -> dict[str, Array]:
-        """What the shared UNet is given beside LATENTS: TEXT (B,T,D), NOISE (B,4R,h,w), PRESENT (B,P), float32.
+        """What the shared UNet is given beside LATENTS: TEXT (B,T,D), NOISE (B,4R,h,w), PART_MASK (B,P), float32.
 
-        For B images or crops of this segmenter; PRESENT is 1 in the rooms that its parts take, which come first.
+        For B images or crops of this segmenter; PART_MASK is 1 in the rooms that its parts take, which come first.
         """
         present_P = (np.arange(self.description["most_parts"]) < len(self.description["parts"])).astype(np.float32)
-        each = {"TEXT": self.text_TD, "NOISE": self.noise_Xhw, "PRESENT": present_P}
+        each = {"TEXT": self.text_TD, "NOISE": self.noise_Xhw, "PART_MASK": present_P}
         return {name: np.repeat(value[np.newaxis], batch, axis=0) for name, value in each.items()}
 
 
@@ -105,10 +105,10 @@ def read(path: Path) -> Entry:
     try:
         with safe_open(os.fspath(path), framework="numpy") as file:
             description = json.loads(file.metadata()[_DESCRIPTION])
-            text, noise, weighting = (np.ascontiguousarray(file.get_tensor(name), np.float32) for name in _TENSORS)
+            text, noise, postprocess = (np.ascontiguousarray(file.get_tensor(name), np.float32) for name in _TENSORS)
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         raise StoreError(f"segmenter {path.stem!r}: its file is damaged; publish it again") from error
-    return Entry(text_TD=text, noise_Xhw=noise, weighting=weighting, description=description)
+    return Entry(text_TD=text, noise_Xhw=noise, postprocess=postprocess, description=description)
 
 
 def write(path: Path, entry: Entry) -> None:
@@ -123,7 +123,7 @@ def write(path: Path, entry: Entry) -> None:
 
 def content(entry: Entry) -> bytes:
     """Of the segmenter's file."""
-    tensors = dict(zip(_TENSORS, (entry.text_TD, entry.noise_Xhw, entry.weighting), strict=True))
+    tensors = dict(zip(_TENSORS, (entry.text_TD, entry.noise_Xhw, entry.postprocess), strict=True))
     plain = {name: np.ascontiguousarray(tensor, np.float32) for name, tensor in tensors.items()}
     made: bytes = save(plain, {_DESCRIPTION: json.dumps(dict(entry.description), ensure_ascii=False)})
     return made

@@ -8,7 +8,7 @@ from typing import Any
 import triton_python_backend_utils as pb_utils
 
 import slime_was
-from slime_was import contract
+from slime_was import tensors
 
 # As many as a picture may have that `preprocess` reads; others are asked for by nobody who sends one.
 _MAX_PIXELS = 50_000_000
@@ -71,36 +71,36 @@ class _Metrics:
 
 
 def _mask(request: Any, metrics: _Metrics) -> Any:
-    vector_CX, size = (_tensor(request, name) for name in (contract.WEIGHTING, contract.SIZE))
+    vector_CX, size = (_tensor(request, name) for name in (tensors.POSTPROCESS, tensors.SIZE))
     cross_CKhw, attended = _maps(request)
     height, width = map(int, size)
     if height < 1 or width < 1 or height * width > _MAX_PIXELS:
         raise ValueError(f"mask: got {height} x {width} pixels, expected 1 to {_MAX_PIXELS}")
-    weighting = slime_was.Weighting.from_vector(vector_CX[0])
-    fitted = _tensor(request, contract.FITTED)
+    postprocess = slime_was.Postprocess.from_vector(vector_CX[0])
+    fitted = _tensor(request, tensors.GUIDE_IMAGE)
     begun = time.monotonic()
-    scores_Khw = slime_was.scores(cross_CKhw, attended, weighting)
+    scores_Khw = slime_was.scores(cross_CKhw, attended, postprocess)
     begun = metrics.took("weight", begun)
-    guided_KGG = slime_was.sharpened(scores_Khw, weighting, fitted)
+    guided_KGG = slime_was.sharpened(scores_Khw, postprocess, fitted)
     begun = metrics.took("sharpen", begun)
     mask_HW = slime_was.segment(guided_KGG, height, width)
     metrics.took("segment", begun)
     metrics.answered(mask_HW, scores_Khw)
-    answer = [pb_utils.Tensor(contract.MASK, mask_HW)]
+    answer = [pb_utils.Tensor(tensors.MASK, mask_HW)]
     # 77 maps of 64 x 64 are more than a compressed mask: copied only for those who ask.
-    if contract.SCORES in request.requested_output_names():
-        answer.append(pb_utils.Tensor(contract.SCORES, scores_Khw))
+    if tensors.SCORES in request.requested_output_names():
+        answer.append(pb_utils.Tensor(tensors.SCORES, scores_Khw))
     return pb_utils.InferenceResponse(answer)
 
 
 def _maps(request: Any) -> tuple[Any, Any]:
     """CROSS, and what the UNet gave out beside it: its self-attention, or what it accumulated from it."""
     cross_CPhw, self_CNN, was_CPhw, present_CP = (
-        _tensor(request, name) for name in (contract.CROSS, contract.SELF, contract.ACCUMULATED, contract.PRESENT)
+        _tensor(request, name) for name in (tensors.CROSS, tensors.SELF, tensors.ACCUMULATED, tensors.PART_MASK)
     )
     if (self_CNN is None) == (was_CPhw is None):
         got = "neither" if self_CNN is None else "both"
-        raise ValueError(f"maps: got {got} of {contract.SELF} and {contract.ACCUMULATED}, expected one of them")
+        raise ValueError(f"maps: got {got} of {tensors.SELF} and {tensors.ACCUMULATED}, expected one of them")
     # A shared UNet has rooms for more parts than the segmenter; those that are there come first.
     parts = len(cross_CPhw[0]) if present_CP is None else int(present_CP[0].sum())
     return cross_CPhw[:, :parts], self_CNN if was_CPhw is None else was_CPhw[:, :parts]

@@ -5,12 +5,12 @@ It lies beside the server's model so that Triton's Python stub can import it; ev
 
 from slime_was.interpolation import interpolation_matrix
 from slime_was.masks import segment
-from slime_was.options import Weighting
+from slime_was.options import Postprocess
 from slime_was.quality import foreground, margin
 from slime_was.weighting import accumulate, finished, prepared, scores, sharpened
 
 __all__ = [
-    "Weighting",
+    "Postprocess",
     "accumulate",
     "finished",
     "foreground",

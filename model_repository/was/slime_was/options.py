@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 
 @dataclass(frozen=True, kw_only=True)
-class Weighting:
+class Postprocess:
     """How maps become scores. The defaults are eq. 6 and nothing else.
 
     A served UNet gives it out as a constant float32 vector beside its maps (`vector`), so that one `was` model
@@ -21,13 +21,13 @@ class Weighting:
     threshold: float = 0.0  # a part whose cross map stays under it everywhere scores 0
     drop_background: bool = False  # the threshold holds for part 0 too; published code
     # The first part that is kept counts only where its cross map is above its own mean; published code.
-    suppress: bool = False
+    suppress_first_part: bool = False
     rescale: bool = False  # each WAS map affinely onto its cross map's [min, max]; published code
     side: int = 512  # S: pixels of the square that an image is fitted into; rescaling and patches happen there
     patches: int = 1  # crops a side, evenly spread; 1 is the whole image
     patch_side: float = 1.0  # of a crop, as a share of S
     # Joint bilateral upsampling: standard deviation of the colour difference (of 0..1 channels); 0 leaves it out.
-    guide: float = 0.0
+    edge_tolerance: float = 0.0
 
     def __post_init__(self) -> None:
         _check(0 <= self.threshold <= 1, "threshold", self.threshold, "0 to 1")
@@ -35,7 +35,7 @@ class Weighting:
         _check(1 <= self.patches <= 8, "patches", self.patches, "1 to 8 a side")
         covered = self.patches * self.patch_side >= 1 - 1e-6
         _check(0 < self.patch_side <= 1 and covered, "patch_side", self.patch_side, "a share that covers the image")
-        _check(self.guide >= 0, "guide", self.guide, "0 or more")
+        _check(self.edge_tolerance >= 0, "edge_tolerance", self.edge_tolerance, "0 or more")
 
     @property
     def crops(self) -> tuple[tuple[int, int], ...]:
@@ -54,7 +54,7 @@ class Weighting:
         return np.array(astuple(self), np.float32)
 
     @classmethod
-    def from_vector(cls, vector: npt.NDArray[np.float32]) -> Weighting:
+    def from_vector(cls, vector: npt.NDArray[np.float32]) -> Postprocess:
         """What `vector` gave. Raises ValueError for another length or values out of range."""
         if vector.shape != (LENGTH,):
             raise ValueError(f"weighting: got shape {vector.shape}, expected ({LENGTH},); export the segmenter again")
@@ -62,9 +62,11 @@ class Weighting:
         return cls(**{each.name: _KINDS[str(each.type)](value) for each, value in values})
 
 
+# Background included: a part is one of the text encoder's 77 tokens, and the first is the background.
+MAX_PARTS = 77
 # Six digits are more than anyone writes, and undo what float32 did to 0.2.
 _KINDS: dict[str, Callable[[float], Any]] = {"bool": bool, "int": round, "float": lambda value: round(value, 6)}
-LENGTH = len(fields(Weighting))
+LENGTH = len(fields(Postprocess))
 
 
 def _check(holds: bool, name: str, got: object, expected: str) -> None:

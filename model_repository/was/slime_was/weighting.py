@@ -15,7 +15,7 @@ import numpy as np
 
 from slime_was.guided import joint_bilateral
 from slime_was.interpolation import enlarge, extremes, library, lowest_highest
-from slime_was.options import Weighting
+from slime_was.options import Postprocess
 
 ArrayT = TypeVar("ArrayT", bound=Any)
 
@@ -30,7 +30,7 @@ def accumulate(cross_PN: ArrayT, self_NN: ArrayT) -> ArrayT:
     return was_PN
 
 
-def scores(cross_BPhw: ArrayT, attended: ArrayT, weighting: Weighting) -> ArrayT:
+def scores(cross_BPhw: ArrayT, attended: ArrayT, postprocess: Postprocess) -> ArrayT:
     """The WAS maps of one image, from the maps of its crops; the mask is their argmax, once sharpened and enlarged.
 
     cross_BPhw: (B, P, h, w). attended: self-attention (B, N, N) with N = h*w, or (B, P, h, w), what a UNet has
@@ -40,64 +40,64 @@ def scores(cross_BPhw: ArrayT, attended: ArrayT, weighting: Weighting) -> ArrayT
     batch, _, height, width = cross_BPhw.shape
     square = (batch, height * width, height * width)
     if tuple(attended.shape) == square:
-        attended = _accumulated(cross_BPhw, attended, weighting)
+        attended = _accumulated(cross_BPhw, attended, postprocess)
     elif attended.shape != cross_BPhw.shape:
         raise ValueError(
             f"maps: got cross-attention {tuple(cross_BPhw.shape)} with {tuple(attended.shape)}, expected "
             f"self-attention {square}, or accumulated maps of the cross-attention's own shape"
         )
-    finished_Phw: ArrayT = finished(cross_BPhw, attended, weighting)
+    finished_Phw: ArrayT = finished(cross_BPhw, attended, postprocess)
     return finished_Phw
 
 
-def _accumulated(cross_BPhw: ArrayT, self_BNN: ArrayT, weighting: Weighting) -> ArrayT:
-    flat_BPN = prepared(cross_BPhw, weighting).reshape(*cross_BPhw.shape[:2], -1)
+def _accumulated(cross_BPhw: ArrayT, self_BNN: ArrayT, postprocess: Postprocess) -> ArrayT:
+    flat_BPN = prepared(cross_BPhw, postprocess).reshape(*cross_BPhw.shape[:2], -1)
     was_BPhw: ArrayT = accumulate(flat_BPN, self_BNN).reshape(cross_BPhw.shape)
     return was_BPhw
 
 
-def prepared(cross_BPhw: ArrayT, weighting: Weighting) -> ArrayT:
+def prepared(cross_BPhw: ArrayT, postprocess: Postprocess) -> ArrayT:
     """The cross maps as eq. 6 takes them: unchanged, or with the first kept part suppressed under its mean."""
-    if not weighting.suppress:
+    if not postprocess.suppress_first_part:
         return cross_BPhw
-    kept_BP = _kept(cross_BPhw, weighting)
+    kept_BP = _kept(cross_BPhw, postprocess)
     first_BP = kept_BP & (library(kept_BP).cumsum(_whole(kept_BP), 1) == 1)
     above_BPhw = cross_BPhw > cross_BPhw.mean((-2, -1))[..., None, None]
     values_BPhw: ArrayT = cross_BPhw * (above_BPhw | ~first_BP[..., None, None])
     return values_BPhw
 
 
-def finished(cross_BPhw: ArrayT, was_BPhw: ArrayT, weighting: Weighting) -> ArrayT:
+def finished(cross_BPhw: ArrayT, was_BPhw: ArrayT, postprocess: Postprocess) -> ArrayT:
     """What comes after eq. 6: absent parts at 0, rescaling, patches merged; (P, h, w) or (P, S, S)."""
-    expected = len(weighting.crops)
+    expected = len(postprocess.crops)
     if len(cross_BPhw) != expected:
         raise ValueError(f"maps: got {len(cross_BPhw)} crops, expected {expected}, as the segmenter's patches say")
-    kept_BP11 = _kept(cross_BPhw, weighting)[..., None, None]
-    if weighting.rescale:
-        was_BPhw = _rescaled(was_BPhw, cross_BPhw, weighting.crop_side)
+    kept_BP11 = _kept(cross_BPhw, postprocess)[..., None, None]
+    if postprocess.rescale:
+        was_BPhw = _rescaled(was_BPhw, cross_BPhw, postprocess.crop_side)
     # Nothing is multiplied where nothing can be dropped: the maps are large.
-    scores_BPhw = was_BPhw if weighting.threshold <= 0 else was_BPhw * kept_BP11
-    scores_Phw: ArrayT = scores_BPhw[0] if expected == 1 else _merged(scores_BPhw, kept_BP11, weighting)
+    scores_BPhw = was_BPhw if postprocess.threshold <= 0 else was_BPhw * kept_BP11
+    scores_Phw: ArrayT = scores_BPhw[0] if expected == 1 else _merged(scores_BPhw, kept_BP11, postprocess)
     return scores_Phw
 
 
-def sharpened(scores_Phw: ArrayT, weighting: Weighting, image_3SS: ArrayT | None) -> ArrayT:
-    """Scores whose edges follow those of the fitted image (3, S, S) in [-1, 1], where `weighting.guide` asks for it.
+def sharpened(scores_Phw: ArrayT, postprocess: Postprocess, image_3SS: ArrayT | None) -> ArrayT:
+    """Scores whose edges follow those of the fitted image (3, S, S) in [-1, 1], where `edge_tolerance` is above 0.
 
     Returns (P, G, G), G at most S, or the scores themselves. Raises ValueError where the image is wanted and None.
     """
-    if weighting.guide <= 0:
+    if postprocess.edge_tolerance <= 0:
         return scores_Phw
     if image_3SS is None:
         raise ValueError("scores: got no image, expected the fitted image, which guides this segmenter's upsampling")
-    guided_PGG: ArrayT = joint_bilateral(scores_Phw, image_3SS, weighting.guide)
+    guided_PGG: ArrayT = joint_bilateral(scores_Phw, image_3SS, postprocess.edge_tolerance)
     return guided_PGG
 
 
-def _kept(cross_BPhw: ArrayT, weighting: Weighting) -> Any:
+def _kept(cross_BPhw: ArrayT, postprocess: Postprocess) -> Any:
     """(B, P) bool: parts whose cross map reaches the threshold; background always, unless it may be dropped."""
-    kept_BP = (cross_BPhw >= float(weighting.threshold)).any(-1).any(-1)
-    if not weighting.drop_background:
+    kept_BP = (cross_BPhw >= float(postprocess.threshold)).any(-1).any(-1)
+    if not postprocess.drop_background:
         kept_BP[:, 0] = True
     return kept_BP
 
@@ -120,13 +120,13 @@ def _positive(spans: ArrayT) -> ArrayT:
     return replaced
 
 
-def _merged(scores_BPhw: ArrayT, kept_BP11: ArrayT, weighting: Weighting) -> ArrayT:
+def _merged(scores_BPhw: ArrayT, kept_BP11: ArrayT, postprocess: Postprocess) -> ArrayT:
     """Crops put back in their places: each part the mean over the crops that kept it; (P, S, S)."""
-    side = weighting.crop_side
+    side = postprocess.crop_side
     parts = scores_BPhw.shape[1]
-    total_PSS = _zeros(scores_BPhw, (parts, weighting.side, weighting.side))
-    count_PSS = _zeros(scores_BPhw, (parts, weighting.side, weighting.side))
-    for scores_Phw, kept_P11, (top, left) in zip(scores_BPhw, kept_BP11, weighting.crops, strict=True):
+    total_PSS = _zeros(scores_BPhw, (parts, postprocess.side, postprocess.side))
+    count_PSS = _zeros(scores_BPhw, (parts, postprocess.side, postprocess.side))
+    for scores_Phw, kept_P11, (top, left) in zip(scores_BPhw, kept_BP11, postprocess.crops, strict=True):
         total_PSS[:, top : top + side, left : left + side] += enlarge(scores_Phw, side, side) * kept_P11
         count_PSS[:, top : top + side, left : left + side] += kept_P11
     merged_PSS: ArrayT = total_PSS / (count_PSS + 1e-7)

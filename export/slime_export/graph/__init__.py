@@ -1,0 +1,1 @@
+"""The exported graphs: what is traced, in which precision, and which engine it becomes."""

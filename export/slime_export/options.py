@@ -1,0 +1,102 @@
+"""What is to be exported, and where to: the words of export/build.py, checked before anything is loaded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from slime_export.errors import ExportError
+from slime_export.graph import engine_builder as tensorrt
+from slime_export.graph import onnx_export as onnx
+from slime_export.graph.accelerators import KINDS
+from slime_export.proof.report import Gate, gate_of
+from slime_export.proof.session import providers_for
+from slime_export.publish import layout
+from slime_export.publish.access import Access
+from slime_export.publish.lock import WAIT_S
+from slime_export.publish.release import KEEP
+from slime_optimize.segmenter import Segmenter
+from slime_repository.config_text import CPU
+from slime_repository.variant import Variant
+
+# Baked into a graph of its own, or an input of one that many segmenters share.
+EMBEDDINGS = ("baked", "shared")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportOptions:
+    """`url` is a running server's gRPC endpoint, `access` what it asks for; `backbone` replaces the segmenter's own
+    name for the same weights, where they have moved, and `tiny_encoder` the one for its tiny encoder. `encoder`: the
+    one that the segmenter must have been made with; None takes its own.
+
+    `engine`: how a TensorRT engine is built. `accelerator`: ONNX Runtime's provider on the server. `calibration`:
+    images that int8's ranges are measured on. `evaluate`: annotated images for the mean IoU. `keep`: how many versions
+    of the segmenter stay in the repository; `wait`: seconds for another process that is changing it.
+    """
+
+    folder: Path
+    repository: Path
+    name: str = ""  # the folder's name, where it is empty
+    url: str | None = None
+    access: Access = field(default_factory=Access)
+    backbone: str | None = None
+    tiny_encoder: str | None = None
+    embedding: str = EMBEDDINGS[0]
+    maps: str = Variant.maps
+    precision: str = Variant.precision
+    encoder: str | None = None
+    format: str = Variant.format
+    engine: tensorrt.Options = field(default_factory=tensorrt.Options)
+    accelerator: str | None = None
+    calibration: Path | None = None
+    evaluate: Path | None = None
+    keep: int = KEEP
+    wait: float = WAIT_S
+    gate: Gate | None = None  # the precision's, where it is None
+    external_over: int = onnx.EXTERNAL_OVER  # bytes
+
+    def __post_init__(self) -> None:
+        if self.keep < KEEP:
+            raise ExportError(f"--keep: got {self.keep}, expected {KEEP} or more: the new version and the one before")
+        if self.embedding not in EMBEDDINGS:
+            raise ExportError(f"--embedding: got {self.embedding!r}, expected {' or '.join(EMBEDDINGS)}")
+        if self.accelerator is not None and self.accelerator not in KINDS:
+            raise ExportError(f"--accelerator: got {self.accelerator!r}, expected {' or '.join(KINDS)}")
+        if self.accelerator is not None and self.format != "onnx":
+            raise ExportError(f"--accelerator {self.accelerator}: is for --format onnx, got {self.format}")
+        if self.calibration is not None and self.precision != "int8":
+            raise ExportError(f"--calibration: is for --precision int8, got {self.precision}; leave it out")
+
+    @property
+    def served_name(self) -> str:
+        """What the segmenter is served as."""
+        return layout.check_name(self.name or self.folder.resolve().name)
+
+    @property
+    def on_cpu(self) -> bool:
+        """Whether graphs are rewritten for a CPU."""
+        return self.accelerator == CPU
+
+    @property
+    def held_to(self) -> Gate:
+        """The limits past which nothing is published."""
+        return self.gate or gate_of(self.precision)
+
+    def variant(self, segmenter: Segmenter) -> Variant:
+        """How `segmenter` is exported. Raises ExportError where it was made with another encoder than is wanted."""
+        own = segmenter.settings.encoder
+        if self.encoder not in (None, own):
+            raise ExportError(
+                f"--encoder: got {self.encoder}, but the segmenter's embeddings were learned with {own}, which has to "
+                f"serve as well; leave it out, or optimise again with --encoder {self.encoder}"
+            )
+        try:
+            return Variant(maps=self.maps, precision=self.precision, encoder=own, format=self.format)
+        except ValueError as error:
+            raise ExportError(f"--{error}") from error
+
+    def check_machine(self) -> None:
+        """Raises ExportError where this machine cannot make, or try, what is wanted."""
+        providers_for(self.precision)
+        if self.format == "tensorrt":
+            tensorrt.module()

@@ -1,0 +1,1 @@
+"""What a model repository is: the typed contract of the served graph, its layout and its manifest."""

@@ -1,0 +1,173 @@
+"""The contract of the shared form: ONE UNet takes the text embedding as an input, and a segmenter is a file.
+
+    IMAGE, SEGMENTER > segmenters > PIXELS > vae_encoder > LATENTS > GROUP_unet > CROSS, ACCUMULATED > was > MASK
+                                  > TEXT, NOISE, PART_MASK ------------^
+                                  > SIZE, POSTPROCESS, PART_MASK, GUIDE_IMAGE, and DESCRIPTION --------->
+
+A group is what segmenters must have in common to share a graph: timesteps, layers, readout, form. Everything else is
+in the segmenter's file, so requests for different segmenters of a group run in one batch.
+T text tokens, D text width, R draws of noise, P the most parts that the group takes, K those of a segmenter.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from slime_repository.config_text import Model, Step, Tensor, model_config
+from slime_repository.contract import (
+    ANSWER,
+    GUIDE_IMAGE_TENSOR,
+    IMAGE_TENSOR,
+    MAX_BATCH,
+    SEGMENTERS,
+    SHARED,
+    SIZE_TENSOR,
+    UNET_DELAY_US,
+    WAS,
+    Versions,
+    latents,
+    map_names,
+    warm_up,
+)
+from slime_repository.variant import Variant
+from slime_was.tensors import (
+    DESCRIPTION,
+    GUIDE_IMAGE,
+    LATENTS,
+    MASK,
+    NOISE,
+    PART_MASK,
+    PIXELS,
+    POSTPROCESS,
+    SCORES,
+    SEGMENTER,
+    SIZE,
+    TEXT,
+)
+
+STORE = "store"  # the folder of the segmenters' files, in the model's own
+TOKENS = 77
+# The maps that a group's UNet gives are of one of these numbers of parts, so that few groups serve all.
+SIZES = (8, 16, 32, 77)
+_GROUP = re.compile(SHARED + r"[0-9a-f]{8}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Group:
+    """What a shared UNet is made for. ``key``: 8 hexadecimal digits of what its segmenters have in common."""
+
+    key: str
+    most_parts: int
+    noise_samples: int
+    text_width: int
+    latent_channels: int
+    latent_size: int
+    variant: Variant
+
+    @property
+    def name(self) -> str:
+        """Of the ensemble."""
+        return SHARED + self.key
+
+    @property
+    def unet(self) -> str:
+        return self.name + self.variant.unet_suffix
+
+
+def is_group(model: str) -> bool:
+    """Whether a model of this name is the ensemble of a group."""
+    return _GROUP.fullmatch(model) is not None
+
+
+def most_parts(parts: int) -> int:
+    """How many parts the group of a segmenter of `parts` takes."""
+    return next(size for size in SIZES if size >= parts)
+
+
+def segmenters_config() -> str:
+    """SEGMENTER to DESCRIPTION (JSON; of all names for an empty one), and with IMAGE to what the networks are given."""
+    return model_config(
+        Model(
+            name=SEGMENTERS,
+            backend="python",
+            inputs=(replace(IMAGE_TENSOR, optional=True), _NAME),
+            outputs=(
+                Tensor(name=PIXELS, dtype="FP32", dims=(-1, 3, -1, -1)),
+                SIZE_TENSOR,
+                GUIDE_IMAGE_TENSOR,
+                Tensor(name=TEXT, dtype="FP32", dims=(-1, -1, -1)),
+                Tensor(name=NOISE, dtype="FP32", dims=(-1, -1, -1, -1)),
+                Tensor(name=PART_MASK, dtype="FP32", dims=(-1, -1)),
+                Tensor(name=POSTPROCESS, dtype="FP32", dims=(-1, -1)),
+                _DESCRIBED,
+            ),
+            parameters={"store": STORE},
+        )
+    )
+
+
+def shared_unet_config(group: Group) -> str:
+    """LATENTS and what a segmenter's file holds to CROSS and ACCUMULATED (batch, P, h, w), or SELF (batch, N, N)."""
+    side, pixels = group.latent_size, group.latent_size**2
+    each_part = (group.most_parts, side, side)
+    cross, maps, _ = map_names(group.variant)
+    return model_config(
+        Model(
+            name=group.unet,
+            backend=group.variant.backend,
+            max_batch_size=MAX_BATCH,
+            inputs=(latents(group.latent_channels, side), *unet_inputs(group)),
+            outputs=(
+                Tensor(name=cross, dtype="FP32", dims=each_part),
+                Tensor(name=maps, dtype="FP32", dims=each_part if group.variant.weighted else (pixels, pixels)),
+            ),
+            delay_us=UNET_DELAY_US,
+            warm_up=warm_up(),
+        )
+    )
+
+
+def unet_inputs(group: Group) -> tuple[Tensor, ...]:
+    """What the shared UNet takes beside LATENTS."""
+    side, channels = group.latent_size, group.latent_channels
+    return (
+        Tensor(name=TEXT, dtype="FP32", dims=(TOKENS, group.text_width)),
+        Tensor(name=NOISE, dtype="FP32", dims=(channels * group.noise_samples, side, side)),
+        Tensor(name=PART_MASK, dtype="FP32", dims=(group.most_parts,)),
+    )
+
+
+def shared_ensemble_config(group: Group, versions: Versions, parameters: Mapping[str, str]) -> str:
+    """IMAGE and SEGMENTER to MASK, SCORES and the DESCRIPTION that they go with, pinned to ``versions``.
+
+    ``versions.preprocess`` is that of `segmenters`.
+    """
+    maps, given = map_names(group.variant)[:2], (TEXT, NOISE, PART_MASK)
+    rest = (POSTPROCESS, PART_MASK, SIZE, GUIDE_IMAGE)
+    steps = (
+        Step(
+            model=SEGMENTERS,
+            version=versions.preprocess,
+            inputs=(IMAGE_TENSOR.name, SEGMENTER),
+            outputs=(PIXELS, SIZE, GUIDE_IMAGE, *given, POSTPROCESS, DESCRIPTION),
+        ),
+        Step(model=group.variant.encoder_model, version=versions.vae_encoder, inputs=(PIXELS,), outputs=(LATENTS,)),
+        Step(model=group.unet, version=versions.unet, inputs=(LATENTS, *given), outputs=maps),
+        Step(model=WAS, version=versions.was, inputs=(*maps, *rest), outputs=(MASK, SCORES)),
+    )
+    return model_config(
+        Model(
+            name=group.name,
+            backend=None,
+            inputs=(IMAGE_TENSOR, _NAME),
+            outputs=(*ANSWER, _DESCRIBED),
+            steps=steps,
+            parameters={**parameters, **group.variant.parameters(), "form": "shared"},
+        )
+    )
+
+
+_NAME = Tensor(name=SEGMENTER, dtype="STRING", dims=(1,))
+_DESCRIBED = Tensor(name=DESCRIPTION, dtype="STRING", dims=(1,))

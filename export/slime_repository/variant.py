@@ -1,0 +1,83 @@
+"""How a segmenter's networks were exported: the words `export/build.py` takes, and the models' names that follow.
+
+Two versions of one Triton model share its config.pbtxt, so networks with other outputs, or for another backend, are
+models of their own. A precision is not: inputs and outputs stay float32.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+MAPS = ("averaged", "weighted")
+PRECISIONS = ("fp32", "fp16", "bf16", "int8")
+ENCODERS = ("vae", "tiny")
+FORMATS = ("onnx", "tensorrt")
+
+VAE_ENCODER, TINY_ENCODER = "vae_encoder", "tiny_encoder"
+UNET_SUFFIX = "_unet"
+
+_BACKENDS = {"onnx": "onnxruntime", "tensorrt": "tensorrt"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variant:
+    """averaged: CROSS and SELF leave the UNet, Python weights. weighted: CROSS and ACCUMULATED, and no N x N map."""
+
+    maps: str = "averaged"
+    precision: str = "fp32"
+    encoder: str = "vae"
+    format: str = "onnx"
+
+    def __post_init__(self) -> None:
+        words = {"maps": MAPS, "precision": PRECISIONS, "encoder": ENCODERS, "format": FORMATS}
+        for name, known in words.items():
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name}: got {getattr(self, name)!r}, expected one of {', '.join(known)}")
+
+    @property
+    def weighted(self) -> bool:
+        """Whether the UNet itself weights."""
+        return self.maps == "weighted"
+
+    @property
+    def backend(self) -> str:
+        """Triton's backend for the networks."""
+        return _BACKENDS[self.format]
+
+    @property
+    def encoder_model(self) -> str:
+        """The encoder that serves beside this UNet."""
+        return encoder_name(self.encoder, self.precision, self.format)
+
+    @property
+    def unet_suffix(self) -> str:
+        """What the UNet's name has after the segmenter's."""
+        return UNET_SUFFIX + "_weighted" * self.weighted + _of_format(self.format)
+
+    def parameters(self) -> dict[str, str]:
+        """For the ensemble's parameters."""
+        return asdict(self)
+
+
+def encoder_name(encoder: str = "vae", precision: str = "fp32", format: str = "onnx") -> str:
+    """The model that encodes images; a repository may hold several of its one backbone. int8 UNets keep a fp32 one."""
+    name = {"vae": VAE_ENCODER, "tiny": TINY_ENCODER}[encoder]
+    return name + (f"_{precision}" if precision in ("fp16", "bf16") else "") + _of_format(format)
+
+
+def is_encoder(model: str) -> bool:
+    """Whether a model of this name encodes images."""
+    return model in _ENCODERS
+
+
+def is_unet(model: str) -> bool:
+    """Whether a model of this name gives a segmenter's maps."""
+    return model.endswith(UNET_SUFFIXES)
+
+
+def _of_format(format: str) -> str:
+    return "" if format == "onnx" else f"_{format}"
+
+
+_ENCODERS = {encoder_name(e, p, f) for e in ENCODERS for p in PRECISIONS for f in FORMATS}
+UNET_SUFFIXES = tuple(Variant(maps=maps, format=format).unet_suffix for maps in MAPS for format in FORMATS)

@@ -1,0 +1,1 @@
+"""Annotated images: people's annotations, published data sets, and validation images."""

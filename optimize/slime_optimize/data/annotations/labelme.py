@@ -1,0 +1,122 @@
+"""LabelMe JSON: a file for each image, with polygons, rectangles, circles and masks, painted in the file's order.
+
+The picture inside the file (`imageData`) is used where there is one, else the file at `imagePath`. Labels are the
+parts, in alphabetical order.
+
+Shape suffixes: H, W image sides.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import io
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from slime_optimize.data.annotations.example import Annotated, Example, check_not_empty
+from slime_optimize.data.annotations.geometry import points
+from slime_optimize.data.annotations.images import Picture, check_size, decode_picture, find_image, read_picture
+from slime_optimize.data.annotations.names import index_of, parts_from
+from slime_optimize.errors import InputError, first_line
+
+Json = Mapping[str, Any]
+# The last two are written for boxes that were turned.
+_POLYGONS = ("polygon", "oriented_rectangle", "rotation")
+_LEAST_POINTS = {"rectangle": 2, "circle": 2, "mask": 1} | dict.fromkeys(_POLYGONS, 3)
+
+
+def is_labelme(content: object) -> bool:
+    return isinstance(content, dict) and isinstance(content.get("shapes"), list)
+
+
+def read_labelme(contents: Mapping[Path, Json], folder: Path, parts: Sequence[str] | None) -> Annotated:
+    """One example for each file; InputError in one line for what cannot be used."""
+    try:
+        names = tuple(parts) if parts is not None else _labels(contents, folder)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise _broken(folder, error) from error
+    return Annotated(parts=names, examples=tuple(_read(path, contents[path], folder, names) for path in contents))
+
+
+def _labels(contents: Mapping[Path, Json], folder: Path) -> tuple[str, ...]:
+    labels = sorted({shape["label"] for content in contents.values() for shape in content["shapes"]})
+    if not labels:
+        raise InputError(f"LabelMe {folder}: no file has a shape, all masks are empty; draw the parts, then save")
+    return parts_from(labels)
+
+
+def _read(path: Path, content: Json, folder: Path, parts: Sequence[str]) -> Example:
+    try:
+        return _example(path, content, folder, parts)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise _broken(path, error) from error
+
+
+def _broken(path: Path, error: Exception) -> InputError:
+    reason = f"{type(error).__name__}: {first_line(error)}"
+    return InputError(f"LabelMe {path}: is not laid out as LabelMe JSON ({reason}); save it again")
+
+
+def _example(path: Path, content: Json, folder: Path, parts: Sequence[str]) -> Example:
+    subject = f"LabelMe {path}"
+    picture = _picture(path, content, folder)
+    check_size(content.get("imageWidth"), content.get("imageHeight"), picture, subject)
+    canvas = Image.new("L", picture.shape[::-1])
+    for number, shape in enumerate(content["shapes"]):
+        told = f"{subject}: shape {number} ({shape['label']})"
+        _draw(canvas, shape, index_of(shape["label"], parts, told), told)
+    mask_HW = np.array(canvas)
+    check_not_empty(mask_HW, subject)
+    return Example(name=path.stem, image_HW3=picture.image_HW3, mask_HW=mask_HW, digest=picture.digest)
+
+
+def _picture(path: Path, content: Json, folder: Path) -> Picture:
+    if content.get("imageData"):
+        return decode_picture(_bytes(content["imageData"], f"LabelMe {path}: imageData"), f"image in {path}")
+    return read_picture(find_image(str(content["imagePath"]), (path.parent, folder), f"LabelMe {path}"))
+
+
+def _bytes(text: str, subject: str) -> bytes:
+    try:
+        return base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise InputError(f"{subject}: is no base64 text ({first_line(error)}); save the file again") from error
+
+
+def _draw(canvas: Image.Image, shape: Json, index: int, subject: str) -> None:
+    kind = shape.get("shape_type") or "polygon"
+    if kind not in _LEAST_POINTS:
+        raise InputError(
+            f"{subject}: is a {kind}, which has no area, expected one of {', '.join(_LEAST_POINTS)}; draw a polygon"
+        )
+    found = points(shape["points"], (canvas.height, canvas.width), subject)
+    if len(found) < _LEAST_POINTS[kind]:
+        raise InputError(f"{subject}: is a {kind} of {len(found)} points, expected {_LEAST_POINTS[kind]}; redraw it")
+    if kind == "mask":
+        _paste(canvas, shape, (round(found[0][0]), round(found[0][1])), index, subject)
+        return
+    draw = ImageDraw.Draw(canvas)
+    if kind == "circle":
+        radius = math.dist(*found[:2])
+        draw.circle(found[0], radius, fill=index)
+    elif kind == "rectangle":
+        across, down = [x for x, _ in found], [y for _, y in found]
+        draw.rectangle((min(across), min(down), max(across), max(down)), fill=index)
+    else:
+        draw.polygon(found, fill=index)
+
+
+def _paste(canvas: Image.Image, shape: Json, corner: tuple[int, int], index: int, subject: str) -> None:
+    """A brush mask: a small PNG whose upper left pixel lies at the first point."""
+    try:
+        with Image.open(io.BytesIO(_bytes(shape["mask"], f"{subject}: mask")), formats=("PNG",)) as image:
+            stamp = Image.fromarray((np.array(image.convert("L")) > 0).astype(np.uint8) * np.uint8(255))
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise InputError(f"{subject}: its mask is no readable PNG ({first_line(error)}); save it again") from error
+    canvas.paste(index, (*corner, corner[0] + stamp.width, corner[1] + stamp.height), stamp)

@@ -1,0 +1,119 @@
+"""Colour legends: which colour stands for which part. Read from JSON, or from CVAT's labelmap.txt.
+
+JSON:          {"#000000": "background", "#ff0000": "body"}     or turned round: {"body": [255, 0, 0]}
+labelmap.txt:  a line per label, NAME:R,G,B:: (what follows the colour is not used), # before comments
+
+Several colours may have one name: they are the same part.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from slime_optimize.data.annotations.example import check_parts
+from slime_optimize.data.annotations.names import is_background
+from slime_optimize.errors import InputError, first_line
+
+Colour = tuple[int, int, int]
+LEGEND_FILES = ("labelmap.txt", "legend.json")
+_BLACK = (0, 0, 0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Legend:
+    """Names by RGB colour. `source` names the file in messages."""
+
+    source: str
+    names: Mapping[Colour, str]
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """In the file's order, the background first: what is called so, else what is black, else added."""
+        names = list(dict.fromkeys(self.names.values()))
+        first = next((name for name in names if is_background(name)), None) or self.names.get(_BLACK, "background")
+        return check_parts((first, *(name for name in names if name != first)))
+
+    def name(self, colour: Colour) -> str | None:
+        """The colour's name; black is the background also where the legend leaves it and the background out."""
+        if colour == _BLACK and not any(is_background(name) for name in self.names.values()):
+            return self.names.get(colour, "background")
+        return self.names.get(colour)
+
+
+def load_legend(path: Path) -> Legend:
+    """Reads JSON or a labelmap; InputError with the line or entry that cannot be used."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, ValueError) as error:
+        raise InputError(f"legend {path}: cannot be read ({first_line(error)}); check the path") from error
+    entries = _labelmap(path, text) if path.suffix.lower() == ".txt" else _json(path, text)
+    names: dict[Colour, str] = {}
+    for colour, name in entries:
+        if names.setdefault(colour, name) != name:
+            raise InputError(
+                f"legend {path}: {hexadecimal(colour)} is both {names[colour]!r} and {name!r}, "
+                "expected one name for a colour"
+            )
+    if not names:
+        raise InputError(f'legend {path}: is empty, expected {{"#rrggbb": "name"}} or lines of name:r,g,b::')
+    return Legend(source=str(path), names=names)
+
+
+def find_legend(folder: Path) -> Legend | None:
+    """The legend that lies in the folder; InputError for two that differ."""
+    found = [load_legend(folder / name) for name in LEGEND_FILES if (folder / name).is_file()]
+    if len(found) == 2 and found[0].names != found[1].names:
+        raise InputError(
+            f"data {folder}: has two legends that differ, {' and '.join(LEGEND_FILES)}; "
+            "remove one, or choose with --legend"
+        )
+    return found[0] if found else None
+
+
+def hexadecimal(colour: Colour) -> str:
+    return "#{:02x}{:02x}{:02x}".format(*colour)
+
+
+def _labelmap(path: Path, text: str) -> Iterator[tuple[Colour, str]]:
+    for number, line in enumerate(text.splitlines(), 1):
+        if not line.strip() or line.lstrip().startswith("#"):
+            continue
+        name, _, rest = line.partition(":")
+        colour = _colour(rest.partition(":")[0])
+        if colour is None or not name.strip():
+            raise InputError(f"legend {path}: line {number} is {line.strip()[:80]!r}, expected name:r,g,b::")
+        yield colour, name.strip()
+
+
+def _json(path: Path, text: str) -> Iterator[tuple[Colour, str]]:
+    try:
+        # Pairs instead of a dict, in which of two equal keys the first would vanish unseen.
+        pairs = json.loads(text, object_pairs_hook=list)
+    except ValueError as error:
+        raise InputError(f"legend {path}: is no JSON ({first_line(error)})") from error
+    if not isinstance(pairs, list) or not all(isinstance(pair, tuple) for pair in pairs):
+        raise InputError(f'legend {path}: expected a JSON object, {{"#rrggbb": "name"}}')
+    for key, value in pairs:
+        colour, name = (_colour(key), value) if _colour(key) else (_colour(value), key)
+        if colour is None or not isinstance(name, str) or not name.strip():
+            entry = f"{json.dumps(key)}: {json.dumps(value)}"[:80]
+            raise InputError(f'legend {path}: has {entry}, expected "#rrggbb": "name" or "name": [r, g, b]')
+        yield colour, name.strip()
+
+
+def _colour(value: object) -> Colour | None:
+    if isinstance(value, str) and re.fullmatch(r"\s*#[0-9a-fA-F]{6}\s*", value):
+        red, green, blue = bytes.fromhex(value.strip()[1:])
+        return red, green, blue
+    numbers = value
+    if isinstance(value, str):
+        numbers = [int(word) for word in re.findall(r"\d+", value)] if re.fullmatch(r"[\s\d,]+", value) else None
+    if not isinstance(numbers, list) or len(numbers) != 3:
+        return None
+    if not all(type(number) is int and 0 <= number <= 255 for number in numbers):
+        return None
+    return numbers[0], numbers[1], numbers[2]

@@ -1,0 +1,173 @@
+"""Reads the cross- and self-attention maps out of a Stable-Diffusion-shaped UNet.
+
+Three ways to the same maps:
+
+    attention_maps   the averaged maps themselves, self-attention as (B,N,N): one form of an exported UNet
+    attend           cross maps, and WAS without an N x N map, for training and prediction:
+                     WAS[q] = sum_k A[q,k] c[k] is attention with the cross maps as the values
+    weighted_maps    as attend, with the cross maps as further values of the layers' own attention, so that it is
+                     computed once: the other form of an exported UNet
+
+Knows nothing of noise, images or losses. processors.py does the reading.
+
+Shape suffixes: B batch, C channels, H heads, N = h*w latent pixels (M at another resolution),
+T text tokens, D text width, d head width, P parts (the first P tokens).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from slime_optimize.method.layers import Layers as Layers
+from slime_optimize.method.processors import (
+    AttentionStore,
+    QueryKeys,
+    WeightedSelfAttnProcessor,
+    WholeMaps,
+    accumulate_pairs,
+    capture,
+)
+
+# Taken from a logit, it leaves nothing of its share, and fits into half precision.
+_NO_SHARE = 3e4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Maps:
+    """Averaged maps: cross (B,P,h,w) eq. 3, self (B,N,N) eq. 5 as [query, key], logits (B,P,h,w)."""
+
+    cross_BPhw: Tensor
+    self_BNN: Tensor
+    logits_BPhw: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attended:
+    """One pass: cross maps (B,P,h,w) eq. 3, mean raw logits alike, the UNet's output (B,4,h,w).
+
+    query_keys: of each self layer, scaled, (B,H,N,d) each.
+    """
+
+    cross_BPhw: Tensor
+    logits_BPhw: Tensor
+    query_keys: tuple[tuple[Tensor, Tensor], ...]
+    predicted_B4hw: Tensor
+
+    def accumulate(self, values_BPhw: Tensor) -> Tensor:
+        """WAS maps, eq. 6, with `values_BPhw` in the cross maps' place: the mean over the self layers, (B,P,h,w)."""
+        return mean([accumulate_pairs(query, key, values_BPhw) for query, key in self.query_keys])
+
+
+def attention_maps(
+    unet: Any,
+    latents_B4hw: Tensor,
+    timestep: Tensor,
+    text_1TD: Tensor,
+    num_parts: int,
+    layers: Layers,
+    *,
+    over_parts: bool = False,
+    present_BP: Tensor | None = None,
+) -> Maps:
+    """One conditional pass over noised latents; eq. 3 and 5.
+
+    timestep: int64, () or (B,); text: (1,T,D) or (B,T,D). Cross maps are in [0, 1] and sum to at
+    most 1 over the parts; rows of the self map sum to 1. Differentiable with respect to the text.
+    With over_parts, the cross maps are instead one softmax over the parts alone, of the mean logits:
+    what the published code trains; parts that present_BP (B,P) has at 0, not at 1, are 0 everywhere.
+    Raises BackboneError for a missing layer, or a self layer that is not at the latents' size.
+    """
+    with capture(unet, _store(latents_B4hw, num_parts, layers), WholeMaps) as store:
+        unet(latents_B4hw, timestep, encoder_hidden_states=text_1TD, return_dict=False)
+    cross_BPhw, logits_BPhw = _cross_maps(store, over_parts, present_BP)
+    return Maps(cross_BPhw=cross_BPhw, self_BNN=store.self_mean, logits_BPhw=logits_BPhw)
+
+
+def attend(
+    unet: Any,
+    latents_B4hw: Tensor,
+    timestep: Tensor,
+    text_1TD: Tensor,
+    num_parts: int,
+    layers: Layers,
+    *,
+    over_parts: bool = False,
+    present_BP: Tensor | None = None,
+) -> Attended:
+    """As `attention_maps`, but with what WAS (eq. 6) is accumulated from in place of the self map."""
+    with capture(unet, _store(latents_B4hw, num_parts, layers), QueryKeys) as store:
+        (predicted,) = unet(latents_B4hw, timestep, encoder_hidden_states=text_1TD, return_dict=False)
+    pairs = tuple(store.query_key[name] for name in layers.self_)
+    cross, logits = _cross_maps(store, over_parts, present_BP)
+    return Attended(cross_BPhw=cross, logits_BPhw=logits, query_keys=pairs, predicted_B4hw=predicted)
+
+
+def weighted_maps(
+    unet: Any,
+    latents_B4hw: Tensor,
+    timestep: Tensor,
+    text_1TD: Tensor,
+    num_parts: int,
+    layers: Layers,
+    *,
+    over_parts: bool = False,
+    present_BP: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """As `attention_maps`: cross maps and WAS maps, eq. 3 and 6, (B,P,h,w) each.
+
+    Self layers before the last cross layer cannot carry its maps: their attention is computed again, with the maps as
+    its values.
+    """
+    with capture(unet, _store(latents_B4hw, num_parts, layers), WeightedSelfAttnProcessor) as store:
+        cross = cache(lambda: _cross_maps(store, over_parts, present_BP)[0])
+        store.values = cache(lambda: cross().flatten(2).transpose(1, 2))
+        unet(latents_B4hw, timestep, encoder_hidden_states=text_1TD, return_dict=False)
+    cross_BPhw = cross()
+    ridden = [each_BNP.transpose(1, 2).reshape(cross_BPhw.shape) for each_BNP in store.ridden.values()]
+    again = [accumulate_pairs(query, key, cross_BPhw) for query, key in store.query_key.values()]
+    return cross_BPhw, mean([*ridden, *again])
+
+
+def _store(latents_B4hw: Tensor, num_parts: int, layers: Layers) -> AttentionStore:
+    # int(): while a graph is traced, sizes are tensors, and the map size is to be a constant.
+    size = (int(latents_B4hw.shape[-2]), int(latents_B4hw.shape[-1]))
+    return AttentionStore(layers=layers, num_parts=num_parts, size=size)
+
+
+def _cross_maps(store: AttentionStore, over_parts: bool, present_BP: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Cross maps and mean raw logits, each (B,P,h,w)."""
+    names = store.layers.cross
+    logits = _averaged([store.logits[name] for name in names], store.size)
+    if over_parts:
+        shared = logits if present_BP is None else logits - _NO_SHARE * (1 - present_BP)[..., None, None]
+        return shared.softmax(1), logits
+    cross = _averaged([store.cross[name] for name in names], store.size)
+    return cross if present_BP is None else cross * present_BP[..., None, None], logits
+
+
+def _averaged(maps_BMP: list[Tensor], size: tuple[int, int]) -> Tensor:
+    """Maps of several resolutions, each enlarged bilinearly to `size`; their mean (B,P,h,w)."""
+    return mean([_enlarged(each, size) for each in maps_BMP])
+
+
+def _enlarged(map_BMP: Tensor, size: tuple[int, int]) -> Tensor:
+    shrink = math.isqrt(size[0] * size[1] // int(map_BMP.shape[1]))
+    grid = (size[0] // shrink, size[1] // shrink)
+    # Copied, because PyTorch's gradient of the enlargement fails on a transposed view of a batch.
+    map_BPhw = map_BMP.transpose(1, 2).contiguous().view(-1, map_BMP.shape[2], *grid)
+    return map_BPhw if shrink == 1 else F.interpolate(map_BPhw, size, mode="bilinear", align_corners=False)
+
+
+def mean(tensors: Sequence[Tensor]) -> Tensor:
+    """Of tensors of one shape: a running sum holds two of them at a time, a stack would hold all."""
+    total = tensors[0]
+    for each in tensors[1:]:
+        total = total + each
+    return total / len(tensors) if len(tensors) > 1 else total
