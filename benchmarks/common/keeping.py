@@ -12,10 +12,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
 from benchmarks.common import machine
 from benchmarks.common.figures import interval
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 _BENCHMARKS = Path(__file__).resolve().parents[1]
 _WIDTH = 120
@@ -26,7 +25,7 @@ def add_options(parser: argparse.ArgumentParser, *, page: bool = True) -> None:
     """Add --json and --page to a benchmark's options."""
     parser.add_argument("--json", type=Path, metavar="FILE", help="keep the figures in this file")
     if page:
-        parser.add_argument("--page", type=Path, metavar="FILE", help="write the page made of all figures that are kept")
+        parser.add_argument("--page", type=Path, metavar="FILE", help="write the page of all figures that are kept")
 
 
 def keep(options: argparse.Namespace, result: Mapping[str, Any], page: Page | None = None, shape: str = "") -> Any:
@@ -82,7 +81,7 @@ def render(template: str, **values: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
-        autoescape=False,  # noqa: S701  a page is markdown
+        autoescape=False,
     )
     made.filters["ms"] = lambda value: "–" if value is None else f"{value:.1f}"
     made.globals |= {"table": table, "interval": interval, "described": machine.described}

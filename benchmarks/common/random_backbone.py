@@ -24,13 +24,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from benchmarks.common.attention_peaks import enlarge_queries, unit_latents
+from benchmarks.common.pictures import picture
+from benchmarks.common.sides import ROOT, python, say
 from diffusers import AutoencoderKL, AutoencoderTiny, DDIMScheduler, UNet2DConditionModel
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from benchmarks.common.attention_peaks import enlarge_queries, unit_latents
-from benchmarks.common.pictures import picture
-from benchmarks.common.sides import ROOT, python, say
 from slime_image import fit
 from slime_optimize.backbone import EMBEDDED, TOKENS, Backbone, embedded_folder, load_backbone
 from slime_optimize.method.predict import Predictor
@@ -77,7 +77,7 @@ SHAPES = {
 
 
 def write(shape: Shape, folder: Path, seed: int = 0) -> Path:
-    """Write a whole backbone of `shape` into `folder`, one model in memory at a time; a seed always gives the same weights."""
+    """Write a backbone of `shape`, one model in memory at a time; the same seed gives the same weights."""
     chance = torch.Generator().manual_seed(seed)
     scheduler = DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
     scheduler.save_pretrained(folder / "scheduler")
@@ -150,7 +150,7 @@ def random_segmenter(backbone: Backbone, parts: int, seed: int = 0) -> Segmenter
 
 
 def _even(scores_Thw: Tensor, parts: int) -> list[int]:
-    """Return tokens whose argmax has a high entropy: the rarest is exchanged for the best other one, until none is better."""
+    """Return tokens whose argmax has a high entropy: exchange the rarest for a better one, as long as there is one."""
     chosen = list(range(parts))
     while True:
         counts_K = _counts(scores_Thw[chosen])

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from benchmarks.common.sides import BenchmarkError, python, script
+
 from slime_export.publish import layout
 from slime_export.publish.shared_store import names, store_of
 from slime_repository.contract import is_encoder, is_unet

@@ -20,9 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tritonclient import grpc
-
 from benchmarks.common.sides import ROOT, BenchmarkError
+from tritonclient import grpc
 
 READY_S = 300.0
 SHARED_MEMORY = Path("/dev/shm")

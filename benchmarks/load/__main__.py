@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-
 from benchmarks.common import keeping, machine, served_repository
 from benchmarks.common.figures import Goal, growth, percentile, ratio
 from benchmarks.common.server import PARTS, Launched, cpu_seconds, launched
@@ -297,7 +296,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repository", type=Path, help="default: one of the embedded backbone, in build/load")
     parser.add_argument("--segmenter", type=Path, help="what that one is made of; default: random embeddings")
-    parser.add_argument("--maps", choices=["averaged", "weighted"], default="averaged", help="of the default repository")
+    parser.add_argument("--maps", choices=["averaged", "weighted"], default="averaged", help="of that repository")
     parser.add_argument("--segmenters", nargs="+", metavar="NAME", help="asked for by turns; the first is the floor's")
     parser.add_argument("--rounds", type=positive, default=5)
     parser.add_argument("--seconds", type=float, default=5.0, help="of each run of a closed loop, and of the floor's")

@@ -25,11 +25,11 @@ from typing import Any
 
 import grpc
 import numpy as np
-from tritonclient.grpc import service_pb2_grpc
-
 from benchmarks.common.pictures import encoded
 from benchmarks.common.sides import work
 from benchmarks.load.figures import OK
+from tritonclient.grpc import service_pb2_grpc
+
 from slime_client.protocol import infer
 
 PICTURES = 8  # of different content, asked for in turn

@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-
 from benchmarks.common.figures import percentile
-from benchmarks.common.sides import Side
 from benchmarks.common.server import Counts, Launched, difference, per_request, together
+from benchmarks.common.sides import Side
+
 from slime_repository.contract import is_unet
 
 OK, REJECTED = "OK", "UNAVAILABLE"

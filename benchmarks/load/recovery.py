@@ -24,13 +24,13 @@ from statistics import median
 from typing import Any
 
 import numpy as np
-from tritonclient import grpc
-from tritonclient.utils import InferenceServerException
-
 from benchmarks.common import keeping, machine, served_repository
 from benchmarks.common.pictures import encoded
 from benchmarks.common.server import MIB, SHARED_MEMORY, Launched, descendants, launched, process_name
 from benchmarks.common.sides import BenchmarkError, positive
+from tritonclient import grpc
+from tritonclient.utils import InferenceServerException
+
 from slime_serve.leftovers import SETTLED_SECONDS
 from slime_was.tensors import IMAGE, MASK
 

@@ -22,16 +22,24 @@ from typing import Any
 
 import numpy as np
 import torch
-
 from benchmarks.common import keeping, machine, served_repository
 from benchmarks.common.figures import Goal, interval, ratio, spread
 from benchmarks.common.server import Launched, launched
 from benchmarks.common.sides import BenchmarkError, Side, positive, say, script, started
 from benchmarks.load.figures import Runs, pairs, summary
-from benchmarks.publishing.variants import Baked, Check, Published, Segmenter, Server, Shared, checked
+from benchmarks.publishing.variants import (
+    UNCHECKED,
+    Baked,
+    ExportVariant,
+    Published,
+    Segmenter,
+    Server,
+    Shared,
+    checked,
+)
+
 from slime_client import Segmenter as Client
 from slime_optimize.backbone import Backbone, load_backbone
-from slime_repository.variant import Variant
 
 BAKED, SHARED = "car", "car-shared"
 CLIENTS = 8
@@ -39,7 +47,6 @@ MIXED = 50
 AGREEMENT = 0.99  # of a mask's pixels
 CHUNK = 25  # pairs of one order
 _MB = 1.048576  # in a MiB
-_UNCHECKED = Check(image=b"", mask_HW=np.zeros((1, 1), np.uint8), agreement=0.0, training_image=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +59,7 @@ class Bench:
     side: int
     segmenter: Segmenter
     backbone: Backbone
-    variant: Variant
+    variant: ExportVariant
 
     def ask(self, names: Sequence[str], runs: Runs | None = None, **order: Any) -> dict[str, Any]:
         """Give one order to the client."""
@@ -101,7 +108,7 @@ def prepared(options: argparse.Namespace) -> Iterator[Bench]:
             side=served_repository.image_side(repository, BAKED),
             segmenter=Segmenter.load(options.segmenter or original.parent / "segmenter"),
             backbone=load_backbone(options.backbone),
-            variant=Variant(maps=options.maps),
+            variant=ExportVariant(maps=options.maps),
         )
         bench.client.ask()
         for clients in (CLIENTS, 1):
@@ -140,7 +147,7 @@ def many(bench: Bench, count: int, timed: int) -> tuple[list[str], dict[str, Any
             published = Shared(segmenter=segmenter, check=check, variant=bench.variant)
             seconds.append(bench.seconds_to_answer(published, name))
         else:
-            Shared(segmenter=segmenter, check=_UNCHECKED, variant=bench.variant).publish(bench.repository, name, None)
+            Shared(segmenter=segmenter, check=UNCHECKED, variant=bench.variant).publish(bench.repository, name, None)
         if turn % 20 == 19:
             say(f"published {turn + 1} of {count}")
     answered = summary(bench.ask(names, clients=CLIENTS, seconds=1e6, count=count))
@@ -209,7 +216,9 @@ def goals(result: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
         ("publish to first answer, longest, s", "≤", 1.0, publish["max"],
          f"median {publish['median']:.2f}, longest {publish['max']:.2f}"),
     )  # fmt: skip
-    return [Goal(label=label, relation=sign, wanted=bound).row(value, shown) for label, sign, bound, value, shown in rows]
+    return [
+        Goal(label=label, relation=sign, wanted=bound).row(value, shown) for label, sign, bound, value, shown in rows
+    ]
 
 
 def page(result: Mapping[str, Any]) -> str:

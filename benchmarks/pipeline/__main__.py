@@ -25,13 +25,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-
 from benchmarks.common import keeping, machine
 from benchmarks.common.random_backbone import written
 from benchmarks.common.sides import ROOT, BenchmarkError, Side, python, started
-from benchmarks.pipeline.figures import PRODUCT, agreement, medians, page, plot, result_of, verdicts
+from benchmarks.pipeline.figures import PRODUCT, medians, page, plot, result_of, verdicts
 from benchmarks.pipeline.served_side import SESSIONS
-from benchmarks.pipeline.side import MissingError, TORCH
+from benchmarks.pipeline.side import TORCH, MissingError
 
 SHAPES = ("embedded", "sd21", "sd15")
 # Name -> forms of the encoder and of the UNet, as benchmarks.pipeline.exports names them.
@@ -138,12 +137,12 @@ class Runner:
         words: list[object] = ["--device", options.device, "--threads", options.threads, "--session", wanted.session]
         if wanted.name == PRODUCT:
             return [PRODUCT, *words]
+        segmenter = ("--segmenter", self.exports["segmenters"][str(wanted.parts)])
         if wanted.name in SERVED:
             encoder, unet = (model["path"] for model in self.models(wanted.name, wanted.parts))
             words += ["--encoder", encoder, "--unet", unet, "--pixels", self.exports["image_size"]]
-            return ["triton" if wanted.triton else "served", *words]
-        folder = self.exports["segmenters"][str(wanted.parts)]
-        return [wanted.name, "--segmenter", folder, "--backbone", options.backbone, *words]
+            return ["triton" if wanted.triton else "served", *segmenter, *words]
+        return [wanted.name, *segmenter, "--backbone", options.backbone, *words]
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
@@ -250,7 +249,9 @@ def _runner(options: argparse.Namespace, parts: Sequence[int]) -> Runner:
 def disagreements(result: Mapping[str, Any]) -> list[str]:
     """Return a line for each variant whose masks are not those of our PyTorch, though they should be."""
     missed = [row for row in verdicts(result) if row[0].startswith("agreement_") and row[3] != "met"]
-    return [f"{name}: {found} of the pixels are as in fp32 PyTorch, wanted {wanted}" for name, wanted, found, _ in missed]
+    return [
+        f"{name}: {found} of the pixels are as in fp32 PyTorch, wanted {wanted}" for name, wanted, found, _ in missed
+    ]
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -31,13 +31,13 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 import torch
-
-import slime_export.graph
-import slime_optimize.method
 from benchmarks.common import random_backbone
 from benchmarks.common.pictures import picture
 from benchmarks.pipeline.served_side import Served
 from benchmarks.pipeline.side import Mask, MissingError, Stages
+
+import slime_export.graph
+import slime_optimize.method
 from slime_export.errors import EngineError, ExportError
 from slime_export.graph import counts, engine_builder, lowering, onnx_export, precision
 from slime_export.graph.encoder import Encoder
@@ -137,7 +137,7 @@ class Exports:
             source = Path(self.made(f"{base}_fp16", name)["path"])
             try:
                 # Kernels are chosen for the largest batch: throughput is what a GPU is measured for.
-                most, times = engine_builder.MAX_BATCH, self.folder / ".tensorrt-timing"
+                most, times = engine_builder.Options().max_batch, self.folder / ".tensorrt-timing"
                 engine_builder.build(source, folder, engine_builder.Options(opt_batch=most, timing_cache=times))
             except (ExportError, EngineError) as error:
                 raise MissingError(str(error)) from error

@@ -11,7 +11,6 @@ from statistics import median
 from typing import Any
 
 import numpy as np
-
 from benchmarks.common import keeping
 from benchmarks.common.figures import Goal
 from benchmarks.pipeline.side import STAGES
@@ -120,7 +119,7 @@ def _ms(seconds: float) -> float:
 
 
 def agreement(masks: Mapping[str, Any]) -> dict[str, float]:
-    """Return the share of pixels on which each variant's masks equal our PyTorch's; the published form has own noise."""
+    """Return the share of pixels on which each variant's masks equal our PyTorch's."""
     if REFERENCE not in masks:
         return {}
     others = {name: each for name, each in masks.items() if name not in (REFERENCE, "published")}

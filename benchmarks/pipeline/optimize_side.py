@@ -24,13 +24,13 @@ from typing import Any, TextIO
 
 import numpy as np
 import torch
-from diffusers import DDIMScheduler, UNet2DConditionModel
-from torch import Tensor
-
 from benchmarks.common import machine
 from benchmarks.common.sides import work
 from benchmarks.common.tensor_watch import Watch
 from benchmarks.pipeline.published import PublishedStep, sampled
+from diffusers import DDIMScheduler, UNet2DConditionModel
+from torch import Tensor
+
 from slime_image import fit
 from slime_optimize.backbone import EMBEDDED, TOKENS, Backbone, embedded_folder, load_backbone
 from slime_optimize.data.examples import Example
@@ -164,7 +164,7 @@ def sized(backbone: Backbone, pixels: int) -> Backbone:
 
 
 def forecast(backbone: str, pixels: int | None, parts: int) -> dict[str, float]:
-    """Return the side of the backbone's images, and the bytes the published step would take at `pixels` or that side."""
+    """Return the side of the backbone's images, and the bytes the published step would take at `pixels`."""
     folder = embedded_folder() if backbone == EMBEDDED else Path(backbone)
     vae = json.loads((folder / "vae" / "config.json").read_text())
     shrink = 2 ** (len(vae["block_out_channels"]) - 1)

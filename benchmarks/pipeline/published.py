@@ -198,7 +198,7 @@ def over_heads(maps_XMT: Tensor, parts: int, size: tuple[int, int]) -> Tensor:
 
 
 def attended(scores_XNN: Tensor, size: tuple[int, int]) -> Tensor:
-    """A self layer's scores [query, key] -> the conditional half's probabilities, a map of queries for each key (N,h,w)."""
+    """A self layer's scores [query, key] -> probabilities of the conditional half, a map of queries a key (N,h,w)."""
     of_text = scores_XNN[scores_XNN.shape[0] // 2 :].softmax(-1)
     side = math.isqrt(of_text.shape[1])
     maps_HNhw = of_text.reshape(-1, side, side, of_text.shape[2]).permute(0, 3, 1, 2)

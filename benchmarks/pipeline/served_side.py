@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 import onnxruntime
+from benchmarks.pipeline.side import Mask, MissingError, Stages, Variant
 from onnx import TensorProto, helper
 
 import slime_was
-from benchmarks.pipeline.side import Mask, MissingError, Stages, Variant
 from slime_was.tensors import ACCUMULATED, CROSS, LATENTS, PIXELS, POSTPROCESS, SELF
 
 PRODUCT_SIDE = 3072  # of the two matrices that are multiplied
@@ -133,7 +133,7 @@ class Product(Variant):
         left, right = np.random.default_rng(0).standard_normal((2, PRODUCT_SIDE, PRODUCT_SIDE)).astype(np.float32)
         tensors = torch.from_numpy(left).to(options.device), torch.from_numpy(right).to(options.device)
         self._device, self._threads = options.device, options.threads
-        self._wait = torch.cuda.synchronize if options.device != "cpu" else lambda: None
+        self._wait: Callable[[], Any] = torch.cuda.synchronize if options.device != "cpu" else int
         self._products: list[Callable[[], Any]] = [lambda: torch.mm(*tensors)]
         if options.device == "cpu":
             session = _product_session(right, options.threads)

@@ -26,11 +26,11 @@ from typing import Any, TextIO
 
 import numpy as np
 import numpy.typing as npt
-
-import slime_image
 from benchmarks.common import machine
 from benchmarks.common.pictures import encoded
 from benchmarks.common.sides import work
+
+import slime_image
 
 Mask = npt.NDArray[np.uint8]
 STAGES = ("fit", "encode", "unet", "postprocess", "mask")

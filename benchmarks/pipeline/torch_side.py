@@ -12,12 +12,12 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
-
 from benchmarks.common.pictures import encoded
 from benchmarks.pipeline.published import PublishedInference
 from benchmarks.pipeline.side import Mask, MissingError, Stages, Variant
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
 from slime_export.graph.encoder import Encoder
 from slime_export.graph.unet import MapsUNet
 from slime_optimize.method.attention import attend
@@ -166,7 +166,8 @@ class Networks(nn.Module):
         """Change itself, and weights that it shares, to fp16 with channels last, for tensor cores."""
         self.precision, self.layout = torch.float16, torch.channels_last
         self.to(dtype=self.precision, memory_format=self.layout)  # type: ignore[call-overload]
-        for one in self.unet.maps.passes:
+        maps: Any = self.unet.maps
+        for one in maps.passes:
             for name in one.layers.cross:
                 # The maps that are read, 77 tokens wide, in fp32, as exported graphs have them. Fused self-attention
                 # keeps its softmax in fp32 by itself.

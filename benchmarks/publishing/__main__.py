@@ -19,14 +19,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tritonclient import grpc
-
 from benchmarks.common import keeping, machine
 from benchmarks.common.figures import spread
 from benchmarks.common.server import launched
 from benchmarks.common.sides import BenchmarkError, positive
 from benchmarks.publishing.run import Run
 from benchmarks.publishing.variants import EMBEDDINGS, Watched, ask, exported, removed
+from tritonclient import grpc
+
 from slime_optimize.backbone import Backbone, load_backbone
 
 # Memory is looked at when what was replaced has gone.

@@ -8,9 +8,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tritonclient import grpc
-
 from benchmarks.publishing.variants import NAME, Answer, Baked, Published, Watched, ask, rolled_back
+from tritonclient import grpc
 
 ASKING = 2  # threads that send requests
 _PATIENCE_S = 600.0

@@ -10,16 +10,16 @@ import json
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tritonclient import grpc
-
 from benchmarks.common.pictures import picture
 from benchmarks.common.random_backbone import random_segmenter
 from benchmarks.common.served_repository import Networks
+from tritonclient import grpc
+
 from slime_export.options import ExportOptions
 from slime_export.pipeline import export
 from slime_export.publish.changes import linked
@@ -40,7 +40,8 @@ from slime_was.tensors import DESCRIPTION, IMAGE, MASK, SEGMENTER
 
 NAME = "car"
 AGREEMENT = 0.999  # of a mask's pixels
-__all__ = ["Check", "Mask", "Server", "Segmenter", "png"]
+UNCHECKED = Check(image=b"", mask_HW=np.zeros((1, 1), np.uint8), agreement=0.0, training_image=False)
+__all__ = ["ExportVariant", "Segmenter", "Server"]
 
 
 def quiet(line: str) -> None:
@@ -54,7 +55,7 @@ class Published(ABC):
     segmenter: Segmenter
     check: Check
     networks: Networks | None = None
-    variant: ExportVariant = ExportVariant()
+    variant: ExportVariant = field(default_factory=ExportVariant)
 
     @abstractmethod
     def publish(self, repository: Path, name: str, server: Server | None) -> int:
@@ -75,9 +76,7 @@ class Baked(Published):
     def publish(self, repository: Path, name: str, server: Server | None) -> int:
         with staging(repository, say=quiet) as staged:
             files: dict[str, Any] = self._linked(staged)
-            candidate = Candidate(
-                name=name, segmenter=self.segmenter, check=self.check, variant=self.variant, **files
-            )
+            candidate = Candidate(name=name, segmenter=self.segmenter, check=self.check, variant=self.variant, **files)
             return publish(repository, staged, candidate, server, say=quiet).version
 
     def model(self, name: str) -> str:
@@ -103,9 +102,7 @@ class Shared(Published):
 EMBEDDINGS: dict[str, type[Published]] = {"baked": Baked, "shared": Shared}
 
 
-def exported(
-    root: Path, count: int, backbone: Backbone, embedding: str
-) -> tuple[list[Published], list[float]]:
+def exported(root: Path, count: int, backbone: Backbone, embedding: str) -> tuple[list[Published], list[float]]:
     """Export `count` segmenters of random embeddings; return them and the seconds that each export took."""
     made, seconds = [], []
     for seed in range(count):

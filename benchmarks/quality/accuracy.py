@@ -1,10 +1,10 @@
 """What int8 and the tiny encoder cost in mean IoU: segmenters of the embedded backbone on PartScenes' test images.
 
-    python -m benchmarks.pipeline_accuracy --json docs/performance.json --page docs/performance.md
+    python -m benchmarks.quality.accuracy --json docs/performance.json --page docs/performance.md
 
-Segmenters are those of benchmarks.one_shot, preset `best`, made here where they are not there yet; for the tiny encoder
-they are learned again with it, as they must be. fp32 and int8 run in ONNX Runtime, as served; int8 is calibrated on
-the ten images of another split. The tiny encoder runs in PyTorch, whose masks an export is held to.
+Segmenters are those of benchmarks.quality.one_shot, preset `best`, made here where they are not there yet; for the
+tiny encoder they are learned again with it, as they must be. fp32 and int8 run in ONNX Runtime, as served; int8 is
+calibrated on the ten images of another split. The tiny encoder runs in PyTorch, whose masks an export is held to.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from benchmarks.pipeline import keep
-from benchmarks.pipeline_exports import Exports, MissingError
-from benchmarks.pipeline_onnx import Served
-from benchmarks.pipeline_side import Stages
-from benchmarks.sides import ROOT
+from benchmarks.common import keeping
+from benchmarks.common.sides import ROOT
+from benchmarks.pipeline.exports import Exports
+from benchmarks.pipeline.figures import page
+from benchmarks.pipeline.side import MissingError, Stages
 from demo import optimise
 from PIL import Image
 
@@ -43,7 +43,7 @@ _CALIBRATION = "train-10"
 
 @dataclass(frozen=True, kw_only=True)
 class Annotated:
-    """A split's folder; images and true masks of it, in order."""
+    """A split's folder, with its images and true masks in order."""
 
     folder: Path
 
@@ -56,7 +56,7 @@ class Annotated:
         return [load(path) for path in sorted((self.folder / "images").glob("*.png"))]
 
     def miou(self, masks: Sequence[Pixels]) -> float:
-        """Mean over images, per cent, as everywhere else."""
+        """Return the mean IoU in per cent, as everywhere else."""
         parts = json.loads((self.folder / "parts.json").read_text())
         truths = [np.asarray(Image.open(path)) for path in sorted((self.folder / "masks").glob("*.png"))]
         pairs = zip(truths, masks, strict=True)
@@ -64,7 +64,7 @@ class Annotated:
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
-    """Mean IoU by form and kind, mean over the seeds."""
+    """Return the mean IoU by form and class, over the seeds."""
     backbone = load_backbone("embedded")
     found: dict[str, dict[str, list[float]]] = {form: {kind: [] for kind in options.kinds} for form in options.forms}
     missing: dict[str, str] = {}
@@ -84,7 +84,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def figures(miou: dict[str, dict[str, float]], seeds: Sequence[int]) -> dict[str, Any]:
-    """What the page shows: mean IoU, and what each form loses against fp32."""
+    """Return the mean IoU, and what each form loses against fp32."""
     plain = miou.get("weighted", {})
     lost = {form: {kind: plain[kind] - each for kind, each in of.items()} for form, of in miou.items() if plain}
     return {
@@ -98,7 +98,7 @@ def figures(miou: dict[str, dict[str, float]], seeds: Sequence[int]) -> dict[str
 def _masks(
     form: str, kind: str, seed: int, test: Annotated, backbone: Backbone, options: argparse.Namespace
 ) -> list[Pixels]:
-    """The test images' masks. Raises MissingError where the form cannot be had."""
+    """Return the test images' masks. Raises MissingError where the form cannot be had."""
     folder = _segmenter(kind, seed, backbone, options, tiny=form == "tiny")
     segmenter = Segmenter.load(folder)
     if form == "tiny":
@@ -106,13 +106,12 @@ def _masks(
     name = f"{kind}-{seed}-{segmenter.hash[:12]}"
     unlabelled = Annotated(folder=write_split(options.work / "partscenes", kind, _CALIBRATION))
     exports = Exports.of(backbone, options.work, given={name: folder}, pictures=unlabelled.images)
-    paths = {"encoder": exports.made("encoder", name)["path"], "unet": exports.made(form, name)["path"]}
-    served = Served(argparse.Namespace(**paths, device="cpu", threads=options.threads, session="served"))
+    served = exports.served("encoder", name, exports.made(form, name)["path"])
     return [served.masks([file], Stages())[0] for file in test.files]
 
 
 def _segmenter(kind: str, seed: int, backbone: Backbone, options: argparse.Namespace, *, tiny: bool) -> Path:
-    """Learned with the encoder that it is run with; made where it is not there."""
+    """Return a segmenter learned with the encoder that it runs with; it is made if it is not there."""
     if tiny and backbone.tiny is None:
         raise MissingError("the embedded backbone has no tiny encoder")
     folder: Path = options.segmenters / (f"{kind}-{seed}-tiny" if tiny else f"{kind}-{seed}")
@@ -128,7 +127,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options.work = options.work.resolve()
     accuracy = measure(options)
     print(json.dumps(accuracy, indent=1))
-    keep("embedded", {"accuracy": accuracy}, options.json, options.page)
+    keeping.keep(options, {"accuracy": accuracy}, page, "embedded")
     return 0
 
 
@@ -140,8 +139,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--work", type=Path, default=ROOT / "build" / "pipeline", help="where ONNX files are kept")
     parser.add_argument("--segmenters", type=Path, default=ROOT / "build" / "one-shot" / "segmenters")
-    parser.add_argument("--json", type=Path, help="keep the result in this file, beside that of the speed")
-    parser.add_argument("--page", type=Path, help="also write the page of all results that --json holds")
+    keeping.add_options(parser)
     return parser.parse_args(argv)
 
 

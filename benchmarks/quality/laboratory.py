@@ -1,12 +1,12 @@
-"""Optimisations and measurements on PartScenes, each done once and kept on disk by what it is of.
+"""Optimisations and measurements on PartScenes, each done once and kept on disk under a hash of its inputs.
 
     CACHE/partscenes/KIND/SPLIT/         the scenes
     CACHE/segmenters/HASH/               by settings, seed, backbone, training images and library
     CACHE/measurements/HASH.json         by the segmenter's content, maps and images
     CACHE/bounds/HASH.json               floors and ceiling
 
-A stopped optimisation goes on from its checkpoint. What the hashes do not see is the method's own code: after a change
-of that, begin with an empty folder.
+A stopped optimisation goes on from its checkpoint. The hashes do not see the method's own code: after a change of
+that, begin with an empty folder.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
-from benchmarks.study import Measurement, Optimisation
+from benchmarks.common import keeping
+from benchmarks.quality.study import Measurement, Optimisation
 
 from slime_backbone.bounds import ceiling, nearest_colour, random_backbone
 from slime_backbone.dataset import write_split
@@ -29,7 +30,6 @@ from slime_optimize.data.annotations import Example, load_example
 from slime_optimize.data.examples import dataset
 from slime_optimize.data.validation import Validation
 from slime_optimize.evaluation import Data, confusions, read_data
-from slime_optimize.files import write_text
 from slime_optimize.method.checkpoint import Checkpoint
 from slime_optimize.method.predict import Predictor
 from slime_optimize.method.train import Run, learn, sampled_noise
@@ -46,7 +46,7 @@ BOUNDS = ("nearest_colour", "random_backbone", "ceiling")
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """Less than the whole, to see that everything works; None: the whole."""
+    """Fewer steps or images than the whole, to see that everything works; None means all."""
 
     steps: int | None = None
     images: int | None = None
@@ -61,10 +61,19 @@ class Job:
     optimisation: Optimisation | None = None
     measurements: tuple[Measurement, ...] = ()
 
+    @property
+    def name(self) -> str:
+        """What the console says of it."""
+        if self.optimisation is None:
+            return f"{self.kind}, bounds"
+        wanted = self.optimisation
+        changes = "".join(f", {name} {value}" for name, value in wanted.changes.items() if name != "layers")
+        return f"{self.kind}, seed {self.seed}, {wanted.preset}, {wanted.shots}-shot{changes}"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Laboratory:
-    """Where the work is done: in the process that made it, one job after the other."""
+    """Does the work in the process that made it, one job after the other."""
 
     cache: Path
     backbone_name: str
@@ -76,17 +85,17 @@ class Laboratory:
         return load_backbone(self.backbone_name, self.device)
 
     def draw(self, kinds: Sequence[str]) -> None:
-        """The scenes, before several processes want them."""
+        """Write the scenes, before several processes want them."""
         for kind in kinds:
             for split in ("train-1", "train-10", "validation", "test"):
                 write_split(self.cache / "partscenes", kind, split)
 
     def smallest(self, kind: str) -> tuple[str, ...]:
-        """The smallest third of a class's parts."""
+        """Return the third of a class's parts that covers the least."""
         return smallest_third([each.mask_HW for each in self._examples(kind, "test")], parts_of(kind))
 
     def work(self, job: Job) -> None:
-        """Does what is not done yet."""
+        """Do what is not done yet."""
         if job.optimisation is None:
             self._bound(job.kind)
             return
@@ -111,19 +120,19 @@ class Laboratory:
         )
 
     def learned(self, run: Run) -> Segmenter | None:
-        """The run's segmenter, where it is through."""
+        """Return the run's segmenter, if it is finished."""
         folder = self._folder(run)
         return Segmenter.load(folder) if (folder / JSON_FILE).exists() else None
 
     def measured(self, job: Job, measurement: Measurement) -> dict[str, Any] | None:
-        """The figures, as a Report's JSON, where they are there."""
+        """Return the figures, as a Report's JSON, if they were measured."""
         segmenter = self.learned(self.run(job))
         if segmenter is None:
             return None
         return _read(self._measurement(_as_measured(segmenter, measurement), job.kind, measurement))
 
     def bounds(self, kind: str) -> dict[str, dict[str, Any]]:
-        """Those that are there, by name."""
+        """Return the floors and the ceiling that were measured, by name."""
         found = {name: _read(self._bound_file(kind, name)) for name in BOUNDS}
         return {name: values for name, values in found.items() if values is not None}
 
@@ -190,7 +199,7 @@ def _examples(folder: Path) -> tuple[Example, ...]:
 
 
 def _as_measured(segmenter: Segmenter, measurement: Measurement) -> Segmenter:
-    """With the measurement's settings, and as much noise as they want."""
+    """Return the segmenter with the measurement's settings, and as much noise as they need."""
     settings = segmenter.settings.changed(measurement.changes)
     noise = sampled_noise(segmenter.latent_size, segmenter.seed, settings.noise_samples)
     return replace(segmenter, settings=settings, noise=noise)
@@ -201,11 +210,9 @@ def _hash(values: Mapping[str, Any]) -> str:
 
 
 def _read(path: Path) -> dict[str, Any] | None:
-    if not path.exists():
-        return None
-    values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return values
+    return keeping.read(path) if path.exists() else None
 
 
 def _write(path: Path, measured: Report) -> None:
-    write_text(path, json.dumps(measured.as_json(), indent=1) + "\n")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    keeping.write(path, keeping.compact(measured.as_json()))

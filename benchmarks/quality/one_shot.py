@@ -1,6 +1,6 @@
 """One annotated image, 50 test images, three seeds, three classes: mean IoU over gRPC, beside its floors and ceiling.
 
-    python -m benchmarks.one_shot --json docs/one-shot.json        (`make results`)
+    python -m benchmarks.quality.one_shot --json docs/one-shot.json        (`make results`)
 
 Each (class, seed) goes the whole way: optimised, exported, published, served by Triton, asked through slime_client.
 The masks are compared with PyTorch's, and the same segmenter is measured without WAS (`--no-was`).
@@ -10,22 +10,22 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
+from importlib.metadata import version
 from math import nan
 from pathlib import Path
 from statistics import mean, pstdev
 from typing import Any
 
-import torch
-from demo import ROOT, Answers, ask, export, optimise, server
+from benchmarks.common import keeping, machine
+from benchmarks.common.server import launched
+from benchmarks.common.sides import ROOT
+from demo import Answers, ask, export, optimise
 
 from slime_backbone.bounds import ceiling, nearest_colour, random_backbone
 from slime_backbone.dataset import write_split
 from slime_backbone.scene import KINDS
 from slime_image import load
 from slime_optimize.backbone import Backbone, load_backbone
-from slime_optimize.files import write_text
 from slime_optimize.method.predict import load_predictor
 from slime_optimize.metrics import confusion, report
 from slime_optimize.presets import preset
@@ -40,23 +40,21 @@ def main() -> None:
         optimise(training, build / "segmenters" / name, "--seed", seed, "--quiet")
         export(build / "segmenters" / name, build / "repository")
     rows: dict[str, list[dict[str, Any]]] = {kind: [] for kind in options.kinds}
-    with server(build / "repository") as url:
+    with launched(build / "repository") as served:
         for (kind, _), name in names.items():
             test = write_split(build / "partscenes", kind, "test")
-            answers = ask(url, name, test)
+            answers = ask(served.url, name, test)
             answers.contact_sheet().save(build / f"{name}.png")
             rows[kind].append(_row(answers, build / "segmenters" / name))
             print(name, json.dumps(rows[kind][-1]), flush=True)
     backbone = None if options.skip_random else load_backbone("embedded")
     bounds = {kind: _bounds(kind, backbone) for kind in options.kinds}
     print("\n" + table(rows, bounds))
-    if options.json:
-        content = {"rows": rows, "bounds": bounds, "machine": _machine()}
-        write_text(options.json, json.dumps(content, indent=1) + "\n")
+    keeping.keep(options, {"rows": rows, "bounds": bounds, "machine": machine.facts(torch=version("torch"))})
 
 
 def _row(answers: Answers, segmenter: Path) -> dict[str, Any]:
-    """Figures of one segmenter over the wire, and what PyTorch says of the same images."""
+    """Return the figures of one segmenter over gRPC, and what PyTorch says of the same images."""
     predictor = load_predictor(segmenter)
     images = [load(path) for path in answers.images]
     same = [float((a == b).mean()) for a, b in zip(answers.masks, predictor.masks(images), strict=True)]
@@ -73,7 +71,7 @@ def _row(answers: Answers, segmenter: Path) -> dict[str, Any]:
 
 
 def _bounds(kind: str, backbone: Backbone | None) -> dict[str, float]:
-    """Without a backbone, all but the floor that needs an optimisation."""
+    """Return the floors and the ceiling; without a backbone, the floor that needs an optimisation is missing."""
     bounds = {"nearest_colour": nearest_colour(kind).mean, "random_backbone": nan, "ceiling": ceiling(kind).mean}
     if backbone:
         settings = preset("best", backbone.recommended)
@@ -82,26 +80,18 @@ def _bounds(kind: str, backbone: Backbone | None) -> dict[str, float]:
 
 
 def table(rows: dict[str, list[dict[str, Any]]], bounds: dict[str, dict[str, float]]) -> str:
-    """Markdown: a line for each class, then the mean over classes."""
-    lines = [
-        "| mean IoU, % | over gRPC | without WAS | floor: nearest colour | floor: random backbone | ceiling |",
-        "|---|---|---|---|---|---|",
-    ]
+    """Return a line for each class, then the mean over classes, in markdown."""
+    names = ("nearest_colour", "random_backbone", "ceiling")
+    lines = []
     for kind, of_kind in rows.items():
         over, alone = [row["mean_iou"] for row in of_kind], [row["no_was_mean_iou"] for row in of_kind]
-        of_bounds = bounds[kind]
-        lines.append(
-            f"| {kind} | **{mean(over):.1f}** ± {pstdev(over):.1f} | {mean(alone):.1f} | "
-            f"{of_bounds['nearest_colour']:.1f} | {of_bounds['random_backbone']:.1f} | {of_bounds['ceiling']:.1f} |"
-        )
-    means = [mean(row[key] for of in rows.values() for row in of) for key in ("mean_iou", "no_was_mean_iou")]
-    floors = [mean(b[key] for b in bounds.values()) for key in ("nearest_colour", "random_backbone", "ceiling")]
-    lines.append(f"| mean | **{means[0]:.1f}** | {means[1]:.1f} | " + " | ".join(f"{x:.1f}" for x in floors) + " |")
-    return "\n".join(lines)
-
-
-def _machine() -> dict[str, Any]:
-    return {"cpu": platform.processor() or platform.machine(), "cores": os.cpu_count(), "torch": torch.__version__}
+        floors = [f"{bounds[kind][name]:.1f}" for name in names]
+        lines.append([kind, f"**{mean(over):.1f}** ± {pstdev(over):.1f}", f"{mean(alone):.1f}", *floors])
+    over, alone = ([row[key] for of in rows.values() for row in of] for key in ("mean_iou", "no_was_mean_iou"))
+    floors = [f"{mean(of[name] for of in bounds.values()):.1f}" for name in names]
+    lines.append(["mean", f"**{mean(over):.1f}**", f"{mean(alone):.1f}", *floors])
+    columns = ("mean IoU, %", "over gRPC", "without WAS", "floor: nearest colour", "floor: random backbone", "ceiling")
+    return keeping.table(columns, lines)
 
 
 def _arguments() -> argparse.Namespace:
@@ -110,7 +100,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--build", type=Path, default=ROOT / "build" / "one-shot", help="where everything is written")
     parser.add_argument("--skip-random", action="store_true", help="without the slow floor, the random backbone")
-    parser.add_argument("--json", type=Path, help="also write the figures to this file")
+    keeping.add_options(parser, page=False)
     return parser.parse_args()
 
 

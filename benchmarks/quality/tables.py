@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-
 from benchmarks.common import keeping
 from benchmarks.quality.study import GAPS
+
 from slime_optimize.metrics import mean_there, spread
 from slime_optimize.tables import Cell, Figure, Table
 
