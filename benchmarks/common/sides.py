@@ -30,6 +30,10 @@ class BenchmarkError(RuntimeError):
     """Something cannot be measured here; one line says why."""
 
 
+class MissingError(RuntimeError):
+    """One of the variants of a benchmark cannot be had here; one line says why."""
+
+
 def positive(text: str) -> int:
     """Return the count that was given on the command line; argparse shows the error."""
     if not text.isdecimal() or not int(text):

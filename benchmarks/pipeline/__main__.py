@@ -27,10 +27,10 @@ from typing import Any
 import numpy as np
 from benchmarks.common import keeping, machine
 from benchmarks.common.random_backbone import written
-from benchmarks.common.sides import ROOT, BenchmarkError, Side, python, started
+from benchmarks.common.sides import ROOT, BenchmarkError, MissingError, Side, python, started
 from benchmarks.pipeline.figures import PRODUCT, medians, page, plot, result_of, verdicts
 from benchmarks.pipeline.served_side import SESSIONS
-from benchmarks.pipeline.side import TORCH, MissingError
+from benchmarks.pipeline.side import TORCH
 
 SHAPES = ("embedded", "sd21", "sd15")
 # Name -> forms of the encoder and of the UNet, as benchmarks.pipeline.exports names them.
@@ -85,9 +85,9 @@ class Runner:
         return [self.exports["models"][f"{form}-{parts}"] for form in SERVED.get(name, ())]
 
     def missing(self, name: str) -> str:
-        """Return why the variant cannot be measured, or nothing; on a GPU it is started once to see."""
+        """Return why the variant cannot be measured, or nothing; one for a GPU is started once to see."""
         reasons = [model["missing"] for model in self.models(name, self.options.parts) if "missing" in model]
-        if not reasons and self.options.device != "cpu":
+        if not reasons and (self.options.device != "cpu" or name not in VARIANTS["cpu"]):
             try:
                 with self.turn(Wanted(name, self.options.parts)):
                     pass

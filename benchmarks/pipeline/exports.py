@@ -33,8 +33,9 @@ import onnx
 import torch
 from benchmarks.common import random_backbone
 from benchmarks.common.pictures import picture
+from benchmarks.common.sides import MissingError
 from benchmarks.pipeline.served_side import Served
-from benchmarks.pipeline.side import Mask, MissingError, Stages
+from benchmarks.pipeline.side import Mask, Stages
 
 import slime_export.graph
 import slime_optimize.method

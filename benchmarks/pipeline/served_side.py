@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 import onnxruntime
-from benchmarks.pipeline.side import Mask, MissingError, Stages, Variant
+from benchmarks.common.sides import MissingError
+from benchmarks.pipeline.side import Mask, Stages, Variant
 from onnx import TensorProto, helper
 
 import slime_was

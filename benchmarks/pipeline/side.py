@@ -28,7 +28,7 @@ import numpy as np
 import numpy.typing as npt
 from benchmarks.common import machine
 from benchmarks.common.pictures import encoded
-from benchmarks.common.sides import work
+from benchmarks.common.sides import MissingError, work
 
 import slime_image
 
@@ -37,10 +37,6 @@ STAGES = ("fit", "encode", "unet", "postprocess", "mask")
 SAVED = (0, 1, 2)  # seeds of the pictures whose masks are compared
 TORCH = ("published", "torch", "fp16", "fp16_graph", "fp16_tiny", "fp16_tiny_graph")
 KINDS = (*TORCH, "served", "triton", "product")
-
-
-class MissingError(RuntimeError):
-    """A variant cannot be had here; one line says why."""
 
 
 class Stages:

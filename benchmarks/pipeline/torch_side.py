@@ -13,8 +13,9 @@ from typing import Any
 
 import torch
 from benchmarks.common.pictures import encoded
+from benchmarks.common.sides import MissingError
 from benchmarks.pipeline.published import PublishedInference
-from benchmarks.pipeline.side import Mask, MissingError, Stages, Variant
+from benchmarks.pipeline.side import Mask, Stages, Variant
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 

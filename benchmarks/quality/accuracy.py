@@ -21,10 +21,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from benchmarks.common import keeping
-from benchmarks.common.sides import ROOT
+from benchmarks.common.sides import ROOT, MissingError
 from benchmarks.pipeline.exports import Exports
 from benchmarks.pipeline.figures import page
-from benchmarks.pipeline.side import MissingError, Stages
+from benchmarks.pipeline.side import Stages
 from demo import optimise
 from PIL import Image
 
@@ -116,7 +116,7 @@ def _segmenter(kind: str, seed: int, backbone: Backbone, options: argparse.Names
         raise MissingError("the embedded backbone has no tiny encoder")
     folder: Path = options.segmenters / (f"{kind}-{seed}-tiny" if tiny else f"{kind}-{seed}")
     training = write_split(options.work / "partscenes", kind, "train-1")
-    more = ("--encoder", "tiny") if tiny else ()
+    more = [*(("--encoder", "tiny") if tiny else ()), *(("--steps", options.steps) if options.steps else ())]
     optimise(training, folder, "--seed", seed, "--quiet", *more)
     return folder
 
@@ -139,6 +139,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--work", type=Path, default=ROOT / "build" / "pipeline", help="where ONNX files are kept")
     parser.add_argument("--segmenters", type=Path, default=ROOT / "build" / "one-shot" / "segmenters")
+    parser.add_argument("--steps", type=int, help="of each optimisation, to see that everything works")
     keeping.add_options(parser)
     return parser.parse_args(argv)
 

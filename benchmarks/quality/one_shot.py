@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from importlib.metadata import version
 from math import nan
 from pathlib import Path
@@ -31,13 +32,14 @@ from slime_optimize.metrics import confusion, report
 from slime_optimize.presets import preset
 
 
-def main() -> None:
-    options = _arguments()
+def main(argv: Sequence[str] | None = None) -> None:
+    options = _arguments(argv)
+    more = ("--steps", options.steps) if options.steps else ()
     build: Path = options.build
     names = {(kind, seed): f"{kind}-{seed}" for kind in options.kinds for seed in options.seeds}
     for (kind, seed), name in names.items():
         training = write_split(build / "partscenes", kind, "train-1")
-        optimise(training, build / "segmenters" / name, "--seed", seed, "--quiet")
+        optimise(training, build / "segmenters" / name, "--seed", seed, "--quiet", *more)
         export(build / "segmenters" / name, build / "repository")
     rows: dict[str, list[dict[str, Any]]] = {kind: [] for kind in options.kinds}
     with launched(build / "repository") as served:
@@ -94,14 +96,15 @@ def table(rows: dict[str, list[dict[str, Any]]], bounds: dict[str, dict[str, flo
     return keeping.table(columns, lines)
 
 
-def _arguments() -> argparse.Namespace:
+def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kinds", nargs="+", choices=list(KINDS), default=list(KINDS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--build", type=Path, default=ROOT / "build" / "one-shot", help="where everything is written")
     parser.add_argument("--skip-random", action="store_true", help="without the slow floor, the random backbone")
+    parser.add_argument("--steps", type=int, help="of each optimisation, to see that everything works")
     keeping.add_options(parser, page=False)
-    return parser.parse_args()
+    return parser.parse_args(argv)
 
 
 if __name__ == "__main__":

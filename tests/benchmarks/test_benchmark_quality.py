@@ -1,4 +1,5 @@
-"""benchmarks/results.py with a tiny backbone and two steps: nothing is run twice, or told that was not run."""
+"""The benchmarks of quality: results with a tiny backbone and two steps (nothing is run twice, nothing is shown
+that was not run), and the whole path of one segmenter with a single step."""
 
 from __future__ import annotations
 
@@ -10,15 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from benchmarks.laboratory import Job, Laboratory, Trial
-from benchmarks.page import NOT_RUN, Results, markdown
-from benchmarks.paper import FIGURES, MEAN
-from benchmarks.results import TABLES, jobs, main
-from benchmarks.study import GAPS, Measurement, Optimisation, differences, sections
+from benchmarks.quality import accuracy, one_shot
+from benchmarks.quality import laboratory as laboratory_module
+from benchmarks.quality.laboratory import Job, Laboratory, Trial
+from benchmarks.quality.results import TABLES, jobs, main
+from benchmarks.quality.study import GAPS, Measurement, Optimisation, differences, sections
+from benchmarks.quality.tables import MEAN, NOT_RUN, page
+from benchmarks.quality.tables import PAPER as PAPERS
 from safetensors.torch import load_file, save_file
 
 import backbones
-from benchmarks import laboratory as laboratory_module
 from painting import ROOT
 from slime_backbone.scene import KINDS, parts_of
 from slime_optimize import Segmenter
@@ -137,9 +139,9 @@ def test_a_table_of_one_seed_plans_and_shows_that_one() -> None:
     assert {job.seed for job in jobs(tables, ["ablation"], ["car"], [3, 4])} == {3}
     assert {job.seed for job in jobs(tables, ["ablation", "presets"], ["car"], [3, 4])} == {3, 4}
     both = {("ablation", "`best`"): [20.0, 80.0], ("presets", "`best`"): [20.0, 80.0]}
-    page = markdown(results(given=both))
+    text = page(results(both))
     titles = (tables["presets"].title, tables["ablation"].title)
-    assert [rows_of(page, title)["`best`"][0] for title in titles] == ["50.0 ± 30.0", "20.0"]
+    assert [rows_of(text, title)["`best`"][0] for title in titles] == ["50.0 ± 30.0", "20.0"]
 
 
 def test_ablation_takes_back_every_choice_of_best_and_no_other() -> None:
@@ -155,75 +157,86 @@ def report(parts: tuple[str, ...], value: float) -> dict[str, Any]:
     return {"images": 50, "mean_iou": value, "iou": each, "dataset_mean_iou": value + 1, "dataset_iou": each}
 
 
-def results(
-    kinds: tuple[str, ...] = ("car", "horse"), given: dict[tuple[str, str], list[float]] | None = None
-) -> Results:
-    """With figures for the variants that are given, a value for each seed."""
-    tables = sections({})
-    figures = {
-        (name, variant.label): {
-            kind: [report(parts_of(kind), v) for v in (given or {}).get((name, variant.label), [])] or [None, None]
-            for kind in kinds
+def results(given: dict[tuple[str, str], list[float]] | None = None) -> dict[str, Any]:
+    """Return what is kept, with figures for the variants that are given, a value for each seed."""
+    kinds, found = ("car", "horse"), sections({})
+    rows = [
+        {
+            "section": name,
+            "label": variant.label,
+            "paper": variant.paper,
+            "figures": {
+                kind: {
+                    str(seed): report(parts_of(kind), values[seed])
+                    if (values := (given or {}).get((name, variant.label)))
+                    else None
+                    for seed in range(section.seeds or 2)
+                }
+                for kind in kinds
+            },
         }
-        for name, section in tables.items()
+        for name, section in found.items()
         for variant in section.variants
-    }
-    about = {
-        "command": "python -m benchmarks.results",
+    ]
+    return {
+        "command": "python -m benchmarks.quality.results",
         "trial": None,
         "machine": "a machine",
         "device": "cpu",
         "date": "2030-01-01",
         "versions": {"torch": "9"},
         "backbone": {"id": "embedded", "hash": "0123456789abcdef"},
+        "seeds": [0, 1],
+        "smallest_third": {"car": ["light", "plate"], "horse": ["tail"]},
+        "sections": {name: {"title": of.title, "text": of.text, "paper": of.paper} for name, of in found.items()},
+        "rows": rows,
+        "bounds": {},
     }
-    smallest = {"car": ("light", "plate"), "horse": ("tail",)}
-    return Results(
-        kinds=kinds, seeds=(0, 1), sections=tables, figures=figures, bounds={}, smallest=smallest, about=about
-    )
 
 
-def rows_of(page: str, heading: str) -> dict[str, list[str]]:
+def rows_of(text: str, heading: str) -> dict[str, list[str]]:
     """The table under a heading, by its first column."""
-    block = page.split(f"## {heading}\n")[1].split("\n\n## ")[0]
+    block = text.split(f"## {heading}\n")[1].split("\n\n## ")[0]
     lines = [line for line in block.splitlines() if line.startswith("|")]
     return {cells[0]: cells[1:] for line in lines if (cells := [cell.strip() for cell in line.strip("|").split("|")])}
 
 
 def test_page_tells_means_and_gaps() -> None:
     given = {("presets", "`paper`"): [40.0, 42.0], ("presets", "`best`"): [45.0, 49.0]}
-    page = markdown(results(given=given))
-    presets = rows_of(page, "Presets")
+    text = page(results(given))
+    presets = rows_of(text, "Presets")
     # Light and plate are the parts 2 and 3 of a car, the tail is part 4 of a horse: 3 above the value on average.
     assert presets["`paper`"] == ["41.0 ± 1.0", "41.0 ± 1.0", "41.0 ± 1.0", "44.0 ± 1.0", "42.0 ± 1.0"]
     assert presets["`reference`"] == [NOT_RUN] * 5
-    short = rows_of(page, "In short")
+    short = rows_of(text, "In short")
     assert short["`best` above `paper`, 1-shot"] == ["47.0 ± 2.0", "41.0 ± 1.0", "6.0", "3 or more"]
     assert short["the same on the smallest third of the parts"][2:] == ["6.0", "5 or more"]
     assert short["10-shot above 1-shot, `best`"] == [NOT_RUN] * 3 + ["4 or more"]
 
 
 def test_a_row_of_fewer_seeds_says_so() -> None:
-    made = results(given={("presets", "`paper`"): [40.0, 42.0], ("presets", "`best`"): [45.0, 49.0]})
-    made.figures["presets", "`best`"]["horse"][1] = None
-    presets = rows_of(markdown(made), "Presets")
+    made = results({("presets", "`paper`"): [40.0, 42.0], ("presets", "`best`"): [45.0, 49.0]})
+    (best,) = (row for row in made["rows"] if (row["section"], row["label"]) == ("presets", "`best`"))
+    best["figures"]["horse"]["1"] = None
+    presets = rows_of(page(made), "Presets")
     assert presets["`best` (1 seed)"][2:4] == ["45.0", "48.0"] and "`paper`" in presets
 
 
 def test_page_without_a_run_invents_nothing() -> None:
-    page = markdown(results())
-    assert "±" not in page.split("## In short")[1].split("## One image")[0]
+    text = page(results())
+    assert "±" not in text.split("## In short")[1].split("## One image")[0]
     for heading in ("Losses", "Presets", "The timestep at test time"):
-        for label, cells in rows_of(page, heading).items():
+        for label, cells in rows_of(text, heading).items():
             if label != "mean IoU, %" and not label.startswith(":"):
                 assert cells[:5] == [NOT_RUN] * 5
-    assert "other data" in page and "PASCAL-Part" in page and "a machine" in page
+    assert "other data" in text and "PASCAL-Part" in text and "a machine" in text
 
 
 def test_papers_figures_are_those_of_its_tables() -> None:
     for shots, averages in ((1, (61.6, 56.4, 69.6)), (10, (68.3, 63.3, 75.7))):
         for kind, average in zip(("car", "horse", "face"), averages, strict=True):
-            figures = {part: float(text.split(" ± ")[0]) for part, text in FIGURES[shots][kind].items()}
+            of = PAPERS["figures"][str(shots)][kind]
+            figures = {part: float(text.split(" ± ")[0]) for part, text in of.items()}
             assert list(figures) == [*parts_of(kind), MEAN]
             mean = figures.pop(MEAN)
             assert mean == average == pytest.approx(sum(figures.values()) / len(figures), abs=0.3)
@@ -245,7 +258,7 @@ def test_as_a_command_in_two_processes(cache: Path, backbone: Path, tmp_path: Pa
     words = ["--kinds", "car", "--seeds", "0", "--only", "presets", "--steps", "2", "--images", "2", "--jobs", "2"]
     places = ["--cache", str(cache), "--out", str(tmp_path / "docs"), "--backbone", str(backbone)]
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.results", *words, *places],
+        [sys.executable, "-m", "benchmarks.quality.results", *words, *places],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -254,9 +267,9 @@ def test_as_a_command_in_two_processes(cache: Path, backbone: Path, tmp_path: Pa
     )
     assert done.returncode == 0, done.stderr
     assert "[4/4]" in done.stdout
-    page = (tmp_path / "docs" / "results.md").read_text()
-    assert "A trial (2 steps, 2 images)" in page
-    presets = rows_of(page, "Presets")
+    text = (tmp_path / "docs" / "results.md").read_text()
+    assert "A trial (2 steps, 2 images)" in text
+    presets = rows_of(text, "Presets")
     assert all(NOT_RUN not in presets[f"`{name}`"] for name in ("paper", "reference", "best"))
     written = json.loads((tmp_path / "docs" / "results.json").read_text())
     (best,) = [row for row in written["rows"] if (row["section"], row["label"]) == ("presets", "`best`")]
@@ -283,3 +296,20 @@ def test_mistakes(backbone: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
     assert "--jobs: got 0, expected 1 or more" in capsys.readouterr().err
     assert main(["--only", "--backbone", str(tmp_path / "none")]) == 2
     assert "no such folder" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.triton
+def test_one_shot_and_accuracy(tmp_path: Path) -> None:
+    """On the embedded backbone: one segmenter over gRPC, then in int8's place beside the tiny encoder's."""
+    kept, again = tmp_path / "one-shot.json", tmp_path / "performance.json"
+    words = ["--kinds", "car", "--seeds", "0", "--steps", "1"]
+    one_shot.main([*words, "--build", str(tmp_path / "build"), "--skip-random", "--json", str(kept)])
+    (row,) = json.loads(kept.read_text())["rows"]["car"]
+    assert row["pixels_as_pytorch"] > 0.999 and row["images"] == 50
+    places = ["--segmenters", str(tmp_path / "build" / "segmenters"), "--work", str(tmp_path / "work")]
+    assert accuracy.main([*words, "--forms", "weighted", "tiny", *places, "--json", str(again)]) == 0
+    found = json.loads(again.read_text())["embedded"]["accuracy"]
+    assert (
+        found["miou"]["weighted"]["car"] == pytest.approx(row["mean_iou"], abs=0.1) and "car" in found["lost"]["tiny"]
+    )

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from benchmarks.make_random_backbone import LEAST_SHARE, SHAPES, Shape, bare, random_segmenter, shares, write
-from benchmarks.pictures import picture
+from benchmarks.common import random_backbone
+from benchmarks.common.pictures import picture
+from benchmarks.common.random_backbone import LEAST_SHARE, SHAPES, Shape, bare, random_segmenter, shares, write
 from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
 
-from benchmarks import make_random_backbone
 from slime_image import fit
 from slime_optimize import Backbone, load_backbone
 from slime_optimize.method.predict import Predictor
@@ -73,10 +73,10 @@ def test_command_writes_a_segmenter_too(
 ) -> None:
     monkeypatch.setitem(SHAPES, "sd21", TINY)
     words = ["--like", "sd21", "--out", str(tmp_path / "out")]
-    assert make_random_backbone.main(words) == 0
+    assert random_backbone.main(words) == 0
     assert "sd21, parts cover " in capsys.readouterr().out
     assert len(Segmenter.load(tmp_path / "out" / "segmenter").parts) == 6
-    assert make_random_backbone.main(words) == 2
+    assert random_backbone.main(words) == 2
     assert "is not empty; give another --out" in capsys.readouterr().err
 
 
