@@ -168,7 +168,7 @@ def test_pipelines_verdicts_on_a_cpu_and_on_a_gpu() -> None:
     assert on_gpu["rate_fp16_graph"] == ("101.266", "met") and on_gpu["networks_fp16_graph"][1] == "met"
     assert on_gpu["agreement_fp16_graph"] == ("0.979167", "missed") and "rate_fp16_tiny_graph" not in on_gpu
     wrong = import_module("benchmarks.pipeline.__main__").disagreements(_result("A card"))
-    assert wrong == ["agreement_fp16_graph: 0.979167 of the pixels are as in PyTorch, wanted ≥ 0.99"]
+    assert wrong == ["agreement_fp16_graph: 0.979167 of the pixels are as in fp32 PyTorch, wanted ≥ 0.99"]
 
 
 def test_pipelines_page_and_plot(tmp_path: Path) -> None:
