@@ -97,13 +97,25 @@ class Laboratory:
     def work(self, job: Job) -> None:
         """Do what is not done yet."""
         if job.optimisation is None:
-            self._bound(job.kind)
+            self.bound(job.kind, BOUNDS)
             return
         run = self.run(job)
         segmenter = self.learned(run) or self._learn(run)
         for measurement in job.measurements:
             if self.measured(job, measurement) is None:
                 self._measure(segmenter, job.kind, measurement)
+
+    def segmenter(self, job: Job) -> Path:
+        """Return the folder of the job's segmenter, which is learned if it is not there."""
+        self.work(replace(job, measurements=()))
+        return self._folder(self.run(job))
+
+    def done(self, job: Job, measurement: Measurement) -> dict[str, Any]:
+        """Return the figures, after measuring them if they are not there."""
+        self.work(replace(job, measurements=(measurement,)))
+        found = self.measured(job, measurement)
+        assert found is not None
+        return found
 
     def run(self, job: Job) -> Run:
         assert job.optimisation is not None
@@ -151,21 +163,23 @@ class Laboratory:
     def _measure(self, segmenter: Segmenter, kind: str, measurement: Measurement) -> None:
         changed = _as_measured(segmenter, measurement)
         counts = confusions(
-            Predictor(changed, self.backbone), self._data(kind, measurement.split), use_was=measurement.use_was
+            Predictor(changed, self.backbone), self.data(kind, measurement.split), use_was=measurement.use_was
         )
         _write(self._measurement(changed, kind, measurement), report(counts, changed.parts))
 
-    def _bound(self, kind: str) -> None:
+    def bound(self, kind: str, names: Sequence[str]) -> dict[str, dict[str, Any]]:
+        """Return the named floors and ceiling, measured if they are not there."""
         settings = self._settings(_FLOOR)
         ways: dict[str, Callable[[], Report]] = {
             "nearest_colour": lambda: nearest_colour(kind),
             "random_backbone": lambda: random_backbone(kind, self.backbone, settings, progress=False),
             "ceiling": lambda: ceiling(kind),
         }
-        for name, way in ways.items():
+        for name in names:
             path = self._bound_file(kind, name)
             if not path.exists():
-                _write(path, way())
+                _write(path, ways[name]())
+        return {name: of for name, of in self.bounds(kind).items() if name in names}
 
     def _folder(self, run: Run) -> Path:
         return self.cache / "segmenters" / _hash(run.identity)
@@ -181,7 +195,8 @@ class Laboratory:
             of |= {"backbone": self.backbone.hash, "settings": self._settings(_FLOOR).as_json()}
         return self.cache / "bounds" / f"{_hash(of)}.json"
 
-    def _data(self, kind: str, split: str) -> Data:
+    def data(self, kind: str, split: str) -> Data:
+        """Return the annotated images of a split, as many as the trial wants."""
         found = read_data(self._split(kind, split), parts_of(kind))
         return Data(parts=found.parts, images=found.images[: self.trial.images])
 
