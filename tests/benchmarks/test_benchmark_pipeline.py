@@ -39,9 +39,15 @@ def exports(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) 
 
 def _masks(exports: Exports, tmp_path: Path, kind: str, encoder: str = "", unet: str = "", **more: Any) -> Any:
     """Return the masks of three pictures, after single images, a batch, and multiply-accumulates."""
-    paths = {"encoder": Path(exports.made(encoder, "5")["path"]), "unet": Path(exports.made(unet, "5")["path"])}
+    paths = {"encoder": encoder, "unet": unet} if unet else {}
     given = {"kind": kind, "device": "cpu", "threads": 1, "session": "served", "pixels": 64, "backbone": None} | more
-    side = opened(argparse.Namespace(**given, **(paths if unet else {}), segmenter=exports.segmenter("5")))
+    side = opened(
+        argparse.Namespace(
+            **given,
+            **{name: Path(exports.made(form, "5")["path"]) for name, form in paths.items()},
+            segmenter=exports.segmenter("5"),
+        )
+    )
     orders = [{"batch": 1, "side": 64}, {"batch": 2, "side": 96}, {"save": f"{tmp_path}/m.npy"}, {"count": True}]
     told = io.StringIO()
     try:
