@@ -229,5 +229,4 @@ def _read(path: Path) -> dict[str, Any] | None:
 
 
 def _write(path: Path, measured: Report) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
     keeping.write(path, keeping.compact(measured.as_json()))
