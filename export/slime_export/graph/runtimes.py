@@ -20,7 +20,6 @@ from torch import Tensor
 
 from slime_export.errors import EngineError, ExportError
 from slime_export.graph import engine_builder, onnx_export
-from slime_repository.variant import Variant
 
 Array = npt.NDArray[Any]
 CPU = ("CPUExecutionProvider",)
@@ -39,7 +38,7 @@ class Network(Protocol):
 
 
 def onnxruntime() -> ModuleType:
-    """Return the `onnxruntime` package. Raises ExportError, with the line that installs it, where it is missing or old."""
+    """Return the `onnxruntime` package. Raises ExportError, with the pip line, where it is missing or too old."""
     least = ".".join(map(str, LEAST_ONNXRUNTIME))
     try:
         package = importlib.import_module("onnxruntime")
@@ -69,11 +68,11 @@ def providers_for(precision: str) -> tuple[str, ...]:
     return (*able, *CPU)
 
 
-def opened(folder: Path, variant: Variant) -> Network:
-    """Open the network that `folder` holds, an ONNX file or an engine, on what runs its precision."""
-    if variant.format == "tensorrt":
+def opened(folder: Path, precision: str = "fp32") -> Network:
+    """Open the network that `folder` holds: an engine, or an ONNX file on the providers that run its precision."""
+    if (folder / engine_builder.FILE).exists():
         return Engine(folder / engine_builder.FILE)
-    return OnnxModel(folder / onnx_export.FILE, providers_for(variant.precision))
+    return OnnxModel(folder / onnx_export.FILE, providers_for(precision))
 
 
 class OnnxModel:
