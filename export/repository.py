@@ -15,8 +15,9 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from slime_client import SegmenterError, access
 from slime_export.errors import BusyError, ExportError, ServerError
-from slime_export.publish import access, listing
+from slime_export.publish import listing
 from slime_export.publish.lock import WAIT_S
 from slime_export.publish.removal import remove
 from slime_export.publish.rollback import rollback
@@ -31,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         allowed = access.taken(arguments)
         url = arguments.pop("url")
         command(server=Server(url, allowed) if url else None, **arguments)
-    except ExportError as error:
+    except (ExportError, SegmenterError) as error:
         return _failed(error, 2)
     except (BusyError, ServerError, OSError) as error:
         return _failed(error, 1)
@@ -86,6 +87,7 @@ def _command(
     made = commands.add_parser(name, help=text, description=text)
     made.set_defaults(command=command)
     made.add_argument("repository", type=Path, metavar="REPO", help="folder that export/build.py published into")
+    made.add_argument("--url", metavar="HOST:PORT", help="gRPC endpoint of a running server that is to follow")
     access.add_options(made)
     return made
 

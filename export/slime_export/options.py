@@ -6,12 +6,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from slime_client import Access
 from slime_export.errors import ExportError
 from slime_export.graph import engine_builder, onnx_export, runtimes
 from slime_export.graph.accelerators import KINDS
 from slime_export.proof.report import Gate, gate_of
 from slime_export.publish import layout
-from slime_export.publish.access import Access
 from slime_export.publish.lock import WAIT_S
 from slime_export.publish.release import KEEP
 from slime_optimize.segmenter import Segmenter

@@ -11,9 +11,7 @@ from types import ModuleType
 import pytest
 from test_export_repository import FakeServer, run
 
-from slime_export.errors import ExportError
 from slime_export.publish import layout, listing
-from slime_export.publish.access import HEADER, Access
 from slime_export.publish.lock import locked
 
 SCRIPT = Path(__file__).resolve().parents[2] / "export" / "repository.py"
@@ -100,7 +98,7 @@ def test_rollback_and_remove_say_what_they_did(command: Command, repository: Pat
         (("remove", "{}", "lorry"), 2, "segmenters there: car, horse"),
         (("remove", "{}", "was"), 2, "car, horse cannot do without it"),
         (("remove", "{}", "car", "--url", "127.0.0.1:9"), 1, "server 127.0.0.1:9"),
-        (("list", "{}", "--url", "127.0.0.1:9", "--key-file", "{}/nothing"), 2, "nothing: cannot be read"),
+        (("list", "{}", "--url", "127.0.0.1:9", "--admin-key-file", "{}/nothing"), 2, "nothing: cannot be read"),
         (("list", "{}", "--tls-key", "x"), 2, "expected both --tls-cert and --tls-key"),
     ],
 )
@@ -120,14 +118,8 @@ def test_a_repository_that_stays_busy(command: Command, repository: Path) -> Non
     assert failed.startswith("error: ") and "--wait" in failed
 
 
-def test_keys_go_to_this_machine_or_over_tls(tmp_path: Path) -> None:
-    key = tmp_path / "key"
-    key.write_text("a-key-of-letters\n")
-    assert Access(key_file=key).headers("127.0.0.1:8001") == {HEADER: "a-key-of-letters"}
-    assert Access(key_file=key, ca=key).headers("example.org:8001") == {HEADER: "a-key-of-letters"}
-    assert Access().headers("example.org:8001") == {}
-    with pytest.raises(ExportError, match=r"would reach example\.org:8001 in clear"):
-        Access(key_file=key).headers("example.org:8001")
-    key.write_text("\n")
-    with pytest.raises(ExportError, match="holds no key"):
-        Access(key_file=key).headers("localhost:8001")
+@pytest.mark.parametrize("old", ["--key-file", "--key", "--ca"])
+def test_options_under_their_old_names(script: ModuleType, capsys: pytest.CaptureFixture[str], old: str) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        script.main(["list", "repository", old, "file"])
+    assert f"{old} has another name now: --" in capsys.readouterr().err
