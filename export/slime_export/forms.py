@@ -102,9 +102,7 @@ class Baked:
             variant=self.variant,
             accelerator=options.accelerator,
         )
-        return publish(
-            options.repository, staging, candidate, server, keep=options.keep, wait_s=options.wait, say=say
-        )
+        return publish(options.repository, staging, candidate, server, keep=options.keep, wait_s=options.wait, say=say)
 
 
 class Shared:

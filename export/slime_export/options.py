@@ -91,7 +91,7 @@ class ExportOptions:
         return self.gate or gate_of(self.precision)
 
     def variant(self, segmenter: Segmenter) -> Variant:
-        """Return how `segmenter` is exported. Raises ExportError where it was made with another encoder than is wanted."""
+        """Return how `segmenter` is exported. Raises ExportError where it was made with another encoder than this."""
         own = segmenter.settings.encoder
         if self.encoder not in (None, own):
             raise ExportError(

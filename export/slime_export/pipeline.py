@@ -79,7 +79,7 @@ class _Export:
         predictor = self._loaded()
         variant = options.variant(predictor.segmenter)
         form = FORMS[options.embedding](options, predictor.segmenter, variant)
-        self._encoder_there(predictor.segmenter, variant)  # refuses a repository of another backbone
+        self._encoder_there(predictor.segmenter, variant)  # raises before the work begins
         data = self._data(predictor)
         server = Server(options.url, options.access) if options.url else None
         with staging(options.repository, options.wait, self.say) as staged:
@@ -120,7 +120,7 @@ class _Export:
             )
 
     def _encoder_there(self, segmenter: Segmenter, variant: Variant) -> Path | None:
-        """Return the repository's own encoder, which other segmenters use as well. Raises ExportError as `encoder_of`."""
+        """Return the folder of the repository's own encoder. Raises ExportError for a repository of another backbone."""
         repository, model = self.options.repository, variant.encoder_model
         return layout.encoder_of(repository, segmenter.backbone_hash, model, segmenter.tiny_hash)
 
@@ -197,9 +197,7 @@ class _Export:
             return not self._compared(made, encoder, path.parent).failures
 
         with self._stage(f"writing {variant.precision}"):
-            unet = lowering.lowered(
-                unet, work / "lowered_unet", variant, made.feeds, external_over, passes, cpu=on_cpu
-            )
+            unet = lowering.lowered(unet, work / "lowered_unet", variant, made.feeds, external_over, passes, cpu=on_cpu)
             if made.new_encoder:
                 its = lowering.encoder_variant(variant)
                 encoder = lowering.lowered(encoder, work / "lowered_encoder", its, (), external_over, cpu=on_cpu)
@@ -209,7 +207,9 @@ class _Export:
         if variant.format == "tensorrt":
             engine = replace(options.engine, timing_cache=engine_builder.timing_cache(options.repository))
             unet = lowering.built(unet, work / "engine_unet", engine, self.say)
-            encoder = lowering.built(encoder, work / "engine_encoder", engine, self.say) if made.new_encoder else encoder
+            encoder = (
+                lowering.built(encoder, work / "engine_encoder", engine, self.say) if made.new_encoder else encoder
+            )
         return encoder, unet, graphs
 
     def _compared(self, made: _Traced, encoder: Path, unet: Path) -> Report:
@@ -226,9 +226,7 @@ class _Export:
             exported = parity.ExportedSegmenter(*networks, postprocess, settings.channel_order)
             with self._stage(f"measuring the exported models on {len(made.data)} images"):
                 after = parity.mean_iou(exported, made.data)
-            score = Score(
-                before=made.before, after=after, images=len(made.data), source=str(self.options.evaluate)
-            )
+            score = Score(before=made.before, after=after, images=len(made.data), source=str(self.options.evaluate))
         return Report(
             comparisons=comparisons,
             gate=self.options.held_to,
@@ -251,7 +249,7 @@ class _Export:
         return drift.from_fp32(answers, made.unet, unet, variant.precision, encoder=False)
 
     def _drift_from_pytorch(self, made: _Traced, report: Report) -> Drift | None:
-        """Find the layer of the fp32 graphs that drifts first from PyTorch; the repository's own are not looked into."""
+        """Find the layer of the fp32 graphs that drifts first from PyTorch."""
         if report.failures[0].startswith(LATENTS):
             is_new = made.new_encoder
             return drift.encoder_from_pytorch(self._loaded(), made.answers, made.encoder) if is_new else None

@@ -75,7 +75,10 @@ def _parser(prog: str | None, *, everything: bool) -> argparse.ArgumentParser:
         "--accelerator", choices=accelerators.KINDS, help="what runs the networks (default: the GPU where there is one)"
     )
     served.add_argument(
-        "--format", choices=FORMATS, default=default.format, help="tensorrt needs the GPU that will serve (default: onnx)"
+        "--format",
+        choices=FORMATS,
+        default=default.format,
+        help="tensorrt needs the GPU that will serve (default: onnx)",
     )
     access.add_options(parser)
 

@@ -118,8 +118,7 @@ class Plan:
         chosen = [
             node.name
             for node in model.graph.node
-            if node.op_type in _WEIGHT_DIMENSIONS
-            and constants.get(node.input[1]) == _WEIGHT_DIMENSIONS[node.op_type]
+            if node.op_type in _WEIGHT_DIMENSIONS and constants.get(node.input[1]) == _WEIGHT_DIMENSIONS[node.op_type]
         ]
         if not chosen:
             raise ExportError(f"{path.name}: has no product with a constant weight, expected some to quantise")

@@ -81,7 +81,9 @@ class OnnxModel:
     `model` is a file, or a model in memory whose external weights lie in the folder `weights`.
     """
 
-    def __init__(self, model: Path | ModelProto, providers: Sequence[str] = CPU, *, weights: Path | None = None) -> None:
+    def __init__(
+        self, model: Path | ModelProto, providers: Sequence[str] = CPU, *, weights: Path | None = None
+    ) -> None:
         runtime = onnxruntime()
         options = runtime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()

@@ -101,7 +101,7 @@ def _switched(path: Path, quantised: Path, groups: Sequence[Sequence[str]], fold
 
 
 def _linked(path: Path, target: Path) -> ModelProto:
-    """Load the model without the weights in a file beside it; that file is linked to `target`, which the model names."""
+    """Load the model without the weights in a file beside it; the model names `target`, a link to that file."""
     model = onnx.load(str(path), load_external_data=False)
     for tensor in model.graph.initializer:
         for entry in tensor.external_data:

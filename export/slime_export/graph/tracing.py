@@ -68,8 +68,6 @@ def trace_unet(predictor: Predictor, variant: Variant, folder: Path, external_ov
 def trace_shared_unet(predictor: Predictor, group: Group, folder: Path, external_over: int) -> Path:
     """Write the UNet of the segmenter's group into `folder`, which is made; return `folder`."""
     folder.mkdir(parents=True)
-    module = SharedUNet(
-        predictor.segmenter, predictor.backbone, group.most_parts, weighted=group.variant.weighted
-    )
+    module = SharedUNet(predictor.segmenter, predictor.backbone, group.most_parts, weighted=group.variant.weighted)
     onnx_export.write(module, shared_unet_signature(group), folder, external_over)
     return folder
