@@ -120,7 +120,7 @@ class _Export:
             )
 
     def _encoder_there(self, segmenter: Segmenter, variant: Variant) -> Path | None:
-        """Return the folder of the repository's own encoder. Raises ExportError for a repository of another backbone."""
+        """Return the folder of the repository's own encoder. Raises ExportError where it holds another backbone."""
         repository, model = self.options.repository, variant.encoder_model
         return layout.encoder_of(repository, segmenter.backbone_hash, model, segmenter.tiny_hash)
 
