@@ -23,8 +23,8 @@ from slime_export.graph import engine_builder, onnx_export
 
 Array = npt.NDArray[Any]
 CPU = ("CPUExecutionProvider",)
-# The first version that finds the weights of a model in memory where the model's file keeps them.
-LEAST_ONNXRUNTIME = (1, 20)
+# The first version that reads the external weights of a model in memory from a given folder; 1.20 fails to.
+LEAST_ONNXRUNTIME = (1, 21)
 INSTALL = "pip install 'slime-serve[cpu]'"
 
 
