@@ -12,10 +12,10 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from slime_export.errors import ServerError
-from slime_export.publish import layout
+from slime_export.errors import ServerError, WrongMaskError
 from slime_export.publish.access import Access
-from slime_export.publish.record import Check, Mask
+from slime_repository import config as triton_config
+from slime_repository.record import Check, Mask
 from slime_was import tensors
 from slime_was.tensors import SEGMENTER
 
@@ -102,16 +102,18 @@ class Server:
                 f"load of {name}'s next version",
                 lambda: self._client.load_model(private, self._headers, override, files, DEADLINE_S),
             )
-            mask_HW = self._mask(private, check.image)
-            check.require(mask_HW, f"server {self.url}: {name}'s next version")
+            self._require(check, self._mask(private, check.image), name)
         finally:
             with suppress(ServerError):
                 self.unload(private)
 
     def try_shared(self, group: str, name: str, check: Check) -> None:
         """Asks the group's ensemble for the segmenter of this name. Raises ServerError where it answers wrongly."""
-        mask_HW = self._mask(group, check.image, name)
-        check.require(mask_HW, f"server {self.url}: {name.lstrip('.')}'s next version")
+        self._require(check, self._mask(group, check.image, name), name.lstrip("."))
+
+    def _require(self, check: Check, mask_HW: Mask | None, name: str) -> None:
+        if complaint := check.complaint(mask_HW):
+            raise WrongMaskError(f"server {self.url}: {name}'s next version {complaint}; the version before serves on")
 
     def _mask(self, model: str, image: bytes, segmenter: str | None = None) -> Mask | None:
         given = {tensors.IMAGE: image} | ({SEGMENTER: segmenter.encode()} if segmenter else {})
@@ -138,6 +140,7 @@ def _as_json(config: str, name: str) -> str:
     """The text of a config.pbtxt as Triton's load call wants it, of a model called `name`."""
     from google.protobuf import json_format  # type: ignore[import-untyped]
 
-    parsed = layout.parsed(config)
-    parsed.name = name
-    return str(json_format.MessageToJson(parsed, preserving_proto_field_name=True))
+    named = type(parsed := triton_config.parsed(config))()
+    named.CopyFrom(parsed)
+    named.name = name
+    return str(json_format.MessageToJson(named, preserving_proto_field_name=True))
