@@ -88,10 +88,10 @@ class Server:
                 "check that it serves the repository published into"
             )
 
-    def try_out(self, name: str, config: str, check: Check) -> None:
+    def try_out(self, name: str, config: str, check: Check, segmenter: str | None = None) -> None:
         """Has the server load this ensemble configuration under a name of its own, and answer `check` with it.
 
-        No client sees that name, and the segmenter `name` is not touched. Raises ServerError where the server refuses
+        `segmenter`: which one is asked for, where the ensemble is that of shared ones. No client sees that name, and the segmenter `name` is not touched. Raises ServerError where the server refuses
         it, or answers wrongly.
         """
         # A dot, which no segmenter's name has. Triton wants a file in the version's folder to know of the version.
@@ -102,7 +102,7 @@ class Server:
                 f"load of {name}'s next version",
                 lambda: self._client.load_model(private, self._headers, override, files, DEADLINE_S),
             )
-            self._require(check, self._mask(private, check.image), name)
+            self._require(check, self._mask(private, check.image, segmenter), segmenter or name)
         finally:
             with suppress(ServerError):
                 self.unload(private)
