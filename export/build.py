@@ -10,12 +10,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from slime_client import SegmenterError, access
 from slime_export.errors import BusyError, EngineError, ParityError, ServerError
 from slime_export.graph import accelerators
 from slime_export.graph import engine_builder as tensorrt
 from slime_export.options import EMBEDDINGS, ExportOptions
 from slime_export.pipeline import export
-from slime_export.publish import access
 from slime_export.room import disk_line
 from slime_image import ImageError
 from slime_optimize.errors import InputError, failed
@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         request = _request(arguments)
         published, _ = export(request, say=lambda line: print(line, flush=True))
-    except (InputError, RepositoryError, ImageError) as error:
+    except (InputError, RepositoryError, ImageError, SegmenterError) as error:
         return failed(error, 2)
     except OSError as error:
         return failed(OSError(disk_line(error)), 1)
@@ -55,6 +55,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_form(parser)
     _add_gpu(parser)
     _add_repository(parser)
+    parser.add_argument("--url", metavar="HOST:PORT", help="gRPC endpoint of a running server that is to follow")
     access.add_options(parser)
     return parser
 

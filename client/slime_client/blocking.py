@@ -54,6 +54,19 @@ class Connection:
             steps.close()
             self._running.discard(cancellation)
 
+    def ask(self, method: str, request: Any, timeout: float) -> Any:
+        """Send one request of Triton's gRPC service, once, and return its answer.
+
+        Args:
+            method: name of the call, such as "RepositoryIndex".
+            request: its protobuf message.
+            timeout: seconds.
+
+        Raises:
+            grpc.RpcError: what the server or the connection ended the call with.
+        """
+        return getattr(self._stub, method)(request, timeout=timeout, metadata=self._metadata)
+
     def cancel_all(self) -> None:
         """End what runs in other threads."""
         for cancellation in list(self._running):

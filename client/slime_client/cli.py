@@ -17,8 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from slime_client import batch
-from slime_client.access import Access
+from slime_client import access, batch
 from slime_client.core import DEFAULT_TIMEOUT_S
 from slime_client.description import Description
 from slime_client.errors import INVALID_ARGUMENT, SegmenterError
@@ -63,7 +62,8 @@ def _segment(words: Sequence[str]) -> int:
         given = ", ".join(arguments) or "nothing"
         raise SegmenterError(f"{given}: no images found; give image files, folders, globs or -", INVALID_ARGUMENT)
     concurrency = checked_concurrency(options.concurrency)
-    with Segmenter(options.url, options.segmenter, timeout=options.timeout, access=_access(options)) as segmenter:
+    allowed = access.taken(vars(options))
+    with Segmenter(options.url, options.segmenter, timeout=options.timeout, access=allowed) as segmenter:
         _make_folder(options.out)
         wanted = batch.Batch(
             jobs=jobs,
@@ -79,7 +79,7 @@ def _segment(words: Sequence[str]) -> int:
 
 def _list(words: Sequence[str]) -> int:
     options = _parser("list", "List the segmenters of a server.").parse_args(words)
-    found = segmenters(options.url, timeout=options.timeout, access=_access(options))
+    found = segmenters(options.url, timeout=options.timeout, access=access.taken(vars(options)))
     width = max((len(description.name) for description in found), default=0)
     for description in found:
         line = f"{description.name:{width}}  {description.form:6}  {', '.join(description.parts)}"
@@ -93,7 +93,8 @@ def _info(words: Sequence[str]) -> int:
     parser = _parser("info", "Tell what a server says of one segmenter.")
     parser.add_argument("segmenter", metavar="NAME")
     options = parser.parse_args(words)
-    with Segmenter(options.url, options.segmenter, timeout=options.timeout, access=_access(options)) as segmenter:
+    allowed = access.taken(vars(options))
+    with Segmenter(options.url, options.segmenter, timeout=options.timeout, access=allowed) as segmenter:
         description = segmenter.description
     if options.json:
         print(json.dumps(_told(description), ensure_ascii=False))
@@ -151,22 +152,8 @@ def _parser(command: str, description: str, epilog: str | None = None) -> argpar
         help="seconds an image, or an answer, may take, tries included (default: %(default)g)",
     )
     add("--json", action="store_true", help="a line of JSON on stdout for each, for scripts")
-    add("--tls", action="store_true", help="speak TLS, trusting the authorities that gRPC knows")
-    add("--ca", type=Path, metavar="PEM", help="TLS, trusting this authority or certificate")
-    add("--certificate", type=Path, metavar="PEM", help="own certificate, for a server that asks for one")
-    add("--key", type=Path, metavar="PEM", help="the certificate's private key")
-    add("--access-key", type=Path, metavar="FILE", help="file with the key of the server's restricted endpoints")
+    access.add_options(parser)
     return parser
-
-
-def _access(options: argparse.Namespace) -> Access:
-    return Access(
-        tls=options.tls,
-        ca=options.ca,
-        certificate=options.certificate,
-        key=options.key,
-        access_key=options.access_key,
-    )
 
 
 def _results(out: Path, stem: str, formats: Sequence[str]) -> list[Path]:

@@ -18,6 +18,3 @@ SEGMENTERS = "segmenters"
 SEGMENTER = "SEGMENTER"
 DESCRIPTION = "DESCRIPTION"
 MODEL = "model"
-
-# Of the key that serve/launch.py takes: its header is triton-grpc-protocol-<this>.
-ACCESS_KEY = "slime-key"

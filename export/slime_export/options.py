@@ -5,15 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from slime_client import Access
 from slime_export.errors import ExportError
 from slime_export.graph import engine_builder as tensorrt
 from slime_export.graph import onnx_export as onnx
 from slime_export.graph.accelerators import KINDS
 from slime_export.proof.report import Gate, gate_of
 from slime_export.proof.session import providers_for
-from slime_export.publish.access import Access
+from slime_export.publish.baked_segmenter import KEEP
 from slime_export.publish.lock import WAIT_S
-from slime_export.publish.release import KEEP
 from slime_optimize.segmenter import Segmenter
 from slime_repository import layout
 from slime_repository.config import CPU

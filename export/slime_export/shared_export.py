@@ -19,9 +19,8 @@ from slime_export.proof import parity, references
 from slime_export.proof.report import Report
 from slime_export.proof.session import OnnxModel
 from slime_export.publish.lock import Say, staging
-from slime_export.publish.publication import Published, ensemble_parameters
+from slime_export.publish.publication import Candidate, Published, ensemble_parameters, publish
 from slime_export.publish.server_control import Server
-from slime_export.publish.shared_publication import SharedCandidate, publish_shared
 from slime_export.shared_form import AsBaked, entry_of, group_of, signature
 from slime_optimize import training_image
 from slime_optimize.method.predict import Predictor, load_predictor
@@ -70,7 +69,8 @@ class _SharedExport:
         with staging(request.repository, request.wait, self.say) as staged:
             networks = self._networks(predictor, group, staged / ".export")
             report, check = self._proven(predictor, group, networks)
-            candidate = SharedCandidate(
+            candidate = Candidate(
+                shared=True,
                 name=name,
                 segmenter=predictor.segmenter,
                 variant=variant,
@@ -79,7 +79,7 @@ class _SharedExport:
                 encoder=networks.encoder if networks.new_encoder else None,
             )
             with stage(self.say, f"publishing {name} into {request.repository}"):
-                published = publish_shared(
+                published = publish(
                     request.repository, staged, candidate, server, keep=request.keep, wait_s=request.wait, say=self.say
                 )
         return published, report

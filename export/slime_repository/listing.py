@@ -51,7 +51,7 @@ def _baked(repository: Path, name: str, states: States | None) -> Row:
     folder = repository / name
     version = layout.live_version(folder)
     if version is None:
-        raise RepositoryError(f"segmenter {name}: has no version in {repository}; publish it again with export/build.py")
+        raise RepositoryError(f"segmenter {name}: has no version in {repository}; publish it with export/build.py")
     told, facts = layout.parameters(folder), record.facts(folder / str(version))
     pins = layout.pinned(folder)
     own = [f"{model}/{pins[model]}" for model in layout.unets(repository, name) if model in pins]

@@ -202,7 +202,7 @@ def test_listing_takes_the_key(server: FakeTriton, tmp_path: Path, capsys: pytes
     (tmp_path / "key").write_text("0123456789abcdef\n")
     assert main(["list", "--url", server.url]) == 2
     assert "wants a key" in capsys.readouterr().err
-    assert main(["list", "--url", server.url, "--access-key", str(tmp_path / "key")]) == 0
+    assert main(["list", "--url", server.url, "--admin-key-file", str(tmp_path / "key")]) == 0
 
 
 def test_nobody_reads_what_it_prints(server: FakeTriton) -> None:

@@ -114,7 +114,7 @@ def test_the_command(server: Served, image: npt.NDArray[np.uint8], tmp_path: Pat
 
 def test_a_key_opens_listing_and_shared_memory(image: npt.NDArray[np.uint8], tmp_path: Path) -> None:
     (tmp_path / "key").write_text("0123456789abcdef-0123456789abcdef\n")
-    access = Access(access_key=tmp_path / "key")
+    access = Access(admin_key_file=tmp_path / "key")
     repository = described_repository(tmp_path / "repository")
     with served(repository, "--admin-key-file", str(tmp_path / "key")) as server:
         with pytest.raises(SegmenterError) as caught:

@@ -127,7 +127,9 @@ def _upgraded(transaction: Transaction, name: str, config: str, trial: Trial | N
     if reason:
         return [Outcome(name=name, reason=reason)]
     try:
-        version = segmenter.switch(Record(config=config, check=check, content_of=record.facts(folder).get("content_of")))
+        version = segmenter.switch(
+            Record(config=config, check=check, content_of=record.facts(folder).get("content_of"))
+        )
     except WrongMaskError as error:  # raised before anything changes
         return [Outcome(name=name, reason=str(error))]
     return [Outcome(name=name, version=version)]
@@ -167,9 +169,7 @@ def _chosen(segmenter: BakedSegmenter | SharedSegmenter, repository: Path, to: i
     kept = earlier if to is not None else [each for each in earlier if live is None or each < live]
     listed = ", ".join(map(str, kept)) or "none"
     if to is not None and to == live:
-        raise ExportError(
-            f"segmenter {segmenter.name}: version {to} is the one that serves; kept beside it: {listed}"
-        )
+        raise ExportError(f"segmenter {segmenter.name}: version {to} is the one that serves; kept beside it: {listed}")
     if not kept or (to is not None and to not in kept):
         wanted = f"no version {to}" if to is not None else "no version before the one that serves"
         raise ExportError(
@@ -219,6 +219,4 @@ def _kind(model: str) -> str:
 
 def _config(repository: Path, model: str) -> str:
     """Return the configuration of a Python model: how one reads images is in its own alone."""
-    return {WAS: was_config, SEGMENTERS: segmenters_config}.get(
-        model, lambda: layout.config_text(repository / model)
-    )()
+    return {WAS: was_config, SEGMENTERS: segmenters_config}.get(model, lambda: layout.config_text(repository / model))()

@@ -139,8 +139,8 @@ class Transaction:
             if used not in kept:
                 raise ExportError(
                     f"repository {self.repository}: {user} still uses version {used} of {model}, which version "
-                    f"{version} would push out; bring {user} up to date first: "
-                    f"python export/repository.py upgrade {self.repository}"
+                    f"{version} would push out; bring it up to date first: python export/repository.py upgrade "
+                    f"{self.repository} (or export {user} again)"
                 )
 
     def _loading(self, model: str, config: str, versions: list[int]) -> str:

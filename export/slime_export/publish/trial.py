@@ -74,7 +74,7 @@ class Trial:
     def _run(self, model: str, pins: Mapping[str, int], inputs: Mapping[str, Any]) -> dict[str, Any]:
         path = self._repository / model / str(pins[model]) / FILE
         if not path.exists():
-            raise RepositoryError(f"model {model}: is no ONNX file, and cannot be tried here; give the --url of a server")
+            raise RepositoryError(f"model {model}: has no {FILE}, and cannot be tried here; give the --url of a server")
         try:
             if (model, pins[model]) not in self._sessions:
                 options = self._runtime.SessionOptions()
