@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from slime_export.forms import FORMS, Form, Proven
+from slime_export.forms import FORMS, Form
 from slime_export.graph import engine_builder, inspection, lowering, onnx_export, tracing
 from slime_export.graph.runtimes import opened
 from slime_export.graph.sensitivity import Feeds
@@ -21,9 +21,8 @@ from slime_export.options import ExportOptions
 from slime_export.proof import drift, parity, references
 from slime_export.proof.references import References
 from slime_export.proof.report import EXACT, Drift, Report, Score
-from slime_export.publish import layout
 from slime_export.publish.lock import staging
-from slime_export.publish.publication import Published
+from slime_export.publish.publication import Candidate, Published, publish
 from slime_export.publish.server_control import Server
 from slime_export.room import require_room
 from slime_optimize import training_image
@@ -31,6 +30,7 @@ from slime_optimize.errors import InputError
 from slime_optimize.evaluation import Data, read_data
 from slime_optimize.method.predict import Predictor, load_predictor
 from slime_optimize.segmenter import Segmenter
+from slime_repository import layout
 from slime_repository.variant import Variant
 from slime_was.tensors import LATENTS
 
@@ -95,14 +95,23 @@ class _Export:
                 report = replace(report, drift=self._drift(made, report, encoder, unet))
             self.say(report.table())
             report.require()
-            proven = Proven(
-                encoder=encoder if made.new_encoder else None,
+            if not form.is_shared:  # a group's UNet is not one segmenter's
+                report.write(unet)
+            candidate = Candidate(
+                name=name,
+                segmenter=made.segmenter,
                 unet=unet if made.new_unet else None,
-                report=report,
+                encoder=encoder if made.new_encoder else None,
                 check=made.answers.check(options.held_to.mask_agreement, made.is_training),
+                variant=variant,
+                accelerator=options.accelerator,
+                shared=form.is_shared,
+                settings_changed=report.settings_changed,
             )
             with self._stage(f"publishing {name} into {options.repository}"):
-                published = form.publish(proven, staged, server, self.say)
+                published = publish(
+                    options.repository, staged, candidate, server, keep=options.keep, wait_s=options.wait, say=self.say
+                )
         return published, report
 
     @contextmanager
@@ -158,7 +167,7 @@ class _Export:
         elif options.accelerator:
             self.say(f"{variant.encoder_model}: the repository's own stays, as it was exported, for all its segmenters")
         if unet is None:
-            with self._stage(f"tracing {form.unet_name()}"):
+            with self._stage(f"tracing {form.unet_name}"):
                 unet = form.trace_unet(predictor, work / "unet")
         return _Traced(
             segmenter=segmenter,

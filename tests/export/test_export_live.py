@@ -18,9 +18,8 @@ from slime_export.errors import ServerError
 from slime_export.options import ExportOptions
 from slime_export.pipeline import export
 from slime_export.proof import parity, references
-from slime_export.publish import layout
-from slime_export.publish import publication as repository
-from slime_export.publish.record import Check
+from slime_repository import contract, layout
+from slime_repository.record import Check
 
 pytestmark = pytest.mark.triton
 
@@ -97,9 +96,7 @@ def refuse_a_wrong_unet(request: ExportOptions, monkeypatch: pytest.MonkeyPatch)
 
 def refuse_a_broken_ensemble(request: ExportOptions, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
-        real = repository.contract.ensemble_config
-        patch.setattr(
-            repository.contract, "ensemble_config", lambda **k: real(**k).replace('"MASK" value', '"NONE" value')
-        )
+        real = contract.ensemble_config
+        patch.setattr(contract, "ensemble_config", lambda **k: real(**k).replace('key: "MASK"', 'key: "NONE"'))
         with pytest.raises(ServerError, match="load of car's next version failed"):
             export(request, lambda line: None)

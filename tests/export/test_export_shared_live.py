@@ -24,20 +24,17 @@ from slime_export.graph import onnx_export as onnx
 from slime_export.graph.networks import Encoder, SharedUNet
 from slime_export.graph.tracing import encoder_signature, shared_unet_signature
 from slime_export.proof.parity import random_images
-from slime_export.publish import listing
 from slime_export.publish.lock import staging
+from slime_export.publish.maintenance import remove, rollback
 from slime_export.publish.publication import Candidate
-from slime_export.publish.publication import publish as publish_baked
-from slime_export.publish.record import Check, png
-from slime_export.publish.removal import remove
-from slime_export.publish.rollback import rollback
+from slime_export.publish.publication import publish as published
 from slime_export.publish.server_control import Server
-from slime_export.publish.shared_publication import SharedCandidate, publish_shared
-from slime_export.publish.shared_store import groups
 from slime_export.shared_form import group_of
 from slime_optimize.backbone import Backbone, load_backbone
 from slime_optimize.method.predict import Predictor
 from slime_optimize.segmenter import Segmenter
+from slime_repository import layout, listing
+from slime_repository.record import Check, png
 from slime_repository.variant import Variant
 
 pytestmark = pytest.mark.triton
@@ -64,13 +61,18 @@ class Publisher:
         mask_HW = self.mask(segmenter) if expected is None else expected
         check = Check(image=png(IMAGE), mask_HW=mask_HW, agreement=0.99, training_image=False)
         with staging(self.repository) as staged:
-            candidate = SharedCandidate(
-                name=name, segmenter=segmenter, variant=FORM, check=check, **self._traced(staged, segmenter)
+            candidate = Candidate(
+                shared=True,
+                name=name,
+                segmenter=segmenter,
+                variant=FORM,
+                check=check,
+                **self._traced(staged, segmenter),
             )
-            return publish_shared(self.repository, staged, candidate, Server(url) if url else None, keep=3).version
+            return published(self.repository, staged, candidate, Server(url) if url else None, keep=3).version
 
     def _traced(self, staged: Path, segmenter: Segmenter) -> dict[str, Path | None]:
-        if groups(self.repository):
+        if layout.groups(self.repository):
             return {"unet": None, "encoder": None}
         folders: dict[str, Path | None] = {"unet": staged / ".unet", "encoder": staged / ".encoder"}
         for folder in folders.values():
@@ -171,13 +173,13 @@ def test_rollback_publishes_old_content_anew_and_removal_takes_it_away(publish: 
     for seed in (30, 31):
         publish("back", publish.segmenter(seed), server.grpc)
     assert rollback(publish.repository, "back", say=quiet) == (1, 3)
-    with pytest.raises(ExportError, match="no earlier version 9; kept: 2"):
+    with pytest.raises(ExportError, match=r"no version 9 in repository .* kept: 2; publish it again"):
         rollback(publish.repository, "back", 9, say=quiet)
     with pytest.raises(ExportError, match=r"segmenters there: .*back"):
         rollback(publish.repository, "nothing", say=quiet)
-    (row,) = [row for row in listing.rows(publish.repository, Server(server.grpc)) if row.name == "back"]
+    (row,) = [row for row in listing.rows(publish.repository, Server(server.grpc).states()) if row.name == "back"]
     assert (row.version, row.rolled_back_to, row.versions, row.state) == (3, 1, (2, 3), "ready")
-    assert (row.variant, row.maps, len(row.parts)) == ("shared", "weighted", 4) and row.bytes < 1e6
+    assert (row.form, row.maps, len(row.parts)) == ("shared", "weighted", 4) and row.bytes < 1e6
     with Client(server.grpc, "back") as client:
         assert (client.segment(png(IMAGE)).array == publish.mask(publish.segmenter(30))).mean() > 0.999
         assert remove(publish.repository, "back", say=quiet) == ["back"]
@@ -195,7 +197,7 @@ def test_the_manifest_holds(publish: Publisher) -> None:
 
 
 def test_a_baked_name_is_not_taken(publish: Publisher, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("slime_export.publish.layout.segmenters", lambda _: ["one"])
+    monkeypatch.setattr("slime_repository.layout.segmenters", lambda _: ["one"])
     with pytest.raises(ExportError, match=r"one: is in repository .* with its embedding baked in"):
         publish("one", publish.segmenter(1))
 
@@ -205,4 +207,4 @@ def test_a_shared_name_is_not_taken(publish: Publisher, tmp_path: Path) -> None:
     check = Check(image=png(IMAGE), mask_HW=publish.mask(segmenter), agreement=0.99, training_image=False)
     candidate = Candidate(name="one", segmenter=segmenter, unet=tmp_path, encoder=None, check=check)
     with staging(publish.repository) as staged, pytest.raises(ExportError, match=r"one: is in .* in the shared form"):
-        publish_baked(publish.repository, staged, candidate)
+        published(publish.repository, staged, candidate)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from slime_client import SegmenterError, access
-from slime_export.errors import BusyError, EngineError, ExportError, ParityError, ServerError
+from slime_export.errors import BusyError, EngineError, ParityError, ServerError
 from slime_export.graph import accelerators, engine_builder
 from slime_export.options import EMBEDDINGS, ExportOptions
 from slime_export.pipeline import export
@@ -20,6 +20,7 @@ from slime_export.room import disk_line
 from slime_image import ImageError
 from slime_optimize.errors import InputError, failed
 from slime_optimize.options import HELP_ALL, SET_HELP, Parser
+from slime_repository.errors import RepositoryError
 from slime_repository.variant import ENCODERS, FORMATS, MAPS, PRECISIONS
 
 
@@ -36,7 +37,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
             **given,
         )
         published, _ = export(options, say=lambda line: print(line, flush=True))
-    except (InputError, ExportError, ImageError, SegmenterError) as error:
+    except (InputError, RepositoryError, ImageError, SegmenterError) as error:
         return failed(error, 2)
     except OSError as error:
         return failed(OSError(disk_line(error)), 1)

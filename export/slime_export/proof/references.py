@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from slime_export.proof.report import Difference, difference
-from slime_export.publish.record import Check, png
 from slime_optimize.method.predict import Predictor
+from slime_repository.record import Check, png
 from slime_was.tensors import ACCUMULATED, CROSS, LATENTS, POSTPROCESS, SELF
 
 Array = npt.NDArray[np.float32]

@@ -15,9 +15,9 @@ from tritonclient.grpc import service_pb2
 
 from slime_client import Access, SegmenterError, protocol
 from slime_client.blocking import Connection
-from slime_export.errors import ExportError, ServerError
-from slime_export.publish import layout
-from slime_export.publish.record import Check, Mask
+from slime_export.errors import ExportError, ServerError, WrongMaskError
+from slime_repository import config as triton_config
+from slime_repository.record import Check, Mask
 from slime_was import tensors
 
 # A UNet of several GB is read from disk and, on a GPU, tuned while it loads.
@@ -81,11 +81,12 @@ class Server:
                 "check that it serves the repository published into"
             )
 
-    def try_out(self, name: str, config: str, check: Check) -> None:
+    def try_out(self, name: str, config: str, check: Check, segmenter: str | None = None) -> None:
         """Have the server load this ensemble configuration under a name of its own, and answer `check` with it.
 
-        No client sees that name, and the segmenter `name` is not touched. Raises ServerError where the server refuses
-        it, or answers wrongly.
+        `segmenter`: which one is asked for, where the ensemble serves shared ones. No client sees the name, and the
+        ensemble `name` is not touched. Raises ServerError where the server refuses the configuration, WrongMaskError
+        where it answers wrongly.
         """
         # A dot, which no segmenter's name has. Triton wants a file in the version's folder to know of the version.
         private = f"{name}.next"
@@ -94,16 +95,19 @@ class Server:
         request.parameters["file:1/version"].bytes_param = b"1"
         try:
             self._ask(f"load of {name}'s next version", "RepositoryModelLoad", request)
-            mask_HW = self._mask(private, {tensors.IMAGE: check.image})
-            check.require(mask_HW, f"server {self.url}: {name}'s next version")
+            self._require(check, segmenter or name, private, segmenter)
         finally:
             with suppress(ServerError):
                 self.unload(private)
 
     def try_shared(self, group: str, name: str, check: Check) -> None:
-        """Ask the group's ensemble for the segmenter of this name. Raises ServerError where it answers wrongly."""
-        mask_HW = self._mask(group, {tensors.IMAGE: check.image, tensors.SEGMENTER: name.encode()})
-        check.require(mask_HW, f"server {self.url}: {name.lstrip('.')}'s next version")
+        """Ask the group's ensemble for the segmenter of this name. Raises WrongMaskError where it answers wrongly."""
+        self._require(check, name.lstrip("."), group, name)
+
+    def _require(self, check: Check, name: str, model: str, segmenter: str | None) -> None:
+        given = {tensors.IMAGE: check.image} | ({tensors.SEGMENTER: segmenter.encode()} if segmenter else {})
+        if complaint := check.complaint(self._mask(model, given)):
+            raise WrongMaskError(f"server {self.url}: {name}'s next version {complaint}; the version before serves on")
 
     def _mask(self, model: str, given: dict[str, bytes]) -> Mask:
         """Return the mask, uint8 (H, W), that `model` answers the input tensors `given` with."""
@@ -124,9 +128,10 @@ class Server:
 
 
 def _as_json(config: str, name: str) -> str:
-    """The text of a config.pbtxt as Triton's load call wants it, of a model called `name`."""
+    """Return the text of a config.pbtxt as Triton's load call wants it, of a model called `name`."""
     from google.protobuf import json_format  # type: ignore[import-untyped]
 
-    parsed = layout.parsed(config)
-    parsed.name = name
-    return str(json_format.MessageToJson(parsed, preserving_proto_field_name=True))
+    named = type(parsed := triton_config.parsed(config))()
+    named.CopyFrom(parsed)
+    named.name = name
+    return str(json_format.MessageToJson(named, preserving_proto_field_name=True))
