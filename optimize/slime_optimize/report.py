@@ -37,7 +37,7 @@ _TITLES = {"ce": "cross entropy", "was": "WAS loss", "diffusion": "diffusion los
 _INK, _FAINT, _BEST = "#3367d6", "#b9cdf5", "#d1462f"
 
 
-def report_html(learned: Learned, run: Run, command: Sequence[str] = ()) -> str:
+def report_html(learned: Learned, run: Run, command: str = "") -> str:
     """The page. Takes a prediction of the first training image for each snapshot, and nothing else that is slow."""
     segmenter = learned.segmenter
     page = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
@@ -120,7 +120,7 @@ def _text(value: Any) -> str:
     return "–" if value is None else str(value)
 
 
-def _environment(learned: Learned, run: Run, command: Sequence[str]) -> dict[str, str]:
+def _environment(learned: Learned, run: Run, command: str) -> dict[str, str]:
     device = run.backbone.device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
     libraries = {**learned.segmenter.versions, "slime-serve": version("slime-serve")}
@@ -136,7 +136,7 @@ def _environment(learned: Learned, run: Run, command: Sequence[str]) -> dict[str
         "libraries": ", ".join(f"{name} {number}" for name, number in libraries.items()),
         "made": learned.segmenter.created,
     }
-    return shown | ({"command": " ".join(command)} if command else {})
+    return shown | ({"command": command} if command else {})
 
 
 def _duration(seconds: float) -> str:
