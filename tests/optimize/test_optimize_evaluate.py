@@ -14,7 +14,7 @@ from PIL import Image
 
 from painting import PARTS, Main, paint
 from slime_optimize import Backbone, Segmenter, Settings
-from slime_optimize.data.examples import Example
+from slime_optimize.data.annotations import Example
 from slime_optimize.evaluation import _telling, confusions, read_data
 from slime_optimize.method.predict import Predictor
 from slime_optimize.method.train import optimise

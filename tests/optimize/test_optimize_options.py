@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from slime_optimize import Backbone
-from slime_optimize.data.examples import Example
+from slime_optimize.data.annotations import Example
 from slime_optimize.errors import InputError
 from slime_optimize.method.augment import recoloured
 from slime_optimize.method.losses import class_weights

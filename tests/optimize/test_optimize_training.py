@@ -12,7 +12,7 @@ import torch
 
 from painting import PARTS, paint
 from slime_optimize import Backbone, BackboneError, InputError, Layers, Predictor, Segmenter, Settings, attention_maps
-from slime_optimize.data.examples import Example
+from slime_optimize.data.annotations import Example
 from slime_optimize.errors import OptimisationError
 from slime_optimize.method.train import initial_text, optimise
 from slime_optimize.method.views import views

@@ -19,7 +19,7 @@ from slime_export.graph.calibration import Feeds
 from slime_export.proof.exported import Network
 from slime_export.proof.session import OnnxModel, providers_for
 from slime_image import load
-from slime_optimize.data.annotations.images import IMAGE_SUFFIXES
+from slime_optimize.data.annotations.pictures import IMAGE_SUFFIXES
 from slime_optimize.method.predict import Predictor
 from slime_repository.variant import Variant
 from slime_was.tensors import LATENTS

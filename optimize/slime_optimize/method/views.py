@@ -17,7 +17,7 @@ from torch import Tensor
 
 from slime_image import fit, fit_mask
 from slime_optimize.backbone import Backbone
-from slime_optimize.data.examples import Example
+from slime_optimize.data.annotations import Example
 from slime_optimize.method.augment import apply_view, draw_view, part_points, recoloured
 from slime_optimize.method.seeds import generator
 from slime_optimize.settings import Settings
