@@ -34,7 +34,7 @@ from slime_export.shared_export import export_shared
 from slime_optimize import training_image
 from slime_optimize.errors import InputError
 from slime_optimize.evaluation import Data, read_data
-from slime_optimize.method.predict import Predictor, load_predictor
+from slime_optimize.method.prediction import Predictor, load_predictor
 from slime_optimize.segmenter import Segmenter
 from slime_repository.contract import Variant
 from slime_was.tensors import LATENTS

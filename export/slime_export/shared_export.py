@@ -26,7 +26,7 @@ from slime_export.publish.server_control import Server
 from slime_export.publish.shared_publication import SharedCandidate, publish_shared
 from slime_export.shared_form import AsBaked, entry_of, group_of, signature
 from slime_optimize import training_image
-from slime_optimize.method.predict import Predictor, load_predictor
+from slime_optimize.method.prediction import Predictor, load_predictor
 from slime_repository.shared_contract import Group
 
 

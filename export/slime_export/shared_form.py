@@ -17,7 +17,7 @@ import numpy.typing as npt
 from slime_export.graph.onnx_export import Signature
 from slime_export.graph.tracing import LATENT_CHANNELS
 from slime_export.proof.session import OnnxModel
-from slime_optimize.method.passes import passes
+from slime_optimize.method.prediction import passes
 from slime_optimize.segmenter import Segmenter
 from slime_repository.contract import map_names
 from slime_repository.shared_contract import Group, most_parts, unet_inputs
@@ -37,7 +37,7 @@ def group_of(segmenter: Segmenter, variant: Variant) -> Group:
         "generation": GENERATION,
         "backbone": segmenter.backbone_hash,
         "most_parts": most,
-        "passes": [[turn.timestep, turn.draw, turn.mirrored] for turn in passes(segmenter.settings)],
+        "passes": [[turn.timestep, turn.sample, turn.mirrored] for turn in passes(segmenter.settings)],
         "variant": variant.parameters(),
         **_of_graph(segmenter),
     }

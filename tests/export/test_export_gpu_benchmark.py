@@ -25,7 +25,7 @@ from slime_export.graph.encoder import Encoder
 from slime_export.graph.onnx_export import Signature
 from slime_export.graph.unet import MapsUNet
 from slime_optimize.backbone import load_backbone
-from slime_optimize.method.predict import Predictor
+from slime_optimize.method.prediction import Predictor
 from slime_repository import contract
 from slime_repository.contract import Versions
 from slime_repository.variant import Variant

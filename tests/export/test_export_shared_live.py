@@ -37,7 +37,7 @@ from slime_export.publish.shared_publication import SharedCandidate, publish_sha
 from slime_export.publish.shared_store import groups
 from slime_export.shared_form import group_of, signature
 from slime_optimize.backbone import Backbone, load_backbone
-from slime_optimize.method.predict import Predictor
+from slime_optimize.method.prediction import Predictor
 from slime_optimize.segmenter import Segmenter
 from slime_repository.variant import Variant
 

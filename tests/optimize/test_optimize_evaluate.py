@@ -16,8 +16,8 @@ from painting import PARTS, Main, paint
 from slime_optimize import Backbone, Segmenter, Settings
 from slime_optimize.data.annotations import Example
 from slime_optimize.evaluation import _telling, confusions, read_data
-from slime_optimize.method.predict import Predictor
-from slime_optimize.method.train import optimise
+from slime_optimize.method.prediction import Predictor
+from slime_optimize.method.training import optimise
 from slime_optimize.metrics import report
 
 SEEDS = (0, 1, 2)

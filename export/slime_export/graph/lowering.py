@@ -20,7 +20,7 @@ from slime_export.proof.exported import Network
 from slime_export.proof.session import OnnxModel, providers_for
 from slime_image import load
 from slime_optimize.data.annotations.pictures import IMAGE_SUFFIXES
-from slime_optimize.method.predict import Predictor
+from slime_optimize.method.prediction import Predictor
 from slime_repository.variant import Variant
 from slime_was.tensors import LATENTS
 

@@ -8,7 +8,7 @@ from slime_export.graph import onnx_export as onnx
 from slime_export.graph.encoder import Encoder
 from slime_export.graph.onnx_export import Signature
 from slime_export.graph.unet import MapsUNet
-from slime_optimize.method.predict import Predictor
+from slime_optimize.method.prediction import Predictor
 from slime_repository.contract import Variant, map_names
 from slime_was.options import LENGTH
 from slime_was.tensors import ACCUMULATED, CROSS, LATENTS, PIXELS, POSTPROCESS, SELF

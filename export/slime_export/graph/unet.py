@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from slime_optimize.backbone import Backbone
 from slime_optimize.method.attention import attend, attention_maps, mean, weighted_maps
-from slime_optimize.method.passes import Pass, accumulated, passes
+from slime_optimize.method.prediction import Pass, accumulated, passes
 from slime_optimize.segmenter import Segmenter
 from slime_optimize.settings import Settings
 
@@ -103,9 +103,9 @@ class _Maps(nn.Module):
 
     def _averaged(self, *given: Tensor | None) -> tuple[Tensor, Tensor]:
         runs = self.runs(attention_maps, *given)
-        cross_BPhw = mean([turn.turned(maps.cross_BPhw) for turn, maps in runs])
+        cross_BPhw = mean([turn.oriented(maps.cross_BPhw) for turn, maps in runs])
         width = int(cross_BPhw.shape[-1])  # while a graph is traced, sizes are tensors
-        return cross_BPhw, mean([turn.turned_self(maps.self_BNN, width) for turn, maps in runs])
+        return cross_BPhw, mean([turn.oriented_self(maps.self_BNN, width) for turn, maps in runs])
 
     def _weighted(self, *given: Tensor | None) -> tuple[Tensor, Tensor]:
         first, *others = self._each()
@@ -113,7 +113,7 @@ class _Maps(nn.Module):
         if others or self.postprocess.suppress_first_part:
             return accumulated(self.runs(attend, *given), self.postprocess)
         cross_BPhw, was_BPhw = first(weighted_maps, *given)
-        return first.turn.turned(cross_BPhw), first.turn.turned(was_BPhw)
+        return first.turn.oriented(cross_BPhw), first.turn.oriented(was_BPhw)
 
     def _each(self) -> list[_OnePass]:
         return [one for one in self.passes if isinstance(one, _OnePass)]
@@ -145,8 +145,8 @@ class _OnePass(nn.Module):
         present_BP: Tensor | None,
     ) -> Any:
         channels = int(latents_B4hw.shape[1])
-        noise_B4hw = noise_BXhw[:, channels * self.turn.draw : channels * (self.turn.draw + 1)]
-        noisy_B4hw = self.signal * self.turn.turned(latents_B4hw) + self.spread * noise_B4hw
+        noise_B4hw = noise_BXhw[:, channels * self.turn.sample : channels * (self.turn.sample + 1)]
+        noisy_B4hw = self.signal * self.turn.oriented(latents_B4hw) + self.spread * noise_B4hw
         return maps_of(
             self.unet,
             noisy_B4hw,

@@ -13,7 +13,7 @@ from slime_export.proof import drift
 from slime_export.proof.drift import Drift
 from slime_export.proof.references import References
 from slime_export.proof.session import OnnxModel
-from slime_optimize.method.predict import Predictor
+from slime_optimize.method.prediction import Predictor
 from slime_repository.variant import Variant
 from slime_was.tensors import LATENTS, PIXELS
 

@@ -19,7 +19,7 @@ from slime_export.proof.references import References, answered
 from slime_export.proof.references import random_images as random_images
 from slime_export.proof.report import Comparison, Report
 from slime_export.proof.session import OnnxModel as OnnxModel
-from slime_optimize.method.predict import Predictor
+from slime_optimize.method.prediction import Predictor
 from slime_was.tensors import ACCUMULATED, LATENTS, PIXELS
 
 Array = npt.NDArray[np.float32]

@@ -23,7 +23,7 @@ from slime_optimize.backbone import choose_device, load_backbone
 from slime_optimize.errors import InputError, exit_code
 from slime_optimize.evaluation import Data, confusions, picture, read_data
 from slime_optimize.files import whole, write_text
-from slime_optimize.method.predict import Predictor
+from slime_optimize.method.prediction import Predictor
 from slime_optimize.metrics import Summary, report
 from slime_optimize.options import SET_HELP, Parser
 from slime_optimize.segmenter import Segmenter

@@ -24,7 +24,7 @@ from slime_optimize.data.validation import Validation, hold_back
 from slime_optimize.errors import InputError, exit_code, failed
 from slime_optimize.files import whole, write_text
 from slime_optimize.method.checkpoint import Checkpoint
-from slime_optimize.method.train import Learned, Run, learn
+from slime_optimize.method.training import Learned, Run, learn
 from slime_optimize.options import Parser, add_settings, chosen
 from slime_optimize.picture import colour_mask, overlay, sheet
 from slime_optimize.presets import PRESETS, preset
