@@ -199,3 +199,16 @@ def test_killed_in_the_middle(run: Main, words: list[str], tmp_path: Path) -> No
     resumed, whole = Segmenter.load(out), Segmenter.load(straight)
     assert torch.equal(resumed.text_embedding, whole.text_embedding)
     assert resumed.metrics["losses"] == whole.metrics["losses"]
+
+
+def test_a_checkpoint_in_old_words_goes_on(this: Run, tmp_path: Path) -> None:
+    old = {"recolour_probability": "recolour", "edge_tolerance": "guide", "part_schedule": "turns"}
+
+    class Renaming(Copying):
+        def save(self, state: State, identity: Mapping[str, Any]) -> None:
+            words = {old.get(name, name): value for name, value in identity.items()}
+            super().save(state, words | {"encoder": "kl"})
+
+    learn(this, checkpoint=Renaming(tmp_path), progress=False)
+    state = Checkpoint(tmp_path / "3").load(this.identity)
+    assert state is not None and state.step == 3
