@@ -15,7 +15,7 @@ from exporting import Exported
 from slime_export.proof import parity
 from slime_image import decode
 from slime_optimize import training_image
-from slime_optimize.method.predict import load_predictor
+from slime_optimize.method.prediction import load_predictor
 from slime_repository import layout, record, shared_store
 
 ONE_KIND = pytest.mark.parametrize("exported", ["sd15"], indirect=True)
