@@ -23,9 +23,8 @@ from slime_client import Segmenter as Client
 from slime_client import SegmenterError
 from slime_export.errors import ExportError, ServerError
 from slime_export.graph import onnx_export as onnx
-from slime_export.graph.encoder import Encoder
-from slime_export.graph.tracing import encoder_signature
-from slime_export.graph.unet import SharedUNet
+from slime_export.graph.networks import Encoder, SharedUNet
+from slime_export.graph.tracing import encoder_signature, shared_unet_signature
 from slime_export.proof.parity import random_images
 from slime_export.publish import maintenance
 from slime_export.publish.lock import staging
@@ -33,7 +32,7 @@ from slime_export.publish.maintenance import remove, rollback
 from slime_export.publish.publication import Candidate
 from slime_export.publish.publication import publish as published
 from slime_export.publish.server_control import Server
-from slime_export.shared_form import group_of, signature
+from slime_export.shared_form import group_of
 from slime_optimize.backbone import Backbone, load_backbone
 from slime_optimize.method.predict import Predictor
 from slime_optimize.segmenter import Segmenter
@@ -84,7 +83,9 @@ class Publisher:
             assert folder
             folder.mkdir()
         group = group_of(segmenter, FORM)
-        onnx.write(SharedUNet(segmenter, self.backbone, 8, weighted=True), signature(group), staged / ".unet")
+        onnx.write(
+            SharedUNet(segmenter, self.backbone, 8, weighted=True), shared_unet_signature(group), staged / ".unet"
+        )
         onnx.write(
             Encoder(self.backbone),
             encoder_signature(self.backbone.image_size, self.backbone.latent_size),

@@ -9,8 +9,10 @@ A failure undoes every step; a kill leaves whole models and an ensemble that sti
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from slime_export.errors import ExportError
 from slime_export.graph import accelerators
@@ -35,7 +37,8 @@ class Candidate:
 
     `encoder` is None where the repository has the backbone's already, and `unet` where it has the group's, in the
     shared form. `check` is what a running server is asked before any client can, and what it must answer.
-    `accelerator`: which of ONNX Runtime's providers runs the networks, None for its usual ones.
+    `accelerator`: which of ONNX Runtime's providers runs the networks, None for its usual ones. `settings_changed`:
+    test-time settings that were changed at export, for the segmenter's parameters.
     """
 
     name: str
@@ -46,6 +49,7 @@ class Candidate:
     variant: Variant = field(default_factory=Variant)
     accelerator: str | None = None
     shared: bool = False
+    settings_changed: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         layout.check_name(self.name)
@@ -107,7 +111,11 @@ def _put_baked(transaction: Transaction, candidate: Candidate, keep: int) -> tup
         preprocess=preprocess, was=was, vae_encoder=encoder, unet=segmenter.add_unet(unet, model, config)
     )
     config = contract.ensemble_config(
-        segmenter=name, versions=versions, parameters=ensemble_parameters(made), reading=reading, variant=variant
+        segmenter=name,
+        versions=versions,
+        parameters=ensemble_parameters(made, candidate.settings_changed),
+        reading=reading,
+        variant=variant,
     )
     return segmenter.switch(Record(config=config, check=candidate.check)), versions
 
@@ -126,8 +134,9 @@ def _put_shared(transaction: Transaction, candidate: Candidate, keep: int) -> tu
         unet = transaction.add_files(candidate.unet, group.unet, config)
     versions = Versions(preprocess=preprocess, was=was, vae_encoder=encoder, unet=unet)
     switch_group(transaction, group.name, shared_ensemble_config(group, versions, {"backbone": made.backbone_hash}))
-    entry = entry_of(made, group, ensemble_parameters(made) | candidate.variant.parameters())
-    return SharedSegmenter(transaction, candidate.name, keep).put(entry, candidate.check), versions
+    facts = ensemble_parameters(made, candidate.settings_changed) | candidate.variant.parameters()
+    put = SharedSegmenter(transaction, candidate.name, keep).put(entry_of(made, group, facts), candidate.check)
+    return put, versions
 
 
 def _encoder(transaction: Transaction, candidate: Candidate) -> int:
@@ -185,9 +194,10 @@ def reading_of(segmenter: Segmenter) -> contract.Reading:
         raise ExportError(str(error)) from error
 
 
-def ensemble_parameters(segmenter: Segmenter) -> dict[str, str]:
-    """Return what clients read from the model's configuration."""
-    return {
+def ensemble_parameters(segmenter: Segmenter, settings_changed: Mapping[str, Any]) -> dict[str, str]:
+    """Return what clients read from the model's configuration, and which settings were changed at export."""
+    changed = {"settings_changed": json.dumps(dict(settings_changed))} if settings_changed else {}
+    return changed | {
         "parts": json.dumps(list(segmenter.parts), ensure_ascii=False),
         "colours": json.dumps([list(colour) for colour in segmenter.colours]),
         "form": "baked",
