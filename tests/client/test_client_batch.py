@@ -19,7 +19,7 @@ from PIL import Image
 
 import slime_client
 from slime_client.cli import main
-from slime_client.journal import NAME
+from slime_client.jobs import JOURNAL
 
 RUN = "import sys; from slime_client.cli import main; sys.exit(main())"
 
@@ -49,15 +49,15 @@ def test_a_killed_run_goes_on(
     environment = {**os.environ, "PYTHONPATH": str(Path(slime_client.__file__).parents[1])}
     process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
     end = time.monotonic() + 30
-    while time.monotonic() < end and (not (out / NAME).exists() or (out / NAME).read_bytes().count(b"\n") < 4):
+    while time.monotonic() < end and (not (out / JOURNAL).exists() or (out / JOURNAL).read_bytes().count(b"\n") < 4):
         time.sleep(0.01)
     os.kill(process.pid, signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
-    with (out / NAME).open("ab") as journal:
+    with (out / JOURNAL).open("ab") as journal:
         journal.write(b'{"stem": "11", "image": "')
-    done = (out / NAME).read_bytes().count(b"\n")
+    done = (out / JOURNAL).read_bytes().count(b"\n")
     assert 4 <= done < 12
-    first = json.loads((out / NAME).read_bytes().splitlines()[0])["stem"]
+    first = json.loads((out / JOURNAL).read_bytes().splitlines()[0])["stem"]
     cut = out / f"{first}.png"
     cut.write_bytes(cut.read_bytes()[:-3])
 

@@ -15,7 +15,7 @@ from fake_triton import FakeTriton, Refusal
 from PIL import Image
 
 from slime_client import Segmenter, SegmenterError
-from slime_client.files import MAX_BYTES
+from slime_client.images import MAX_BYTES
 
 
 def failure(action: Callable[[], Any]) -> SegmenterError:

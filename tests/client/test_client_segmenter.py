@@ -13,7 +13,7 @@ from fake_triton import FakeTriton
 from PIL import Image
 
 import slime_client
-from slime_client import Segmenter, SegmenterError, names
+from slime_client import Segmenter, SegmenterError, protocol
 
 
 def test_names_and_colours_come_from_the_server(car: Segmenter) -> None:
@@ -130,7 +130,7 @@ def test_names_on_the_wire_are_the_contracts() -> None:
     contract = pytest.importorskip("slime_repository.contract")
     for name in ("IMAGE", "MASK", "SCORES"):
         served = getattr(contract, name)
-        assert getattr(served, "name", served) == getattr(names, name)
+        assert getattr(served, "name", served) == getattr(protocol, name)
 
 
 def test_importing_the_client_imports_no_torch_and_no_other_component() -> None:

@@ -57,7 +57,7 @@ class Server:
 
     def states(self) -> dict[str, dict[int, str]]:
         """Return model -> version -> READY, LOADING, UNLOADING or UNAVAILABLE, of all the server has or had loaded."""
-        index = self._ask("list of models", "RepositoryIndex", protocol.index(), _SHORT_S)
+        index = self._ask("list of models", "RepositoryIndex", service_pb2.RepositoryIndexRequest(), _SHORT_S)
         found: dict[str, dict[int, str]] = {}
         for each in index.models:
             found.setdefault(each.name, {})[int(each.version or 0)] = each.state or UNAVAILABLE
