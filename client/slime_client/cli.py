@@ -136,7 +136,7 @@ class _Parser(argparse.ArgumentParser):
 
 def _segment_parser(prog: str) -> argparse.ArgumentParser:
     hint = f"{prog} list, {prog} info NAME: what a server has (--help shows their options)."
-    parser = _parser(prog, "Segment images with a served segmenter.", epilog=hint)
+    parser = _Parser(prog=prog, description="Segment images with a served segmenter.", epilog=hint)
     add = parser.add_argument_group("images and results").add_argument
     kinds = {name: form.meaning for name, form in FORMATS.items() if name != OVERLAY}
     add("images", nargs="*", metavar="IMAGES", help="files, folders, quoted globs, or - for an image on stdin")
@@ -148,12 +148,16 @@ def _segment_parser(prog: str) -> argparse.ArgumentParser:
     add("--no-overlay", dest="overlay", action="store_false", help="no JPEGs of the images with their parts tinted")
     add("--concurrency", type=int, default=8, metavar="N", help="images in flight (default: %(default)s)")
     add("--overwrite", action="store_true", help="do again what is done; without it, a stopped run goes on")
-    return parser
+    return _with_server(parser)
 
 
-def _parser(prog: str, description: str, epilog: str | None = None) -> argparse.ArgumentParser:
-    parser = _Parser(prog=prog, description=description, epilog=epilog)
-    add = parser.add_argument
+def _parser(prog: str, description: str) -> argparse.ArgumentParser:
+    return _with_server(_Parser(prog=prog, description=description))
+
+
+def _with_server(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    """Add the options of every command: the server, how long it may take, and how it is reached."""
+    add = parser.add_argument_group("the server and its answers").add_argument
     add("--url", default="localhost:8001", help="the server's gRPC host:port (default: %(default)s)")
     waiting = "seconds an image, or an answer, may take, tries included (default: %(default)g)"
     add("--timeout", type=float, default=DEFAULT_TIMEOUT_S, metavar="S", help=waiting)
