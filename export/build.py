@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from slime_client import SegmenterError, access
-from slime_export.errors import BusyError, EngineError, ExportError, ParityError, ServerError
+from slime_export.errors import BusyError, EngineError, ParityError, ServerError
 from slime_export.graph import accelerators
 from slime_export.graph import engine_builder as tensorrt
 from slime_export.options import EMBEDDINGS, ExportOptions
@@ -19,6 +19,7 @@ from slime_export.pipeline import export
 from slime_export.room import disk_line
 from slime_image import ImageError
 from slime_optimize.errors import InputError, failed
+from slime_repository.errors import RepositoryError
 from slime_repository.variant import ENCODERS, FORMATS, MAPS, PRECISIONS
 
 
@@ -28,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         request = _request(arguments)
         published, _ = export(request, say=lambda line: print(line, flush=True))
-    except (InputError, ExportError, ImageError, SegmenterError) as error:
+    except (InputError, RepositoryError, ImageError, SegmenterError) as error:
         return failed(error, 2)
     except OSError as error:
         return failed(OSError(disk_line(error)), 1)

@@ -16,12 +16,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from slime_client import SegmenterError, access
-from slime_export.errors import BusyError, ExportError, ServerError
+from slime_export.errors import BusyError, ServerError
 from slime_export.publish import listing
 from slime_export.publish.lock import WAIT_S
 from slime_export.publish.removal import remove
 from slime_export.publish.rollback import rollback
 from slime_export.publish.server_control import Server
+from slime_repository.errors import RepositoryError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -32,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         allowed = access.taken(arguments)
         url = arguments.pop("url")
         command(server=Server(url, allowed) if url else None, **arguments)
-    except (ExportError, SegmenterError) as error:
+    except (RepositoryError, SegmenterError) as error:
         return _failed(error, 2)
     except (BusyError, ServerError, OSError) as error:
         return _failed(error, 1)

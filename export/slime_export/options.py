@@ -12,11 +12,11 @@ from slime_export.graph import onnx_export as onnx
 from slime_export.graph.accelerators import KINDS
 from slime_export.proof.report import Gate, gate_of
 from slime_export.proof.session import providers_for
-from slime_export.publish import layout
 from slime_export.publish.lock import WAIT_S
 from slime_export.publish.release import KEEP
 from slime_optimize.segmenter import Segmenter
-from slime_repository.config_text import CPU
+from slime_repository import layout
+from slime_repository.config import CPU
 from slime_repository.variant import Variant
 
 # Baked into a graph of its own, or an input of one that many segmenters share.

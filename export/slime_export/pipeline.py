@@ -25,7 +25,6 @@ from slime_export.proof.exported import Exported, mean_iou
 from slime_export.proof.references import References
 from slime_export.proof.report import EXACT, Report, Score
 from slime_export.proof.session import OnnxModel
-from slime_export.publish import layout
 from slime_export.publish.lock import staging
 from slime_export.publish.publication import Candidate, Published, publish
 from slime_export.publish.server_control import Server
@@ -36,6 +35,7 @@ from slime_optimize.errors import InputError
 from slime_optimize.evaluation import Data, read_data
 from slime_optimize.method.predict import Predictor, load_predictor
 from slime_optimize.segmenter import Segmenter
+from slime_repository import layout
 from slime_repository.contract import Variant
 from slime_was.tensors import LATENTS
 

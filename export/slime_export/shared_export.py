@@ -18,15 +18,15 @@ from slime_export.progress import stage
 from slime_export.proof import parity, references
 from slime_export.proof.report import Report
 from slime_export.proof.session import OnnxModel
-from slime_export.publish import layout
 from slime_export.publish.lock import Say, staging
 from slime_export.publish.publication import Published, ensemble_parameters
-from slime_export.publish.record import Check
 from slime_export.publish.server_control import Server
 from slime_export.publish.shared_publication import SharedCandidate, publish_shared
 from slime_export.shared_form import AsBaked, entry_of, group_of, signature
 from slime_optimize import training_image
 from slime_optimize.method.predict import Predictor, load_predictor
+from slime_repository import layout
+from slime_repository.record import Check
 from slime_repository.shared_contract import Group
 
 

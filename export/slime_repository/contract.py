@@ -17,7 +17,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from slime_repository.config_text import Accelerator, Model, Queue, Step, Tensor, model_config
+from slime_repository.config import Accelerator, Model, Queue, Step, Tensor, model_config
 from slime_repository.variant import UNET_SUFFIX, VAE_ENCODER, Variant, encoder_name, is_encoder, is_unet
 from slime_was.options import LENGTH, MAX_PARTS, Postprocess
 from slime_was.tensors import (
@@ -39,6 +39,8 @@ from slime_was.tensors import (
 __all__ = ["UNET_SUFFIX", "VAE_ENCODER", "Tensor", "Variant", "encoder_name", "is_encoder", "is_unet", "model_config"]
 
 PREPROCESS, WAS = "preprocess", "was"
+# What tensors were called before: a repository with any of them was made by older code, and cannot be joined with ours.
+OLD_TENSORS = frozenset({"WEIGHTING", "FITTED", "PRESENT", "WAS"})
 # Of the shared form (shared.py): the model that looks segmenters up, and how the names of the ensembles begin.
 SEGMENTERS, SHARED = "segmenters", "shared_"
 

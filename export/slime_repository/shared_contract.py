@@ -15,7 +15,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from slime_repository.config_text import Model, Step, Tensor, model_config
+from slime_repository.config import Model, Step, Tensor, model_config
 from slime_repository.contract import (
     ANSWER,
     GUIDE_IMAGE_TENSOR,

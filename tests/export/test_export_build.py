@@ -16,9 +16,9 @@ from exporting import Exported
 from slime_export.graph import chunking, winograd
 from slime_export.graph import counts as graph
 from slime_export.proof import parity
-from slime_export.publish import layout, record
 from slime_image import decode
 from slime_optimize import training_image
+from slime_repository import layout, record
 
 ONE_KIND = pytest.mark.parametrize("exported", ["sd15"], indirect=True)
 

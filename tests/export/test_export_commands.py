@@ -11,8 +11,9 @@ from types import ModuleType
 import pytest
 from test_export_repository import FakeServer, run
 
-from slime_export.publish import layout, listing
+from slime_export.publish import listing
 from slime_export.publish.lock import locked
+from slime_repository import layout
 
 SCRIPT = Path(__file__).resolve().parents[2] / "export" / "repository.py"
 Command = Callable[..., tuple[int, str, str]]

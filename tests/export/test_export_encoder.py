@@ -17,10 +17,10 @@ from slime_export.graph.onnx_export import Signature, write
 from slime_export.options import ExportOptions
 from slime_export.pipeline import export
 from slime_export.proof.parity import OnnxModel
-from slime_export.publish import layout
 from slime_optimize.backbone import Backbone, load_backbone
 from slime_optimize.errors import BackboneError
 from slime_optimize.segmenter import Segmenter
+from slime_repository import layout
 from slime_was.tensors import LATENTS, PIXELS
 
 

@@ -18,9 +18,9 @@ from slime_export.errors import ServerError
 from slime_export.options import ExportOptions
 from slime_export.pipeline import export
 from slime_export.proof import parity, references
-from slime_export.publish import layout
 from slime_export.publish import publication as repository
-from slime_export.publish.record import Check
+from slime_repository import layout
+from slime_repository.record import Check
 
 pytestmark = pytest.mark.triton
 
@@ -99,7 +99,7 @@ def refuse_a_broken_ensemble(request: ExportOptions, monkeypatch: pytest.MonkeyP
     with monkeypatch.context() as patch:
         real = repository.contract.ensemble_config
         patch.setattr(
-            repository.contract, "ensemble_config", lambda **k: real(**k).replace('"MASK" value', '"NONE" value')
+            repository.contract, "ensemble_config", lambda **k: real(**k).replace('key: "MASK"', 'key: "NONE"')
         )
         with pytest.raises(ServerError, match="load of car's next version failed"):
             export(request, lambda line: None)

@@ -18,8 +18,8 @@ import pytest
 from exporting import Exported, Snapshot, changed
 
 from slime_export.proof import session
-from slime_export.publish import layout
 from slime_optimize.settings import Settings
+from slime_repository import layout
 
 SCRIPT = Path(__file__).resolve().parents[2] / "export" / "build.py"
 ONE_KIND = pytest.mark.parametrize("exported", ["sd15"], indirect=True)

@@ -10,7 +10,8 @@ from types import ModuleType
 import pytest
 
 from serving import ROOT
-from slime_export.publish import layout, shared_store
+from slime_export.publish import shared_store
+from slime_repository import layout
 
 
 @pytest.fixture(scope="module")

@@ -29,7 +29,6 @@ from slime_export.publish import listing
 from slime_export.publish.lock import staging
 from slime_export.publish.publication import Candidate
 from slime_export.publish.publication import publish as publish_baked
-from slime_export.publish.record import Check, png
 from slime_export.publish.removal import remove
 from slime_export.publish.rollback import rollback
 from slime_export.publish.server_control import Server
@@ -39,6 +38,7 @@ from slime_export.shared_form import group_of, signature
 from slime_optimize.backbone import Backbone, load_backbone
 from slime_optimize.method.predict import Predictor
 from slime_optimize.segmenter import Segmenter
+from slime_repository.record import Check, png
 from slime_repository.variant import Variant
 
 pytestmark = pytest.mark.triton

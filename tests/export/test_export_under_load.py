@@ -15,7 +15,7 @@ from serving import served
 from slime_export.publish import listing
 from slime_export.publish.server_control import Server
 from slime_optimize.backbone import load_backbone
-from slime_serve.manifest import verify
+from slime_repository.manifest import verify
 
 pytestmark = [pytest.mark.triton, pytest.mark.slow]
 

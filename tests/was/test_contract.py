@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from slime_repository import contract
-from slime_repository.config_text import Accelerator
+from slime_repository.config import Accelerator, parsed
 from slime_repository.contract import Reading, Variant, Versions
 from slime_repository.shared_contract import segmenters_config
 from slime_was import Postprocess
@@ -16,14 +16,6 @@ from slime_was import Postprocess
 REPOSITORY = Path(__file__).resolve().parents[2] / "model_repository"
 
 RESERVED = ("vae_encoder", "tiny_encoder_fp16", "car_unet", "car_unet_weighted")
-
-
-def parsed(text: str) -> Any:
-    pytest.importorskip("tritonclient.grpc")
-    from google.protobuf import text_format  # type: ignore[import-untyped]
-    from tritonclient.grpc import model_config_pb2
-
-    return text_format.Parse(text, model_config_pb2.ModelConfig())
 
 
 def ensemble(**changes: Any) -> str:

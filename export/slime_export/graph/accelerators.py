@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from slime_export.errors import ExportError
-from slime_repository.config_text import CPU, Accelerator
+from slime_repository.config import CPU, Accelerator
 from slime_repository.contract import MAX_BATCH
 
 KINDS = (CPU, "cuda", "tensorrt")

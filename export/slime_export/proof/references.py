@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 from slime_export.proof.difference import Difference, difference
-from slime_export.publish.record import Check, png
 from slime_image import fit
 from slime_optimize.method.predict import Predictor
+from slime_repository.record import Check, png
 from slime_was.tensors import ACCUMULATED, CROSS, LATENTS, POSTPROCESS, SELF
 
 Array = npt.NDArray[np.float32]

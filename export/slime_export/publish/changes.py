@@ -13,8 +13,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 
-from slime_export.publish import manifest
-from slime_export.publish.manifest import Entry, Manifest
+from slime_repository import layout, manifest
+from slime_repository.manifest import Entry, Manifest
 
 
 class Changes:
@@ -116,4 +116,4 @@ def rename(source: Path, target: Path) -> None:
 
 def linked(source: Path, target: Path) -> Path:
     """A copy of a folder whose files share their content with `source`'s: no room, no time. Returns `target`."""
-    return Path(shutil.copytree(source, target, copy_function=os.link, ignore=shutil.ignore_patterns(manifest.CACHE)))
+    return Path(shutil.copytree(source, target, copy_function=os.link, ignore=shutil.ignore_patterns(layout.CACHE)))

@@ -9,14 +9,13 @@ from slime_export.graph import accelerators
 from slime_export.graph.onnx_export import Signature
 from slime_export.graph.tracing import LATENT_CHANNELS as LATENT_CHANNELS
 from slime_export.graph.tracing import encoder_signature
-from slime_export.publish import layout
 from slime_export.publish.release import as_version
-from slime_export.publish.sources import PACKAGES, wanted_files
 from slime_export.publish.transaction import Transaction
 from slime_optimize.segmenter import Segmenter
-from slime_repository import contract
-from slime_repository.config_text import Accelerator
+from slime_repository import contract, layout
+from slime_repository.config import Accelerator
 from slime_repository.contract import Variant
+from slime_repository.served_code import is_current, wanted_files
 
 
 def accelerator(kind: str | None, variant: Variant, signature: Signature) -> Accelerator | None:
@@ -31,7 +30,7 @@ def python_model(transaction: Transaction, besides: str, model: str, kind: str, 
     """
     wanted, folder = wanted_files(kind), transaction.repository / model
     latest = max(layout.versions(folder), default=0)
-    if latest and layout.python_files(folder, latest, [each.__name__ for each in PACKAGES[kind]]) == wanted:
+    if latest and is_current(folder, latest, kind):
         transaction.keep(model, latest, config)
         return latest
     transaction.check_users(model, latest + 1, besides=besides)

@@ -8,8 +8,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from slime_export.errors import ExportError
-from slime_export.publish import layout, record, shared_store
+from slime_export.publish import shared_store
 from slime_export.publish.server_control import READY, UNAVAILABLE, Server
+from slime_repository import layout, record
 from slime_store.store import read
 
 States = Mapping[str, Mapping[int, str]]

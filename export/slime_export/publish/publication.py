@@ -14,18 +14,18 @@ from pathlib import Path
 
 from slime_export.errors import ExportError
 from slime_export.graph.tracing import unet_signature
-from slime_export.publish import layout, shared_store
+from slime_export.publish import shared_store
 from slime_export.publish.changes import Changes
 from slime_export.publish.common_models import LATENT_CHANNELS, accelerator, encoder, python_model
 from slime_export.publish.lock import WAIT_S, Say, locked
-from slime_export.publish.record import Check, Record
 from slime_export.publish.release import KEEP, Release
 from slime_export.publish.server_control import Server
-from slime_export.publish.sources import published
 from slime_export.publish.transaction import Transaction
 from slime_optimize.segmenter import Segmenter
-from slime_repository import contract
+from slime_repository import contract, layout
 from slime_repository.contract import PREPROCESS, WAS, Variant, Versions
+from slime_repository.record import Check, Record
+from slime_repository.served_code import published
 
 
 @dataclass(frozen=True, kw_only=True)

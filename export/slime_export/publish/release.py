@@ -11,9 +11,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from slime_export.publish import layout, sources
-from slime_export.publish.record import Record
 from slime_export.publish.transaction import LOADED, Transaction
+from slime_repository import layout
+from slime_repository import served_code as sources
+from slime_repository.record import Record
 
 # The version that serves, and the one before for the way back.
 KEEP = LOADED

@@ -8,13 +8,14 @@ from __future__ import annotations
 from pathlib import Path
 
 from slime_export.errors import ExportError
-from slime_export.publish import layout, shared_store
+from slime_export.publish import shared_store
 from slime_export.publish.changes import Changes
 from slime_export.publish.lock import WAIT_S, Say, locked, staging
 from slime_export.publish.release import retire
 from slime_export.publish.server_control import Server
-from slime_export.publish.sources import published
 from slime_export.publish.transaction import Transaction
+from slime_repository import layout
+from slime_repository.served_code import published
 
 
 def remove(

@@ -11,14 +11,15 @@ from __future__ import annotations
 from pathlib import Path
 
 from slime_export.errors import ExportError
-from slime_export.publish import layout, manifest, record, shared_store
+from slime_export.publish import shared_store
 from slime_export.publish.changes import Changes, linked
 from slime_export.publish.lock import WAIT_S, Say, locked, staging
-from slime_export.publish.record import Record
 from slime_export.publish.release import KEEP, Release, as_version
 from slime_export.publish.server_control import Server
-from slime_export.publish.sources import published
 from slime_export.publish.transaction import LOADED, Transaction
+from slime_repository import config, layout, manifest, record
+from slime_repository.record import Record
+from slime_repository.served_code import published
 
 
 def rollback(
@@ -85,7 +86,7 @@ class _Rollback:
         versions = {model: self._shared(model, version) for model, version in pins.items() if model != unet}
         versions[unet] = self._unet(unet, pins[unet])
         new = Record(
-            config=layout.pinned_to(old.config, versions),
+            config=config.pinned_to(old.config, versions),
             check=old.check,
             content_of=old.content_of or self.to,
         )

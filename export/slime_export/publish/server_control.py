@@ -12,12 +12,13 @@ from typing import Any
 import grpc
 import numpy as np
 from tritonclient.grpc import service_pb2
+from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from slime_client import Access, SegmenterError, protocol
 from slime_client.blocking import Connection
-from slime_export.errors import ExportError, ServerError
-from slime_export.publish import layout
-from slime_export.publish.record import Check, Mask
+from slime_export.errors import ExportError, ServerError, WrongMaskError
+from slime_repository import config as triton_config
+from slime_repository.record import Check, Mask
 from slime_was import tensors
 
 # A UNet of several GB is read from disk and, on a GPU, tuned while it loads.
@@ -94,8 +95,7 @@ class Server:
         request.parameters["file:1/version"].bytes_param = b"1"
         try:
             self._ask(f"load of {name}'s next version", "RepositoryModelLoad", request)
-            mask_HW = self._mask(private, {tensors.IMAGE: check.image})
-            check.require(mask_HW, f"server {self.url}: {name}'s next version")
+            self._require(check, self._mask(private, {tensors.IMAGE: check.image}), name)
         finally:
             with suppress(ServerError):
                 self.unload(private)
@@ -103,7 +103,11 @@ class Server:
     def try_shared(self, group: str, name: str, check: Check) -> None:
         """Ask the group's ensemble for the segmenter of this name. Raises ServerError where it answers wrongly."""
         mask_HW = self._mask(group, {tensors.IMAGE: check.image, tensors.SEGMENTER: name.encode()})
-        check.require(mask_HW, f"server {self.url}: {name.lstrip('.')}'s next version")
+        self._require(check, mask_HW, name.lstrip("."))
+
+    def _require(self, check: Check, mask_HW: Mask, name: str) -> None:
+        if complaint := check.complaint(mask_HW):
+            raise WrongMaskError(f"server {self.url}: {name}'s next version {complaint}; the version before serves on")
 
     def _mask(self, model: str, given: dict[str, bytes]) -> Mask:
         """Return the mask, uint8 (H, W), that `model` answers the input tensors `given` with."""
@@ -124,9 +128,10 @@ class Server:
 
 
 def _as_json(config: str, name: str) -> str:
-    """The text of a config.pbtxt as Triton's load call wants it, of a model called `name`."""
+    """Return the text of a config.pbtxt as Triton's load call wants it, of a model called `name`."""
     from google.protobuf import json_format  # type: ignore[import-untyped]
 
-    parsed = layout.parsed(config)
-    parsed.name = name
-    return str(json_format.MessageToJson(parsed, preserving_proto_field_name=True))
+    named = ModelConfig()
+    named.CopyFrom(triton_config.parsed(config))
+    named.name = name
+    return str(json_format.MessageToJson(named, preserving_proto_field_name=True))

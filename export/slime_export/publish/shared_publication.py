@@ -11,21 +11,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from slime_export.errors import ExportError
-from slime_export.publish import layout
 from slime_export.publish.changes import Changes
 from slime_export.publish.common_models import encoder, python_model
 from slime_export.publish.lock import WAIT_S, Say, locked
 from slime_export.publish.publication import Published, ensemble_parameters
-from slime_export.publish.record import Check
 from slime_export.publish.release import KEEP, as_version
 from slime_export.publish.server_control import Server
 from slime_export.publish.shared_store import put, require_free
-from slime_export.publish.sources import published
 from slime_export.publish.transaction import Transaction
 from slime_export.shared_form import entry_of, group_of
 from slime_optimize.segmenter import Segmenter
-from slime_repository import contract
+from slime_repository import contract, layout
 from slime_repository.contract import SEGMENTERS, WAS, Variant, Versions
+from slime_repository.record import Check
+from slime_repository.served_code import published
 from slime_repository.shared_contract import Group, segmenters_config, shared_ensemble_config, shared_unet_config
 
 

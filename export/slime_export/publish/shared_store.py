@@ -14,16 +14,16 @@ from dataclasses import replace
 from pathlib import Path
 
 from slime_export.errors import ExportError
-from slime_export.publish import layout
 from slime_export.publish.changes import Changes
 from slime_export.publish.lock import WAIT_S, Say, locked, staging
-from slime_export.publish.record import Check
 from slime_export.publish.release import KEEP, retire
 from slime_export.publish.server_control import Server
-from slime_export.publish.sources import published
 from slime_export.publish.transaction import Transaction
 from slime_optimize.segmenter import now_in_utc
+from slime_repository import layout
 from slime_repository.contract import SEGMENTERS
+from slime_repository.record import Check
+from slime_repository.served_code import published
 from slime_repository.shared_contract import STORE, is_group
 from slime_store import Entry, Store, content
 from slime_store.store import ENDING, read

@@ -8,10 +8,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from slime_export.errors import ExportError, ServerError
-from slime_export.publish import layout
 from slime_export.publish.changes import Changes
-from slime_export.publish.layout import CONFIG
 from slime_export.publish.server_control import Server
+from slime_repository import layout
+from slime_repository.layout import CONFIG
 
 # Triton keeps the latest two versions of a model: the one that serves and the one being published.
 LOADED = 2
