@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from test_serving import picture, refused
+from asking import picture, refused
 from tritonclient import grpc
 
 from serving import Served, metrics, png
