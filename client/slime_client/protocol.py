@@ -22,7 +22,7 @@ from tritonclient.grpc import service_pb2
 from slime_client.errors import INTERNAL, INVALID_ARGUMENT, UNAVAILABLE, SegmenterError, from_grpc
 
 # Names of tensors, parameters and models, written here again so that the client imports no other component. A test
-# holds them equal to slime_repository, which generates the server's configuration.
+# holds those of tensors and models equal to slime_was.tensors and slime_repository.contract.
 IMAGE, MASK, SCORES = "IMAGE", "MASK", "SCORES"
 PARTS, COLOURS, FORM, MODEL = "parts", "colours", "form", "model"
 BAKED, SHARED = "baked", "shared"
