@@ -15,7 +15,7 @@ import sysconfig
 from dataclasses import dataclass
 from pathlib import Path
 
-from slime_serve.errors import ServerError
+from slime_serve.settings import ServerError
 
 STAND_IN = Path(__file__).resolve().parent.parent / "backends" / "onnxruntime"
 _VERSION = f"{sys.version_info.major}.{sys.version_info.minor}"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
 import threading
 import time
 from pathlib import Path
@@ -16,9 +18,12 @@ from onnx import helper, numpy_helper
 from tritonclient import grpc
 from tritonclient.utils import InferenceServerException
 
-from serving import png, served
+from processes import stubs_of
+from serving import Served, png, served
 
 pytestmark = [pytest.mark.triton, pytest.mark.slow]
+# No more than the encoder's queue takes beside the batch under way, so that none is refused.
+WAITING = 16
 
 
 def flood(url: str, segmenter: str, count: int, deadline: float) -> list[Outcome]:
@@ -85,11 +90,21 @@ def slowed(model: onnx.ModelProto) -> onnx.ModelProto:
 def test_requests_that_were_given_up_are_dropped(toy_repository: Path) -> None:
     """A deadline that passes while requests wait: they end at it, and most of them cost no computing."""
     with served(toy_repository) as server:
-        outcomes = flood(server.grpc, "toy", 60, 0.05)
-        given_up = sum(outcome.status == "DEADLINE_EXCEEDED" for outcome in outcomes)
-        assert given_up
-        with grpc.InferenceServerClient(server.grpc) as client:
-            time.sleep(2)
-            (statistics_,) = client.get_inference_statistics("was").model_stats
-            assert statistics_.inference_count < 60
+        before = masks_made(server)
+        (encoder,) = stubs_of(server.launcher.pid)["vae_encoder"]
+        os.kill(encoder, signal.SIGSTOP)  # so that nothing is answered before the deadline
+        try:
+            outcomes = flood(server.grpc, "toy", WAITING, 1)
+        finally:
+            os.kill(encoder, signal.SIGCONT)
+        assert {outcome.status for outcome in outcomes} == {"DEADLINE_EXCEEDED"}
+        # One that comes later is answered, so those before it have been dropped or computed.
         assert flood(server.grpc, "toy", 1, 60)[0].status == "OK"
+        # The batch that the encoder had already, the later one, and the launcher's own probes.
+        assert masks_made(server) - before < WAITING
+
+
+def masks_made(server: Served) -> int:
+    with grpc.InferenceServerClient(server.grpc) as client:
+        (statistics_,) = client.get_inference_statistics("was").model_stats
+    return int(statistics_.inference_count)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,6 @@ from fake_triton import FakeTriton
 from slime_client import Access, Retry, Segmenter, SegmenterError, segmenters
 from slime_client.access import is_this_machine
 
-pytestmark = pytest.mark.skipif(shutil.which("openssl") is None, reason="certificates are made with openssl")
 ONCE = Retry(attempts=1)
 KEY = "0123456789abcdef"
 

@@ -13,7 +13,7 @@ from fake_triton import FakeTriton
 from PIL import Image
 
 import slime_client
-from slime_client import Segmenter, SegmenterError, names
+from slime_client import Segmenter, SegmenterError, protocol
 
 
 def test_names_and_colours_come_from_the_server(car: Segmenter) -> None:
@@ -126,11 +126,12 @@ def test_a_closed_segmenter_says_so(server: FakeTriton, photo: Path) -> None:
     assert caught.value.code == "FAILED_PRECONDITION"
 
 
-def test_names_on_the_wire_are_the_contracts() -> None:
+def test_names_on_the_wire_are_the_servers() -> None:
+    tensors = pytest.importorskip("slime_was.tensors")
+    for name in ("IMAGE", "MASK", "SCORES", "SEGMENTER", "DESCRIPTION"):
+        assert getattr(tensors, name) == getattr(protocol, name)
     contract = pytest.importorskip("slime_repository.contract")
-    for name in ("IMAGE", "MASK", "SCORES"):
-        served = getattr(contract, name)
-        assert getattr(served, "name", served) == getattr(names, name)
+    assert contract.SEGMENTERS == protocol.SEGMENTERS
 
 
 def test_importing_the_client_imports_no_torch_and_no_other_component() -> None:

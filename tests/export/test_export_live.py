@@ -27,11 +27,11 @@ pytestmark = pytest.mark.triton
 class Asking:
     """Sends one image after the other from a thread of its own, and keeps every answer and error."""
 
-    def __init__(self, server: Served, image: Any) -> None:
+    def __init__(self, server: Served, image: Any, segmenter: str = "car") -> None:
         self.masks: list[Any] = []
         self.errors: list[str] = []
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, args=(server, png(image)))
+        self._thread = threading.Thread(target=self._run, args=(server, png(image), segmenter))
 
     def __enter__(self) -> Asking:
         self._thread.start()
@@ -41,10 +41,10 @@ class Asking:
         self._stop.set()
         self._thread.join()
 
-    def _run(self, server: Served, data: bytes) -> None:
+    def _run(self, server: Served, data: bytes, segmenter: str) -> None:
         while not self._stop.is_set():
             try:
-                self.masks.append(server.segment("car", data))
+                self.masks.append(server.segment(segmenter, data))
             except Exception as error:
                 self.errors.append(f"{type(error).__name__}: {error}")
 

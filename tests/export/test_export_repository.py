@@ -268,7 +268,7 @@ class FakeServer(Server):
     def states(self) -> dict[str, dict[int, str]]:
         return {model: dict.fromkeys(versions, "READY") for model, (versions, _) in self.loaded.items()}
 
-    def try_out(self, name: str, config: str, check: Check) -> None:
+    def try_out(self, name: str, config: str, check: Check, segmenter: str | None = None) -> None:
         assert layout.config_text(self.repository / name) != config
         for model, version in layout.pins(config).items():
             assert self.has(model, version)

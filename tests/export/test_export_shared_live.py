@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Event
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +26,7 @@ from slime_export.graph import onnx_export as onnx
 from slime_export.graph.networks import Encoder, SharedUNet
 from slime_export.graph.tracing import encoder_signature, shared_unet_signature
 from slime_export.proof.parity import random_images
+from slime_export.publish import maintenance
 from slime_export.publish.lock import staging
 from slime_export.publish.maintenance import remove, rollback
 from slime_export.publish.publication import Candidate
@@ -33,7 +36,8 @@ from slime_export.shared_form import group_of
 from slime_optimize.backbone import Backbone, load_backbone
 from slime_optimize.method.prediction import Predictor
 from slime_optimize.segmenter import Segmenter
-from slime_repository import layout, listing
+from slime_repository import layout, listing, shared_store
+from slime_repository.manifest import verify
 from slime_repository.record import Check, png
 from slime_repository.variant import Variant
 
@@ -189,6 +193,66 @@ def test_rollback_publishes_old_content_anew_and_removal_takes_it_away(publish: 
 
 def quiet(_: str) -> None:
     pass
+
+
+def older(repository: Path, *models: str) -> None:
+    """The models' latest versions as if their code were older than this project's."""
+    for model in models:
+        folder = repository / model
+        path = folder / str(layout.versions(folder)[-1]) / "model.py"
+        path.write_text(path.read_text() + "\nOLDER = True\n")
+    (repository / "manifest.json").unlink()
+    with maintenance.changing(repository, None, 10.0, quiet):
+        pass  # writes a manifest of what is there
+
+
+def test_a_group_is_upgraded_while_it_answers(publish: Publisher, server: Served) -> None:
+    repository, url = publish.repository, server.grpc
+    older(repository, "segmenters", "was")
+    (group,) = layout.groups(repository)
+    before = layout.pinned(repository / group)
+    expected = publish.mask(publish.segmenter(1))
+    with ThreadPoolExecutor(1) as pool, Client(url, "one") as client:
+        asked = Event()
+        answers = pool.submit(lambda: [client.segment(png(IMAGE)).array for _ in iter(asked.is_set, True)])
+        try:
+            outcomes = maintenance.upgrade(repository, ["one"], Server(url), say=quiet)
+        finally:
+            asked.set()
+            masks = answers.result()
+    after = layout.pinned(repository / group)
+    assert {model: after[model] - before[model] for model in after if after[model] != before[model]} == {
+        "segmenters": 1,
+        "was": 1,
+    }
+    assert {each.name for each in outcomes} == set(shared_store.names(repository)) and not any(
+        each.reason for each in outcomes
+    )
+    assert min((mask == expected).mean() for mask in masks) > 0.999 and len(masks) > 1
+    assert verify(repository)
+
+
+def test_a_group_is_upgraded_without_a_server_unless_one_of_it_would_answer_otherwise(
+    publish: Publisher, tmp_path: Path
+) -> None:
+    repository = Path(shutil.copytree(publish.repository, tmp_path / "repository"))
+    older(repository, "segmenters", "was")
+    (group,) = layout.groups(repository)
+    before = layout.pinned(repository / group)
+    mask = repository / "segmenters" / "checks" / "one" / "1" / "mask.png"
+    right = mask.read_bytes()
+    for content, line in ((png(np.full((96, 96), 77, np.uint8)), "one answers a generated image"), (None, "not kept")):
+        if content:
+            mask.write_bytes(content)
+        else:
+            mask.parent.rename(tmp_path / "kept")
+        outcomes = maintenance.upgrade(repository, say=quiet)
+        assert outcomes and all(line in each.reason for each in outcomes)
+        assert layout.pinned(repository / group) == before
+    (tmp_path / "kept").rename(mask.parent)
+    mask.write_bytes(right)
+    assert not any(each.reason for each in maintenance.upgrade(repository, say=quiet))
+    assert layout.pinned(repository / group)["was"] == before["was"] + 1
 
 
 def test_the_manifest_holds(publish: Publisher) -> None:

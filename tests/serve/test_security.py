@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 import trustme
-from test_client_on_triton import described_repository
-from test_serving import picture
+from asking import picture
+from toy import described_repository
 from tritonclient import grpc
 from tritonclient.utils import InferenceServerException
 

@@ -15,7 +15,7 @@ from slime_export.publish.baked_segmenter import BakedSegmenter
 from slime_export.publish.lock import WAIT_S, Say
 from slime_export.publish.server_control import Server
 from slime_export.publish.shared_segmenter import SharedSegmenter, switch_group
-from slime_export.publish.transaction import Transaction, changing
+from slime_export.publish.transaction import Transaction, changing, settle
 from slime_export.publish.trial import Trial
 from slime_repository import config as triton_config
 from slime_repository import layout, record, served_code, shared_store
@@ -110,9 +110,8 @@ def upgrade(
             )
             outcomes += (_upgraded_group if is_group(name) else _upgraded)(transaction, name, repinned, trial)
         transaction.retire(set(models), layout.used(repository))
-        for model in models:
-            transaction.settle(model)
-        return outcomes
+    settle(repository, models, server, wait_s=wait_s, say=say)
+    return outcomes
 
 
 def _upgraded(transaction: Transaction, name: str, config: str, trial: Trial | None) -> list[Outcome]:

@@ -20,7 +20,7 @@ from slime_export.publish.baked_segmenter import KEEP, BakedSegmenter
 from slime_export.publish.lock import WAIT_S, Say
 from slime_export.publish.server_control import Server
 from slime_export.publish.shared_segmenter import SharedSegmenter, switch_group
-from slime_export.publish.transaction import Transaction, opened
+from slime_export.publish.transaction import Transaction, opened, settle
 from slime_export.shared_form import entry_of, group_of
 from slime_optimize.segmenter import Segmenter
 from slime_repository import contract, layout, shared_store
@@ -85,6 +85,8 @@ def publish(
         _require_free(repository, candidate)
         put = _put_shared if candidate.shared else _put_baked
         version, versions = put(transaction, candidate, keep)
+    python_models = (SEGMENTERS if candidate.shared else reading_of(candidate.segmenter).model, WAS)
+    settle(repository, python_models, server, wait_s=wait_s, say=say)
     return Published(name=candidate.name, version=version, versions=versions)
 
 
@@ -115,10 +117,7 @@ def _put_baked(transaction: Transaction, candidate: Candidate, keep: int) -> tup
         reading=reading,
         variant=variant,
     )
-    version = segmenter.switch(Record(config=config, check=candidate.check))
-    for each in (reading.model, WAS):
-        transaction.settle(each)
-    return version, versions
+    return segmenter.switch(Record(config=config, check=candidate.check)), versions
 
 
 def _put_shared(transaction: Transaction, candidate: Candidate, keep: int) -> tuple[int, Versions]:
@@ -136,11 +135,8 @@ def _put_shared(transaction: Transaction, candidate: Candidate, keep: int) -> tu
     versions = Versions(preprocess=preprocess, was=was, vae_encoder=encoder, unet=unet)
     switch_group(transaction, group.name, shared_ensemble_config(group, versions, {"backbone": made.backbone_hash}))
     facts = ensemble_parameters(made, candidate.settings_changed) | candidate.variant.parameters()
-    entry = entry_of(made, group, facts)
-    version = SharedSegmenter(transaction, candidate.name, keep).put(entry, candidate.check)
-    for each in (SEGMENTERS, WAS):
-        transaction.settle(each)
-    return version, versions
+    put = SharedSegmenter(transaction, candidate.name, keep).put(entry_of(made, group, facts), candidate.check)
+    return put, versions
 
 
 def _encoder(transaction: Transaction, candidate: Candidate) -> int:

@@ -12,6 +12,7 @@ from typing import Any
 import grpc
 import numpy as np
 from tritonclient.grpc import service_pb2
+from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from slime_client import Access, SegmenterError, protocol
 from slime_client.blocking import Connection
@@ -57,7 +58,7 @@ class Server:
 
     def states(self) -> dict[str, dict[int, str]]:
         """Return model -> version -> READY, LOADING, UNLOADING or UNAVAILABLE, of all the server has or had loaded."""
-        index = self._ask("list of models", "RepositoryIndex", protocol.index(), _SHORT_S)
+        index = self._ask("list of models", "RepositoryIndex", service_pb2.RepositoryIndexRequest(), _SHORT_S)
         found: dict[str, dict[int, str]] = {}
         for each in index.models:
             found.setdefault(each.name, {})[int(each.version or 0)] = each.state or UNAVAILABLE
@@ -131,7 +132,7 @@ def _as_json(config: str, name: str) -> str:
     """Return the text of a config.pbtxt as Triton's load call wants it, of a model called `name`."""
     from google.protobuf import json_format  # type: ignore[import-untyped]
 
-    named = type(parsed := triton_config.parsed(config))()
-    named.CopyFrom(parsed)
+    named = ModelConfig()
+    named.CopyFrom(triton_config.parsed(config))
     named.name = name
     return str(json_format.MessageToJson(named, preserving_proto_field_name=True))

@@ -5,11 +5,11 @@ Knows models, their versions and the order in which they are loaded; what they a
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from slime_export.errors import ExportError, ServerError
+from slime_export.errors import BusyError, ExportError, ServerError
 from slime_export.publish.changes import Changes
 from slime_export.publish.lock import Say, locked, staging
 from slime_export.publish.server_control import Server
@@ -66,10 +66,15 @@ class Transaction:
 
         With `besides`, raises ExportError where an ensemble but that one would need more than the latest two.
         """
-        new = self.next_version(model)
+        new, folder = self.next_version(model), self.repository / model
         if besides is not None:
             self._check_users(model, new, besides)
-        return self.add_files(files, model, self._loading(model, config, [*self._versions(model), new]))
+        config = _loading(self.repository, model, config, [*self._versions(model), new])
+        if folder.exists() and not triton_config.same(layout.config_text(folder), config):
+            # Before the version is there: a kill in between must not leave one too many for those that are loaded.
+            self._load_after_undo(model)
+            self.changes.write(folder / CONFIG, config)
+        return self.add_files(files, model, config)
 
     def python_model(self, model: str, kind: str, config: str, besides: str | None = None) -> int:
         """Return the version of `model` with this project's code of `kind`, which is there already, or is added.
@@ -78,7 +83,7 @@ class Transaction:
         """
         folder, latest = self.repository / model, max(self._versions(model), default=0)
         if latest and served_code.is_current(folder, latest, kind):
-            return self.keep(model, latest, self._loading(model, config, self._versions(model)))
+            return self.keep(model, latest, _loading(self.repository, model, config, self._versions(model)))
         # The packages go into the version's own folder, which Triton puts before the model's on sys.path: the versions
         # before keep theirs.
         files = self.staging / ".code" / model
@@ -86,14 +91,6 @@ class Transaction:
             (files / name).parent.mkdir(parents=True, exist_ok=True)
             (files / name).write_bytes(content)
         return self.add_shared_files(files, model, config, besides)
-
-    def settle(self, model: str) -> None:
-        """Have no more versions of a shared model loaded than are needed, now that segmenters have moved on."""
-        folder = self.repository / model
-        if not folder.exists() or served_code.is_own(self.repository, model):
-            return
-        there, text = self._versions(model), layout.config_text(folder)
-        self.keep(model, there[-1], self._loading(model, text, there))
 
     def take_orphans(self, model: str, serving: int | None) -> None:
         """Take out what a killed publication left, which would push the version that serves out of the latest two."""
@@ -143,11 +140,6 @@ class Transaction:
                     f"{self.repository} (or export {user} again)"
                 )
 
-    def _loading(self, model: str, config: str, versions: list[int]) -> str:
-        """Return `config` with so many of these versions loaded that nobody's is missing, two at least."""
-        lowest = min(layout.users(self.repository, model).values(), default=versions[-1])
-        return triton_config.loading(config, max(LOADED, sum(each >= lowest for each in versions)))
-
     def _load(self, model: str, version: int) -> None:
         if self.server:
             self.server.load(model)
@@ -168,6 +160,34 @@ class Transaction:
                 self.server.unload(model)
         except ServerError:
             pass  # the failure that led here is the one to tell
+
+
+def settle(repository: Path, models: Iterable[str], server: Server | None, *, wait_s: float, say: Say) -> None:
+    """Have no more versions of shared models loaded than are needed, now that segmenters have moved on.
+
+    In a transaction of its own, because a manifest can tell of one change of a file at a time. Where it fails, versions
+    that nobody needs stay loaded until the next change, which is said and no error.
+    """
+    wanted: dict[str, str] = {}
+    for model in models:
+        there, text = layout.versions(repository / model), layout.config_text(repository / model)
+        if there and not served_code.is_own(repository, model):
+            config = _loading(repository, model, text, there)
+            wanted |= {} if triton_config.same(text, config) else {model: config}
+    if not wanted:
+        return
+    try:
+        with changing(repository, server, wait_s, say) as transaction:
+            for model, config in wanted.items():
+                transaction.keep(model, layout.versions(repository / model)[-1], config)
+    except (ServerError, BusyError, OSError) as error:
+        say(f"older versions of {', '.join(wanted)} stay loaded until the next change: {error}")
+
+
+def _loading(repository: Path, model: str, config: str, versions: list[int]) -> str:
+    """Return `config` with so many of these versions loaded that nobody's is missing, two at least."""
+    lowest = min(layout.users(repository, model).values(), default=versions[-1])
+    return triton_config.loading(config, max(LOADED, sum(each >= lowest for each in versions)))
 
 
 @contextmanager

@@ -63,9 +63,9 @@ class Trial:
             # A shared UNet has slots for more parts than the segmenter; those that are taken come first.
             parts = len(entry.description["parts"])
             cross_CPhw, attended = cross_CPhw[:, :parts], attended if SELF in found else attended[:, :parts]
-        scores_Phw = slime_was.scores(cross_CPhw, attended, postprocess)
-        mask: Mask = slime_was.segment(slime_was.sharpened(scores_Phw, postprocess, fitted_3SS), *image_HW3.shape[:2])
-        return mask
+        scores_Phw = slime_was.sharpened(slime_was.scores(cross_CPhw, attended, postprocess), postprocess, fitted_3SS)
+        mask: Any = slime_was.segment(scores_Phw, *image_HW3.shape[:2])
+        return np.asarray(mask, np.uint8)
 
     def _reading(self, model: str) -> dict[str, Any]:
         told = layout.parameters(self._repository / model)
