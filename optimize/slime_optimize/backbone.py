@@ -169,11 +169,7 @@ def choose_device(name: str) -> torch.device:
 
 
 def load_backbone(
-    name: str | Path,
-    device: str | torch.device = "cpu",
-    dtype: torch.dtype = torch.float32,
-    *,
-    tiny: str | None = None,
+    name: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32, *, tiny: str | None = None
 ) -> Backbone:
     """Load `embedded`, a folder in diffusers layout, or a hub id, frozen and in evaluation mode.
 

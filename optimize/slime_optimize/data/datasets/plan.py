@@ -40,7 +40,7 @@ class Read:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What to write. Each of `items` reads one file when called; `about`, plain JSON, says the rules that they follow."""
+    """What to write. Each of `items` reads one file when called; `about`, plain JSON, has the rules they follow."""
 
     parts: tuple[str, ...]
     items: tuple[Callable[[], Read], ...]
