@@ -34,7 +34,7 @@ from slime_export.publish.publication import publish as published
 from slime_export.publish.server_control import Server
 from slime_export.shared_form import group_of
 from slime_optimize.backbone import Backbone, load_backbone
-from slime_optimize.method.predict import Predictor
+from slime_optimize.method.prediction import Predictor
 from slime_optimize.segmenter import Segmenter
 from slime_repository import layout, listing, shared_store
 from slime_repository.manifest import verify
