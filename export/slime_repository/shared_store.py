@@ -12,6 +12,7 @@ from typing import Any
 
 from slime_repository.contract import SEGMENTERS
 from slime_repository.errors import RepositoryError
+from slime_repository.record import Check, read_check
 from slime_repository.shared_contract import STORE
 from slime_store import Entry, Store, StoreError
 from slime_store.store import ENDING, read
@@ -48,7 +49,24 @@ def entry(repository: Path, name: str) -> Entry:
 
 def earlier(repository: Path, name: str, version: int) -> Entry:
     """Return the segmenter's file of an earlier version. Raises RepositoryError where it is damaged or missing."""
-    return _read(repository, history(repository, name) / f"{version}{ENDING}")
+    return _read(repository, file_of(history(repository, name), version))
+
+
+def file_of(folder: Path, version: int) -> Path:
+    """Return the file of an earlier version in a segmenter's folder of them."""
+    return folder / f"{version}{ENDING}"
+
+
+def members(repository: Path, group: str) -> list[str]:
+    """Return the names of the segmenters that a group's ensemble serves."""
+    return [name for name, told in descriptions(repository).items() if told["model"] == group]
+
+
+def check_of(repository: Path, name: str, version: int | None = None) -> Check | None:
+    """Return what this version of a segmenter must answer, or the one that serves; None where that was not kept."""
+    wanted = versions(repository, name)[-1] if version is None else version
+    folder = checks(repository, name) / str(wanted)
+    return read_check(folder) if folder.is_dir() else None
 
 
 def descriptions(repository: Path) -> dict[str, dict[str, Any]]:
@@ -58,9 +76,10 @@ def descriptions(repository: Path) -> dict[str, dict[str, Any]]:
 
 def versions(repository: Path, name: str) -> list[int]:
     """Return the versions of a shared segmenter that are there, lowest first; the last one serves."""
-    found = sorted(int(each.stem) for each in history(repository, name).glob(f"*{ENDING}"))
-    serves = store_of(repository).path(name).exists()
-    return [*found, int(entry(repository, name).description[VERSION])] if serves else found
+    found = {int(each.stem) for each in history(repository, name).glob(f"*{ENDING}")}
+    if store_of(repository).path(name).exists():
+        found.add(int(entry(repository, name).description[VERSION]))
+    return sorted(found)
 
 
 def _read(repository: Path, path: Path) -> Entry:

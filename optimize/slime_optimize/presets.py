@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from slime_optimize.errors import InputError
-from slime_optimize.settings import Settings
+from slime_optimize.settings import Settings, in_current_words
 
 # The equations. Of eq. 7's sum over pixels it takes the mean (Settings.was_reduction says why).
 PAPER = Settings()
@@ -56,4 +56,7 @@ def preset(name: str, recommended: Mapping[str, Any] | None = None) -> Settings:
     for key in given:
         if key not in ("every", *PRESETS):
             raise InputError(f"{_SOURCE}: got {key!r}, expected settings under every, {', '.join(sorted(PRESETS))}")
-    return PRESETS[name].changed(given.get("every", {}), _SOURCE).changed(given.get(name, {}), _SOURCE)
+    settings = PRESETS[name]
+    for key in ("every", name):
+        settings = settings.changed(in_current_words(given.get(key, {})), _SOURCE)
+    return settings

@@ -11,7 +11,7 @@ from __future__ import annotations
 import datetime
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,8 @@ from torch import Tensor
 
 from slime_optimize.errors import InputError, first_line
 from slime_optimize.files import whole, write_text
-from slime_optimize.settings import Settings
+from slime_optimize.method.seeds import sampled_noise
+from slime_optimize.settings import Settings, in_current_words
 from slime_optimize.tiny import TinyName
 
 FORMAT = 1
@@ -85,6 +86,24 @@ class Segmenter:
         rows = learned_KD.detach().to(self.text_embedding)
         return replace(self, text_embedding=in_place(self.text_embedding, rows))
 
+    def at_test_time(self, changes: Sequence[str]) -> Segmenter:
+        """Return a copy with test-time settings changed, each of `changes` "NAME=VALUE" as after --set.
+
+        Noise for more samples is drawn again from the segmenter's seed. Raises InputError, in one line, for settings
+        that take part in learning, for values that do not fit, and where the seed no longer gives the stored noise.
+        """
+        settings = self.settings.at_test_time(changes)
+        noise, wanted = self.noise, settings.noise_samples
+        if wanted > len(noise):
+            again = sampled_noise(self.latent_size, self.seed, wanted)
+            if not torch.equal(again[: len(noise)], noise.to(again)):
+                raise InputError(
+                    f"--set noise_samples={wanted}: the noise of seed {self.seed} is not what this segmenter was made "
+                    f"with, so that no more of it can be drawn; expected 1 to {len(noise)}"
+                )
+            noise = again.to(noise)
+        return replace(self, settings=settings, noise=noise[:wanted])
+
     @property
     def hash(self) -> str:
         """sha256 of everything that decides the masks, for parameters of the served model."""
@@ -119,7 +138,7 @@ class Segmenter:
                 backbone_id=facts["backbone"]["id"],
                 backbone_hash=facts["backbone"]["hash"],
                 tiny=TinyName(**facts["tiny_encoder"]) if facts.get("tiny_encoder") else None,
-                settings=Settings().changed(facts["settings"], source=str(folder / JSON_FILE)),
+                settings=Settings().changed(in_current_words(facts["settings"]), source=str(folder / JSON_FILE)),
                 training_images=tuple(facts["training_images"]),
                 **{name: facts[name] for name in _PLAIN},
             )

@@ -14,8 +14,8 @@ import pytest
 from exporting import Exported
 
 from slime_export.graph import chunking, winograd
-from slime_export.graph import counts as graph
-from slime_export.proof import parity
+from slime_export.graph import inspection as graph
+from slime_export.proof import parity, report
 from slime_image import decode
 from slime_optimize import training_image
 from slime_repository import layout, record
@@ -121,7 +121,7 @@ def test_repository_of_another_backbone(
 
 @pytest.mark.usefixtures("without_tracing")
 def test_failed_parity(mistake: Callable[..., str], exported: Exported, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parity, "difference", lambda got, expected: parity.Difference(largest=0.5, mean=0))
+    monkeypatch.setattr(parity, "difference", lambda got, expected: report.Difference(largest=0.5, mean=0))
     line = mistake(exported.repository, 1, exported.folder)
     assert "parity: LATENTS at batch 1 differs by 0.5 of the largest value, expected at most 0.0001" in line
 

@@ -2,38 +2,26 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 from test_export_repository import FakeServer, run
 
-from slime_export.publish import listing
+from slime_export.commands.repository import main, table
 from slime_export.publish.lock import locked
-from slime_repository import layout
+from slime_repository import layout, listing
 
-SCRIPT = Path(__file__).resolve().parents[2] / "export" / "repository.py"
 Command = Callable[..., tuple[int, str, str]]
 
 
-@pytest.fixture(scope="module")
-def script() -> ModuleType:
-    specification = importlib.util.spec_from_file_location("export_repository", SCRIPT)
-    assert specification and specification.loader
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture
-def command(script: ModuleType, capsys: pytest.CaptureFixture[str]) -> Command:
+def command(capsys: pytest.CaptureFixture[str]) -> Command:
     """(*arguments) -> exit code, stdout, stderr."""
 
     def call(*arguments: object) -> tuple[int, str, str]:
-        code = script.main([str(each) for each in arguments])
+        code = main([str(each) for each in arguments])
         return (code, *capsys.readouterr())
 
     return call
@@ -69,10 +57,10 @@ def test_list_for_scripts(command: Command, repository: Path) -> None:
 def test_states_on_a_server(repository: Path) -> None:
     server = FakeServer(repository)
     server.load("car")
-    assert [row.state for row in listing.rows(repository, server)] == ["ready", "unavailable"]
+    assert [row.state for row in listing.rows(repository, server.states())] == ["ready", "unavailable"]
     run(repository, "car")
-    assert [row.state for row in listing.rows(repository, server)] == ["ready with version 2", "unavailable"]
-    assert listing.table(listing.rows(repository, server)).splitlines()[0].endswith("state")
+    assert [row.state for row in listing.rows(repository, server.states())] == ["ready with version 2", "unavailable"]
+    assert table(listing.rows(repository, server.states())).splitlines()[0].endswith("state")
 
 
 def test_nothing_there(command: Command, tmp_path: Path) -> None:
@@ -120,7 +108,7 @@ def test_a_repository_that_stays_busy(command: Command, repository: Path) -> Non
 
 
 @pytest.mark.parametrize("old", ["--key-file", "--key", "--ca"])
-def test_options_under_their_old_names(script: ModuleType, capsys: pytest.CaptureFixture[str], old: str) -> None:
+def test_options_under_their_old_names(capsys: pytest.CaptureFixture[str], old: str) -> None:
     with pytest.raises(SystemExit, match="2"):
-        script.main(["list", "repository", old, "file"])
+        main(["list", "repository", old, "file"])
     assert f"{old} has another name now: --" in capsys.readouterr().err

@@ -155,7 +155,7 @@ def test_changed_code_becomes_a_new_version_until_others_would_lose_theirs(tmp_p
         code.write_text(code.read_text() + "\nOLDER = 1\n")
         (repository / manifest.FILE).unlink()  # the next publication writes one of what it finds
         if version == 3:
-            with pytest.raises(RepositoryError, match=r"horse still uses version 1 of was.*export horse again first"):
+            with pytest.raises(RepositoryError, match=r"horse still uses version 1 of was.*repository.py upgrade"):
                 run(repository, "car")
             run(repository, "horse")
         assert run(repository, "car").versions.was == version
@@ -268,7 +268,7 @@ class FakeServer(Server):
     def states(self) -> dict[str, dict[int, str]]:
         return {model: dict.fromkeys(versions, "READY") for model, (versions, _) in self.loaded.items()}
 
-    def try_out(self, name: str, config: str, check: Check) -> None:
+    def try_out(self, name: str, config: str, check: Check, segmenter: str | None = None) -> None:
         assert layout.config_text(self.repository / name) != config
         for model, version in layout.pins(config).items():
             assert self.has(model, version)

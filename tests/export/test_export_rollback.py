@@ -17,10 +17,8 @@ from test_export_repository import FakeServer, assert_servable, killed, run
 
 from slime_export.errors import ServerError
 from slime_export.publish import changes
-from slime_export.publish import common_models as common
-from slime_export.publish.removal import remove
-from slime_export.publish.rollback import rollback
-from slime_repository import layout, record
+from slime_export.publish.maintenance import remove, rollback
+from slime_repository import layout, record, served_code
 from slime_repository.errors import RepositoryError
 
 
@@ -120,9 +118,11 @@ def test_old_content_that_was_damaged_does_not_serve_again(repository: Path) -> 
 def test_code_of_then_serves_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What a version was made of counts, also when `was` has had two versions since."""
     repository = tmp_path / "repository"
-    real = common.wanted_files
+    real = served_code.wanted_files
     for generation in ("old", "newer", "newest"):
-        monkeypatch.setattr(common, "wanted_files", lambda kind, g=generation: {**real(kind), "model.py": g.encode()})
+        monkeypatch.setattr(
+            served_code, "wanted_files", lambda kind, g=generation: {**real(kind), "model.py": g.encode()}
+        )
         run(repository, keep=3)
     assert layout.versions(repository / "was") == [1, 2, 3]
     rollback(repository, "car", 1, say=quiet)

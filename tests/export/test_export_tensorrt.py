@@ -21,7 +21,7 @@ from slime_export.errors import EngineError, ExportError
 from slime_export.graph import engine_builder as tensorrt
 from slime_export.graph.accelerators import accelerator
 from slime_export.graph.engine_builder import Options
-from slime_export.graph.engine_runner import Engine
+from slime_export.graph.runtimes import Engine, OnnxModel
 from slime_export.proof import parity
 
 
@@ -171,7 +171,7 @@ def test_an_engine_answers_as_the_onnx_file(trt: ModuleType, tmp_path: Path) -> 
     assert engine.largest == 8
     for batch in (1, 3, 19):  # the last in three
         inputs = {"X": np.random.default_rng(batch).normal(size=(batch, 4, 3)).astype(np.float32).transpose(0, 2, 1)}
-        expected = parity.OnnxModel(path)({"X": np.ascontiguousarray(inputs["X"])})
+        expected = OnnxModel(path)({"X": np.ascontiguousarray(inputs["X"])})
         np.testing.assert_array_equal(engine(inputs)["Y"], expected["Y"])
     with pytest.raises(EngineError, match=r"input X of shape \(9, 3, 4\) is outside the engine's batches"):
         engine.run({"X": torch.zeros(9, 3, 4)})

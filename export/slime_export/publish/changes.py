@@ -68,10 +68,13 @@ class Changes:
         """Moves `target` out of the repository; it is deleted with the staging folder."""
         place = target.relative_to(self._repository).as_posix()
         known = {**self.manifest.files, **self.manifest.changing}
-        self._announce(dict.fromkeys(path for path in known if path == place or path.startswith(f"{place}/")))
+        leaving = [path for path in known if path == place or path.startswith(f"{place}/")]
+        # What came with these changes may be missing as it is, and may be there until it has left.
+        self._announce(dict.fromkeys(path for path in leaving if path in self.manifest.files))
         aside = self._aside()
         rename(target, aside)
         self.on_undo(lambda: rename(aside, target))
+        self._announce(dict.fromkeys(path for path in leaving if path not in self.manifest.files))
 
     def write(self, target: Path, content: str | bytes) -> None:
         """Puts a small file with this content in place of `target`, in one step."""

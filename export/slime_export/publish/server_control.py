@@ -82,11 +82,12 @@ class Server:
                 "check that it serves the repository published into"
             )
 
-    def try_out(self, name: str, config: str, check: Check) -> None:
+    def try_out(self, name: str, config: str, check: Check, segmenter: str | None = None) -> None:
         """Have the server load this ensemble configuration under a name of its own, and answer `check` with it.
 
-        No client sees that name, and the segmenter `name` is not touched. Raises ServerError where the server refuses
-        it, or answers wrongly.
+        `segmenter`: which one is asked for, where the ensemble serves shared ones. No client sees the name, and the
+        ensemble `name` is not touched. Raises ServerError where the server refuses the configuration, WrongMaskError
+        where it answers wrongly.
         """
         # A dot, which no segmenter's name has. Triton wants a file in the version's folder to know of the version.
         private = f"{name}.next"
@@ -95,18 +96,18 @@ class Server:
         request.parameters["file:1/version"].bytes_param = b"1"
         try:
             self._ask(f"load of {name}'s next version", "RepositoryModelLoad", request)
-            self._require(check, self._mask(private, {tensors.IMAGE: check.image}), name)
+            self._require(check, segmenter or name, private, segmenter)
         finally:
             with suppress(ServerError):
                 self.unload(private)
 
     def try_shared(self, group: str, name: str, check: Check) -> None:
-        """Ask the group's ensemble for the segmenter of this name. Raises ServerError where it answers wrongly."""
-        mask_HW = self._mask(group, {tensors.IMAGE: check.image, tensors.SEGMENTER: name.encode()})
-        self._require(check, mask_HW, name.lstrip("."))
+        """Ask the group's ensemble for the segmenter of this name. Raises WrongMaskError where it answers wrongly."""
+        self._require(check, name.lstrip("."), group, name)
 
-    def _require(self, check: Check, mask_HW: Mask, name: str) -> None:
-        if complaint := check.complaint(mask_HW):
+    def _require(self, check: Check, name: str, model: str, segmenter: str | None) -> None:
+        given = {tensors.IMAGE: check.image} | ({tensors.SEGMENTER: segmenter.encode()} if segmenter else {})
+        if complaint := check.complaint(self._mask(model, given)):
             raise WrongMaskError(f"server {self.url}: {name}'s next version {complaint}; the version before serves on")
 
     def _mask(self, model: str, given: dict[str, bytes]) -> Mask:

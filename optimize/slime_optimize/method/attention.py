@@ -25,7 +25,6 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor
 
-from slime_optimize.method.layers import Layers as Layers
 from slime_optimize.method.processors import (
     AttentionStore,
     QueryKeys,
@@ -34,6 +33,7 @@ from slime_optimize.method.processors import (
     accumulate_pairs,
     capture,
 )
+from slime_optimize.settings import Layers
 
 # Taken from a logit, it leaves nothing of its share, and fits into half precision.
 _NO_SHARE = 3e4

@@ -25,6 +25,7 @@ from torch import Tensor
 from slime_optimize.data.annotations import Example
 from slime_optimize.data.validation import Found
 from slime_optimize.errors import InputError, first_line
+from slime_optimize.settings import in_current_words
 
 CHECKPOINT_FILE = "checkpoint.safetensors"
 FORMAT = 1
@@ -87,7 +88,7 @@ class Checkpoint:
             return None
         try:
             facts, tensors = _read(self.path)
-            same = facts["identity"] if facts["format"] == FORMAT else {"format": facts["format"]}
+            same = in_current_words(facts["identity"]) if facts["format"] == FORMAT else {"format": facts["format"]}
             differing = _differences(same, json.loads(json.dumps(identity)))
             state = None if differing else _state(facts, tensors)
         except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:

@@ -150,10 +150,17 @@ class Predictor:
 
 
 def load_predictor(
-    folder: Path, device: str | torch.device = "cpu", backbone: str | None = None, tiny: str | None = None
+    folder: Path,
+    device: str | torch.device = "cpu",
+    backbone: str | None = None,
+    tiny: str | None = None,
+    changes: Sequence[str] = (),
 ) -> Predictor:
-    """The segmenter in `folder`, on the backbone and tiny encoder it names, or on these, of the same content."""
-    segmenter = Segmenter.load(folder)
+    """Load the segmenter in `folder`, on the backbone and tiny encoder that it names, or on these, of equal content.
+
+    `changes` to test-time settings are "NAME=VALUE" each, as `Segmenter.at_test_time` takes them.
+    """
+    segmenter = Segmenter.load(folder).at_test_time(changes)
     tiny = tiny or segmenter.tiny_id
     return Predictor(segmenter, load_backbone(backbone or segmenter.backbone_id, device, tiny=tiny))
 

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from slime_optimize.backbone import Backbone
 from slime_optimize.method.attention import attend
-from slime_optimize.method.chance import generator
 from slime_optimize.method.losses import Answer, Losses, losses
 from slime_optimize.method.processors import plain
+from slime_optimize.method.seeds import generator
 from slime_optimize.settings import Settings
 
 

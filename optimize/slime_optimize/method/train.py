@@ -24,10 +24,10 @@ from slime_optimize.backbone import TOKENS, Backbone
 from slime_optimize.data.annotations import Example, check_parts
 from slime_optimize.data.validation import Found, Validation, compared, measure
 from slime_optimize.errors import InputError, OptimisationError
-from slime_optimize.method.chance import generator
 from slime_optimize.method.checkpoint import Checkpoint, State, adam_state, digest, restore_adam
 from slime_optimize.method.losses import Losses
 from slime_optimize.method.predict import Predictor
+from slime_optimize.method.seeds import sampled_noise
 from slime_optimize.method.step import Stepper
 from slime_optimize.method.views import views
 from slime_optimize.picture import palette
@@ -156,14 +156,6 @@ def initial_text(backbone: Backbone, settings: Settings, parts: int) -> Tensor:
     """The embedding of the prompt word, repeated: (1,T,D), its first row the background's."""
     times = TOKENS if settings.prompt_times == "tokens" else parts
     return backbone.encode_text(" ".join([settings.prompt_word] * times)).float()
-
-
-def sampled_noise(latent_size: int, seed: int, noise_samples: int = 1) -> Tensor:
-    """The noise that a segmenter adds to every image, (noise_samples,4,h,w) float32; more leave the first as it is."""
-    shape = (1, 4, latent_size, latent_size)
-    return torch.cat(
-        [torch.randn(shape, generator=generator(seed, "test noise", draw)) for draw in range(noise_samples)]
-    )
 
 
 def rate(settings: Settings, step: int, steps: int) -> float:

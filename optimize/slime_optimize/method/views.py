@@ -19,7 +19,7 @@ from slime_image import fit, fit_mask
 from slime_optimize.backbone import Backbone
 from slime_optimize.data.examples import Example
 from slime_optimize.method.augment import apply_view, draw_view, part_points, recoloured
-from slime_optimize.method.chance import generator
+from slime_optimize.method.seeds import generator
 from slime_optimize.settings import Settings
 
 # Views encoded at once: sixteen of 128 x 128, and one where the images are SD's 512 x 512.
