@@ -225,7 +225,9 @@ def test_a_group_is_upgraded_while_it_answers(publish: Publisher, server: Served
         "segmenters": 1,
         "was": 1,
     }
-    assert {each.name for each in outcomes} == set(shared_store.names(repository)) and not any(each.reason for each in outcomes)
+    assert {each.name for each in outcomes} == set(shared_store.names(repository)) and not any(
+        each.reason for each in outcomes
+    )
     assert min((mask == expected).mean() for mask in masks) > 0.999 and len(masks) > 1
     assert verify(repository)
 
