@@ -14,15 +14,7 @@ import grpc.aio
 from tritonclient.grpc import service_pb2_grpc
 
 from slime_client.access import Access
-from slime_client.core import (
-    DEFAULT_TIMEOUT_S,
-    LIVE_TIMEOUT_S,
-    NOT_CONNECTED,
-    Answer,
-    SegmenterCore,
-    checked_concurrency,
-    listing,
-)
+from slime_client.core import DEFAULT_TIMEOUT_S, LIVE_TIMEOUT_S, Answer, SegmenterCore, listing
 from slime_client.images import ImageLike
 from slime_client.lookup import Description
 from slime_client.mask import Mask
@@ -72,7 +64,7 @@ class Segmenter(SegmenterCore, AbstractAsyncContextManager["Segmenter", None]):
         timeout: float | None = None,
     ) -> AsyncIterator[Answer]:
         """Yield the masks of many images, several in flight; see `slime_client.Segmenter.segment_many`."""
-        return self._window(images, checked_concurrency(concurrency), ordered, scores=scores, timeout=timeout)
+        return self._window(images, self.checked_concurrency(concurrency), ordered, scores=scores, timeout=timeout)
 
     async def live(self, *, timeout: float = LIVE_TIMEOUT_S) -> bool:
         """Return whether the server answers at all; never raises for a server that does not."""
@@ -116,7 +108,7 @@ class Segmenter(SegmenterCore, AbstractAsyncContextManager["Segmenter", None]):
 
     async def _run(self, steps: Steps[Result]) -> Result:
         if self._connection is None:
-            raise self._unusable(NOT_CONNECTED)
+            raise self._unconnected()
         return await self._connection.run(steps)
 
 

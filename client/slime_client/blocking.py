@@ -12,15 +12,7 @@ import grpc
 from tritonclient.grpc import service_pb2_grpc
 
 from slime_client.access import Access
-from slime_client.core import (
-    DEFAULT_TIMEOUT_S,
-    LIVE_TIMEOUT_S,
-    MAX_CONCURRENCY,
-    Answer,
-    SegmenterCore,
-    checked_concurrency,
-    listing,
-)
+from slime_client.core import DEFAULT_TIMEOUT_S, LIVE_TIMEOUT_S, MAX_CONCURRENCY, Answer, SegmenterCore, listing
 from slime_client.errors import CANCELLED, SegmenterError
 from slime_client.images import ImageLike
 from slime_client.lookup import Description
@@ -44,12 +36,7 @@ class Connection:
         self._running: set[Cancellation] = set()
 
     def ask(self, method: str, request: Any, timeout: float) -> Any:
-        """Send one request of Triton's gRPC service, once, and return its answer.
-
-        Args:
-            method: name of the call, such as "RepositoryIndex".
-            request: its protobuf message.
-            timeout: seconds.
+        """Send a protobuf message to `method` of Triton's gRPC service, once, and return the answer.
 
         Raises:
             grpc.RpcError: what the server or the connection ended the call with.
@@ -190,7 +177,7 @@ class Segmenter(SegmenterCore, AbstractContextManager["Segmenter", None]):
             scores: ask for the parts' score maps too.
             timeout: seconds for each image.
         """
-        return self._window(images, checked_concurrency(concurrency), ordered, scores=scores, timeout=timeout)
+        return self._window(images, self.checked_concurrency(concurrency), ordered, scores=scores, timeout=timeout)
 
     def live(self, *, timeout: float = LIVE_TIMEOUT_S) -> bool:
         """Return whether the server answers at all; never raises for a server that does not."""

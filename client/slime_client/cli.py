@@ -20,7 +20,7 @@ from typing import NoReturn
 from slime_client import access
 from slime_client.batch import COCO_FILE, Batch, run
 from slime_client.blocking import Segmenter, segmenters
-from slime_client.core import DEFAULT_TIMEOUT_S, checked_concurrency
+from slime_client.core import DEFAULT_TIMEOUT_S
 from slime_client.errors import INVALID_ARGUMENT, SegmenterError
 from slime_client.formats import FORMATS, OVERLAY
 from slime_client.jobs import JOURNAL, listed, plan
@@ -63,7 +63,7 @@ def _segment(words: Sequence[str], prog: str) -> int:
     if not jobs:
         given = ", ".join(arguments) or "nothing"
         raise SegmenterError(f"{given}: no images found; give image files, folders, globs or -", INVALID_ARGUMENT)
-    concurrency = checked_concurrency(options.concurrency)
+    concurrency = Segmenter.checked_concurrency(options.concurrency)
     with _connected(options) as segmenter:
         try:
             options.out.mkdir(parents=True, exist_ok=True)

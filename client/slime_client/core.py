@@ -26,7 +26,6 @@ from slime_client.protocol import SHARED, Asker, Deadline, Retry, Steps, Work
 DEFAULT_TIMEOUT_S = 30.0
 LIVE_TIMEOUT_S = 5.0
 MAX_CONCURRENCY = 256
-NOT_CONNECTED = "not connected yet; enter it with `async with`"
 _CLOSING_S = 2.0
 # Publishing takes names of up to 64 letters.
 _LONGEST_NAME = 256
@@ -126,7 +125,7 @@ class SegmenterCore:
     def description(self) -> Description:
         """What the server says of the segmenter, its form included, in the newest version that answered."""
         if self._description is None:
-            raise self._unusable(NOT_CONNECTED)
+            raise self._unconnected()
         return self._description
 
     def __repr__(self) -> str:
@@ -211,6 +210,16 @@ class SegmenterCore:
     def _closing(self) -> Steps[None]:
         yield from self._regions.close(Deadline(_CLOSING_S))
 
+    @staticmethod
+    def checked_concurrency(number: int) -> int:
+        """Return the number of images in flight. Raises SegmenterError (INVALID_ARGUMENT) unless it is 1 to 256."""
+        if not isinstance(number, int) or not 1 <= number <= MAX_CONCURRENCY:
+            raise SegmenterError(f"concurrency: got {number!r}, expected 1 to {MAX_CONCURRENCY}", INVALID_ARGUMENT)
+        return number
+
+    def _unconnected(self) -> SegmenterError:
+        return self._unusable("not connected yet; enter it with `async with`")
+
     def _unusable(self, why: str) -> SegmenterError:
         return SegmenterError(f"segmenter {self._name!r}: {why}", FAILED_PRECONDITION)
 
@@ -218,17 +227,6 @@ class SegmenterCore:
 def listing(url: str, timeout: float, retry: Retry | None) -> Steps[list[Description]]:
     """Return the steps of `segmenters`. Raises SegmenterError at once for what cannot be an address."""
     return lookup.every(_server(url, retry), Deadline(timeout))
-
-
-def checked_concurrency(number: int) -> int:
-    """Return the number of images in flight.
-
-    Raises:
-        SegmenterError: INVALID_ARGUMENT when it is none from 1 to 256.
-    """
-    if not isinstance(number, int) or not 1 <= number <= MAX_CONCURRENCY:
-        raise SegmenterError(f"concurrency: got {number!r}, expected 1 to {MAX_CONCURRENCY}", INVALID_ARGUMENT)
-    return number
 
 
 def _request(segmenter: Description, image: EncodedImage, scores: bool, region: Region | None) -> Any:

@@ -51,11 +51,9 @@ class EncodedImage:
 
 
 def encode(image: ImageLike, *, compress: bool = False) -> EncodedImage:
-    """Turn any accepted image into encoded bytes.
+    """Turn an image into encoded bytes: a path, bytes of a JPEG, PNG or WebP, a uint8 RGB array (H, W, 3), a PIL image.
 
-    Args:
-        image: a path; bytes of a JPEG, PNG or WebP; a uint8 RGB array (H, W, 3); a PIL image.
-        compress: arrays and PIL images as PNG rather than as raw pixels.
+    With `compress`, arrays and PIL images become PNG rather than raw pixels.
 
     Raises:
         SegmenterError: INVALID_ARGUMENT, naming what was given and what is accepted.

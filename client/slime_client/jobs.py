@@ -40,11 +40,8 @@ class Job:
 def plan(arguments: Iterable[str], out: Path, results: Callable[[Path, str], list[Path]], stdin: BinaryIO) -> list[Job]:
     """Return the jobs for a command line's images, in its order. Of two images of one stem, the later gets a number.
 
-    Args:
-        arguments: files, folders, globs, "-".
-        out: the results' folder.
-        results: returns all files that an image of a stem becomes in a folder.
-        stdin: where "-" is read from.
+    `arguments` are files, folders, globs and "-", which is read from `stdin`. `results` returns all files that an image
+    of a stem becomes in the folder `out`.
 
     Raises:
         SegmenterError: INVALID_ARGUMENT when a result would replace an image that was given.
@@ -111,11 +108,7 @@ def _distinct_stems(images: list[Path]) -> list[str]:
 
 
 class Journal:
-    """The lines of one folder, by the results' stem; the newest of each counts.
-
-    Args:
-        folder: where the results are.
-        formats: the results that are wanted of each image.
+    """The lines of a folder of results by stem, the newest of each; `formats` are the results wanted of each image.
 
     Raises:
         SegmenterError: INVALID_ARGUMENT when the folder's journal cannot be read or written.

@@ -126,12 +126,8 @@ class Asker:
     def ask(self, method: str, request: Any, deadline: Deadline, *, segmenter: str, subject: str) -> Steps[Any]:
         """Return the answer to one request, tried again while the server is unavailable and time is left.
 
-        Args:
-            method: name of the call in Triton's gRPC service.
-            request: its message.
-            deadline: of all tries and the pauses between them.
-            segmenter: name of the segmenter, for error messages.
-            subject: what is sent or asked for, for error messages.
+        `deadline` is that of all tries and the pauses between them. Error messages name the `segmenter`, and the
+        `subject`, which is what is sent or asked for.
 
         Raises:
             SegmenterError: whatever the server or the connection ended with.
@@ -169,14 +165,9 @@ def element(data: bytes) -> bytes:
 def output(
     answer: Any, name: str, dtype: type[np.generic], dimensions: int, elsewhere: bytes = b""
 ) -> npt.NDArray[Any]:
-    """Return one output tensor of a ModelInferResponse as a writable array.
+    """Return one output tensor of a ModelInferResponse as a writable array of `dtype` with so many dimensions.
 
-    Args:
-        answer: the response.
-        name: name of the output.
-        dtype: the type that it must have.
-        dimensions: the number of dimensions that it must have.
-        elsewhere: the shared memory that the request pointed at, if any; the answer's own contents come first.
+    `elsewhere` is the shared memory that the request pointed at, if any; the answer's own contents come first.
 
     Raises:
         SegmenterError: INTERNAL when it is missing, or of another type or number of dimensions.

@@ -73,7 +73,15 @@ class Control:
 
         Triton calls itself ready while the Python process behind a model is dead, so only an answer counts.
         """
-        shape = self._mask_shape(served, _picture(), timeout)
+        given = {tensors.IMAGE: _picture()}
+        if served.segmenter:
+            given[tensors.SEGMENTER] = served.segmenter.encode()
+        inputs = [http.InferInput(name, [1], "BYTES") for name in given]
+        for tensor, value in zip(inputs, given.values(), strict=True):
+            tensor.set_data_from_numpy(np.array([value], dtype=object))
+        wanted = [http.InferRequestedOutput(tensors.MASK)]
+        answer = self._asked(timeout, lambda client: client.infer(served.ensemble, inputs, outputs=wanted))
+        shape = tuple(answer.as_numpy(tensors.MASK).shape)
         if shape != PROBE_SIZE:
             raise UnansweredError(f"got a mask of shape {shape}, expected {PROBE_SIZE}; export it again")
 
@@ -84,15 +92,6 @@ class Control:
         """
         statistics = self._asked(_SHORT_SECONDS, lambda client: client.get_inference_statistics(contract.WAS))
         return sum(int(each["inference_stats"]["success"].get("count", 0)) for each in statistics["model_stats"])
-
-    def _mask_shape(self, served: Served, image: bytes, timeout: float) -> tuple[int, ...]:
-        given = {tensors.IMAGE: image} | ({tensors.SEGMENTER: served.segmenter.encode()} if served.segmenter else {})
-        inputs = [http.InferInput(name, [1], "BYTES") for name in given]
-        for tensor, value in zip(inputs, given.values(), strict=True):
-            tensor.set_data_from_numpy(np.array([value], dtype=object))
-        wanted = [http.InferRequestedOutput(tensors.MASK)]
-        answer = self._asked(timeout, lambda client: client.infer(served.ensemble, inputs, outputs=wanted))
-        return tuple(answer.as_numpy(tensors.MASK).shape)
 
     def _asked(self, timeout: float, ask: Callable[[Any], Answer]) -> Answer:
         waiting = {"connection_timeout": min(timeout, 5.0), "network_timeout": timeout}

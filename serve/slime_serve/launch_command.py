@@ -95,7 +95,13 @@ def _parser(prog: str | None, *, everything: bool) -> argparse.ArgumentParser:
         port = getattr(default, f"{name}_port")
         add(f"--{name}-port", type=int, default=port, metavar="N", help=f"port; 0: any free one (default {port})")
     add("--threads", type=int, default=default.threads, metavar="N", help="for each network (default: all cores)")
-    add("--timeout", type=float, default=default.timeout, metavar="S", help="seconds to wait until ready (300)")
+    add(
+        "--timeout",
+        type=float,
+        default=default.timeout,
+        metavar="S",
+        help=f"seconds to wait until ready ({default.timeout:g})",
+    )
     add("--log", type=Path, metavar="FILE", help="file for the server's output (default: a temporary one)")
     unverified = "serve files that are not as the manifest says"
     add("--no-verify", dest="verify", action="store_false", help=unverified)
@@ -115,7 +121,8 @@ def _parser(prog: str | None, *, everything: bool) -> argparse.ArgumentParser:
         return text if everything else argparse.SUPPRESS
 
     several = "processes of a model (default: as suits the machine); repeatable"
-    probing, draining = "seconds between two probes of the running server (5)", "seconds to finish in, stopped (10)"
+    probing = f"seconds between two probes of the running server ({default.probe:g})"
+    draining = f"seconds that requests have to finish once it is asked to stop ({default.drain:g})"
     add("--instances", type=_instances, action="append", default=[], metavar="MODEL=N", help=shown(several))
     add("--probe", type=float, default=default.probe, metavar="S", help=shown(probing))
     add("--drain", type=float, default=default.drain, metavar="S", help=shown(draining))
@@ -124,8 +131,13 @@ def _parser(prog: str | None, *, everything: bool) -> argparse.ArgumentParser:
     add("--trace-otlp", metavar="URL", help=shown("OpenTelemetry collector that takes traces, OTLP over HTTP"))
     tracing = f"trace one request in N (default {default.trace_every})"
     add("--trace-every", type=int, default=default.trace_every, metavar="N", help=shown(tracing))
-    further = "further argument of tritonserver; repeatable"
-    add("--triton", action="append", default=[], metavar="ARGUMENT", help=shown(further))
+    add(
+        "--triton",
+        action="append",
+        default=[],
+        metavar="ARGUMENT",
+        help=shown("further one of tritonserver; repeatable"),
+    )
     return parser
 
 

@@ -103,10 +103,11 @@ class Server:
     def _watched(self) -> str:
         """Look after the process until it has to be started again; return why."""
         assert self._process is not None
+        listen = self._settings.security.listen
         watch = Watch(
             self._process.pid,
             self._control,
-            grpc=(_reachable(self._settings.security.listen), self._ports["grpc"]),
+            grpc=(LOOPBACK if listen == "0.0.0.0" else listen, self._ports["grpc"]),
             probes=lambda: _read(self._settings.repository).probes,
             every=self._settings.probe,
             say=self._say,
@@ -173,22 +174,18 @@ class Server:
         with _thread() as pool:
             for served in found.probes:
                 left = max(1.0, deadline - time.monotonic())
-                with self._tolerated(f"segmenter {served.name}: the server cannot answer with it", say):
+                try:
                     self._finished(pool.submit(self._control.probe, served, left), deadline)
                     answered += 1
+                except UnansweredError as error:
+                    name = served.name
+                    text = f"segmenter {name}: the server cannot answer with it ({error}); its log: {self._log}"
+                    if say is None:
+                        raise ServerError(text) from error
+                    say(text)
         if not answered:
             raise ServerError(f"server: none of its segmenters answers; its log: {self._log}")
         self._repository, self.segmenters = found, found.segmenters
-
-    @contextlib.contextmanager
-    def _tolerated(self, what: str, say: Callable[[str], None] | None) -> Iterator[None]:
-        try:
-            yield
-        except UnansweredError as error:
-            text = f"{what} ({error}); its log: {self._log}"
-            if say is None:
-                raise ServerError(text) from error
-            say(text)
 
     def _finished(self, task: Future[Result], deadline: float) -> Result:
         while not task.done():
@@ -259,11 +256,6 @@ def _thread() -> Iterator[ThreadPoolExecutor]:
         yield pool
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
-
-
-def _reachable(address: str) -> str:
-    """Return where to reach, from this machine, what listens on ``address``."""
-    return LOOPBACK if address == "0.0.0.0" else address
 
 
 @contextlib.contextmanager
