@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module, metadata
 
+OLDEST = (3, 11)  # Python that everything but the client needs
 UNUSABLE = 2  # the exit code of every command for input that cannot be used
 
 
@@ -81,6 +82,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if name not in COMMANDS:
         return _refused(f"slime: got {name!r}, expected one of {', '.join(COMMANDS)}; slime --help explains them")
     command = COMMANDS[name]
+    if sys.version_info[:2] < OLDEST and command.extra != "client":
+        got = ".".join(map(str, sys.version_info[:2]))
+        return _refused(f"slime {name}: needs Python 3.11 or newer, got {got}; only slime segment runs on older ones")
     try:
         run: Callable[..., int] = import_module(command.module).main
         return run(words[1:], prog=f"slime {name}")
