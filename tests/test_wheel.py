@@ -65,7 +65,7 @@ def test_the_wheel_holds_what_a_checkout_finds_beside_its_packages(installed: In
     models = [f"model_repository/{path.parent.name}/1/model.py" for path in (ROOT / "model_repository").glob("*/1")]
     assert len(models) == 3
     wanted = {
-        *(f"slime_export/{model}" for model in models),
+        *(f"slime_repository/{model}" for model in models),
         "slime_optimize/embedded/unet/diffusion_pytorch_model.safetensors",
         "slime_optimize/embedded/slime.json",
         "slime_serve/backends/onnxruntime/model.py",

@@ -219,8 +219,7 @@ def test_a_truncated_pil_image(car: Segmenter, tmp_path: Path) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     Image.fromarray(noise).save(path)
     path.write_bytes(path.read_bytes()[:2000])
-    with Image.open(path) as image:
-        error = failure(lambda: car.segment(image))
+    error = failure(lambda: car.segment(Image.open(path)))
     assert error.code == "INVALID_ARGUMENT"
 
 

@@ -57,7 +57,6 @@ def test_an_export_killed_half_way(exported: Exported, tmp_path: Path, snapshot:
         said.append(line)
         if line.startswith("tracing the UNet"):
             process.send_signal(signal.SIGKILL)
-    process.stdout.close()
     assert process.wait() == -signal.SIGKILL
     assert not [line for line in said if line.startswith("published")]
     left = [path for path in tmp_path.iterdir() if path.name.startswith(".models.")]

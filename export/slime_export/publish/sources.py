@@ -21,15 +21,13 @@ PACKAGES: dict[str, tuple[ModuleType, ...]] = {
 
 
 def source_model(model: str) -> Path:
-    """Return this project's own folder of a Python model: in the installed package, or else in the checkout.
-
-    Raises ExportError where it is in neither.
-    """
-    packaged, folder = Path(__file__).resolve().parents[1] / "model_repository" / model, _folder(model)
-    for each in (packaged, folder):
-        if layout.versions(each):
-            return each
-    raise ExportError(f"model {model}: its code is neither in {packaged} nor in {folder}; install slime-serve again")
+    """This project's own folder of a Python model. Raises ExportError where only its package is installed."""
+    folder = _folder(model)
+    if not layout.versions(folder):
+        raise ExportError(
+            f"model {model}: its code is not beside {folder}; export from a checkout installed with pip install -e"
+        )
+    return folder
 
 
 def wanted_files(model: str) -> dict[str, bytes]:
