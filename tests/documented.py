@@ -37,7 +37,7 @@ NOT_RUN = {
     r"slime demo$": "tests/test_wheel.py runs it, with fewer steps",
     r"docker ": "needs Docker and NVIDIA's image; tests/serve/test_container.py reads what it would run",
     r"benchmarks/gpu\.sh|backbone/train\.sh": "needs a GPU",
-    r"python backbone/(train|distil|card)\.py": "takes hours, or changes the weights that ship; tests/backbone does it small",
+    r"python backbone/(train|distil|card)\.py": "takes hours and writes what ships; tests/backbone does it small",
     r"python backbone/scenes\.py --floor-ceiling": "takes minutes; tests/backbone measures bounds of fewer scenes",
     r"(slime |python optimize/)prepare": "needs the data sets; tests/optimize prepares tiny ones in their formats",
     r".*--data data/car/test --squash": "evaluates on a data set that is not here",
@@ -123,8 +123,8 @@ def annotated(folder: Path, count: int) -> None:
 
 def prepare(command: Command, folder: Path) -> None:
     """Put in place what this command reads under a name that others use too: its mask, or an annotated folder."""
-    if "--image" in command.line:
-        count = len(re.split(r"--parts | --", command.line)[2].split())
+    if named := re.search(r"--image .*--parts ((?:\w+ )+)", command.line):
+        count = len(named[1].split())
         Image.fromarray(np.minimum(scene("car", "train-1", 0).mask, count - 1)).save(folder / "car-parts.png")
     match = re.search(r"--data (cars|annotations|labelled|unpacked-export)\b", command.line)
     if match is None:
