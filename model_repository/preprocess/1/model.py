@@ -52,7 +52,7 @@ class TritonPythonModel:
 
 class _Metrics:
     def __init__(self, model: str) -> None:
-        self.families: list[Any] = []  # A metric ends with its family.
+        self.families = []  # A metric ends with its family.
         seconds = self._family("slime_stage_seconds_total", "Time in a stage of a Python model")
         self.stages = {stage: seconds.Metric(labels={"model": model, "stage": stage}) for stage in ("decode", "fit")}
         failures = self._family("slime_decode_failures_total", "Images that were refused")

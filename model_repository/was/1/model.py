@@ -38,7 +38,7 @@ class _Metrics:
     nothing in a request tells; Triton counts those of each ensemble, `nv_inference_count{model="NAME"}`."""
 
     def __init__(self, model: str) -> None:
-        self.families: list[Any] = []  # A metric ends with its family.
+        self.families = []  # A metric ends with its family.
         seconds = self._family("slime_stage_seconds_total", "Time in a stage of a Python model")
         self.stages = {
             stage: seconds.Metric(labels={"model": model, "stage": stage}) for stage in ("weight", "sharpen", "segment")
