@@ -18,6 +18,9 @@ from pathlib import Path
 from slime_serve.errors import ServerError
 
 
+INSTALL = "pip install 'slime-serve[serve]'"
+
+
 def _stand_in() -> Path:
     """Return the folder of the stand-in backend: in the installed package, or else in the checkout around it."""
     package = Path(__file__).resolve().parent
@@ -64,7 +67,7 @@ def find() -> Wheel:
         )
     spec = importlib.util.find_spec("pytriton")
     if spec is None or spec.origin is None:
-        raise ServerError("tritonserver: package nvidia-pytriton is not installed; run: pip install 'slime-serve[serve]'")
+        raise ServerError(f"tritonserver: package nvidia-pytriton is not installed; run: {INSTALL}")
     package = Path(spec.origin).parent
     root = package / "tritonserver"
     stub = root / "python_backend_stubs" / _VERSION / "triton_python_backend_stub"
