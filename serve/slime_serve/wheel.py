@@ -17,7 +17,6 @@ from pathlib import Path
 
 from slime_serve.errors import ServerError
 
-
 INSTALL = "pip install 'slime-serve[serve]'"
 
 
