@@ -130,10 +130,8 @@ class Backbone:
 
 
 def embedded_folder() -> Path:
-    """Return the folder of the embedded backbone: in the installed package, or else in the checkout around it."""
-    here = Path(__file__).resolve()
-    packaged = here.with_name("embedded")
-    return packaged if packaged.is_dir() else here.parents[2] / "backbone" / "weights"
+    """Where the repository keeps the embedded backbone."""
+    return Path(__file__).resolve().parents[2] / "backbone" / "weights"
 
 
 def choose_device(name: str) -> torch.device:
@@ -198,7 +196,7 @@ def _locate(name: str) -> tuple[Path, str]:
         folder = embedded_folder()
         if not (folder / "unet").is_dir():
             raise BackboneError(
-                f"backbone embedded: its weights are not in {folder}; "
+                "backbone embedded: its weights are not in this checkout's backbone/weights; "
                 "train them with backbone/train.py, or give --backbone a folder or hub id"
             )
         return folder, EMBEDDED
