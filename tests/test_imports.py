@@ -27,7 +27,7 @@ ALLOWED: dict[str, set[str]] = {
     "slime_store": set(),
     "slime_optimize": {"slime_was", "slime_image"},
     "slime_repository": {"slime_was", "slime_image", "slime_store"},
-    "slime_export": {"slime_was", "slime_image", "slime_store", "slime_optimize", "slime_repository"},
+    "slime_export": {"slime_was", "slime_image", "slime_store", "slime_optimize", "slime_repository", "slime_client"},
     "slime_serve": {"slime_was", "slime_store", "slime_repository"},
     "slime_client": set(),
     "slime_backbone": {"slime_was", "slime_image", "slime_optimize"},

@@ -15,7 +15,7 @@ import sysconfig
 from dataclasses import dataclass
 from pathlib import Path
 
-from slime_serve.errors import ServerError
+from slime_serve.settings import ServerError
 
 INSTALL = "pip install 'slime-serve[serve]'"
 

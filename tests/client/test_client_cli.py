@@ -1,8 +1,6 @@
 """slime-segment: what it writes, what it says, how it ends."""
 
 import socket
-import threading
-import time
 from pathlib import Path
 
 import grpc  # type: ignore[import-untyped]
@@ -141,8 +139,7 @@ def test_the_server_goes_away_midway(server: FakeTriton, tmp_path: Path, capsys:
 
     def stop_after_one(data: bytes) -> "np.typing.NDArray[np.uint8]":
         if len(server.received) == 2:
-            threading.Thread(target=server.stop).start()
-            time.sleep(0.2)
+            server.vanish()
         return plain(data)
 
     server.mask_of = stop_after_one

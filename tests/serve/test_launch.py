@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_serving import picture
+from asking import picture
 
 from processes import SHARED_MEMORY, descendants, regions, running
 from serving import FREE_PORTS, Served, launch, png, served, stop
