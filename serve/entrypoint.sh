@@ -1,13 +1,13 @@
 #!/bin/sh
-# Starts Triton in the container. TLS where /run/secrets/tls.pem and tls.key are (mutual with tls-ca.pem), plain text
-# otherwise: then publish the port on the loopback address alone.
+# Starts Triton in the container. It speaks TLS where /run/secrets has tls.pem and tls.key (mutual TLS with tls-ca.pem),
+# and plain text otherwise: then publish the port on the loopback address alone.
 set -eu
 
 secrets=${SLIME_SECRETS:-/run/secrets}
 if [ -r "$secrets/admin-key" ]; then
     key=$(tr -d '[:space:]' < "$secrets/admin-key")
 else
-    # One that nobody knows.
+    # A random key that nobody knows.
     key=$(od -An -N32 -tx1 /dev/urandom | tr -d ' \n')
 fi
 restricted="model-repository,shared-memory,trace,logging:slime-key=$key"

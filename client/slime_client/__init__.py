@@ -11,11 +11,11 @@ torch or of how a segmenter was made.
 """
 
 from slime_client.access import Access
-from slime_client.description import Description
+from slime_client.blocking import Segmenter, segmenters
+from slime_client.core import Answer
 from slime_client.errors import SegmenterError
-from slime_client.many import Answer
+from slime_client.lookup import Description
 from slime_client.mask import Mask
-from slime_client.retry import Retry
-from slime_client.segmenter import Segmenter, segmenters
+from slime_client.protocol import Retry
 
 __all__ = ["Access", "Answer", "Description", "Mask", "Retry", "Segmenter", "SegmenterError", "segmenters"]

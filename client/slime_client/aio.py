@@ -5,7 +5,6 @@ async with Segmenter("localhost:8001", "car") as segmenter:
 """
 
 import asyncio
-import functools
 from collections.abc import AsyncIterator, Iterable
 from contextlib import AbstractAsyncContextManager
 from types import TracebackType
@@ -15,13 +14,11 @@ import grpc.aio
 from tritonclient.grpc import service_pb2_grpc
 
 from slime_client.access import Access
-from slime_client.core import DEFAULT_TIMEOUT_S, LIVE_TIMEOUT_S, NOT_CONNECTED, SegmenterCore, listing
-from slime_client.description import Description
+from slime_client.core import DEFAULT_TIMEOUT_S, LIVE_TIMEOUT_S, Answer, SegmenterCore, listing
 from slime_client.images import ImageLike
-from slime_client.many import Answer, checked_concurrency, windowed_async
+from slime_client.lookup import Description
 from slime_client.mask import Mask
-from slime_client.retry import Retry
-from slime_client.steps import Call, Pause, Steps, Work
+from slime_client.protocol import Call, Pause, Retry, Steps, Work
 
 Result = TypeVar("Result")
 
@@ -54,7 +51,7 @@ class Segmenter(SegmenterCore, AbstractAsyncContextManager["Segmenter", None]):
             raise
 
     async def segment(self, image: ImageLike, *, scores: bool = False, timeout: float | None = None) -> Mask:
-        """Ask for one image's mask; see `slime_client.Segmenter.segment`."""
+        """Return one image's mask; see `slime_client.Segmenter.segment`."""
         return await self._run(self._segmenting(image, scores=scores, timeout=timeout))
 
     def segment_many(
@@ -66,12 +63,11 @@ class Segmenter(SegmenterCore, AbstractAsyncContextManager["Segmenter", None]):
         scores: bool = False,
         timeout: float | None = None,
     ) -> AsyncIterator[Answer]:
-        """Masks of many images, several in flight; see `slime_client.Segmenter.segment_many`."""
-        ask = functools.partial(self.segment, scores=scores, timeout=timeout)
-        return windowed_async(ask, images, checked_concurrency(concurrency), ordered)
+        """Yield the masks of many images, several in flight; see `slime_client.Segmenter.segment_many`."""
+        return self._window(images, self.checked_concurrency(concurrency), ordered, scores=scores, timeout=timeout)
 
     async def live(self, *, timeout: float = LIVE_TIMEOUT_S) -> bool:
-        """Whether the server answers at all; never raises for a server that does not."""
+        """Return whether the server answers at all; never raises for a server that does not."""
         return not self._closed and await self._run(self._asking_live(timeout))
 
     async def close(self) -> None:
@@ -87,16 +83,39 @@ class Segmenter(SegmenterCore, AbstractAsyncContextManager["Segmenter", None]):
     ) -> None:
         await self.close()
 
+    async def _window(
+        self, images: Iterable[ImageLike], concurrency: int, ordered: bool, **options: Any
+    ) -> AsyncIterator[Answer]:
+        flying: dict[asyncio.Task[Mask], ImageLike] = {}
+
+        async def landed() -> Answer:
+            wanted = [next(iter(flying))] if ordered else list(flying)
+            done, _ = await asyncio.wait(wanted, return_when=asyncio.FIRST_COMPLETED)
+            task = next(task for task in wanted if task in done)
+            return Answer.of(flying.pop(task), task)
+
+        try:
+            for image in images:
+                if len(flying) >= concurrency:
+                    yield await landed()
+                flying[asyncio.create_task(self.segment(image, **options))] = image
+            while flying:
+                yield await landed()
+        finally:
+            for task in flying:
+                task.cancel()
+            await asyncio.gather(*flying, return_exceptions=True)
+
     async def _run(self, steps: Steps[Result]) -> Result:
         if self._connection is None:
-            raise self._unusable(NOT_CONNECTED)
+            raise self._unconnected()
         return await self._connection.run(steps)
 
 
 async def segmenters(
     url: str, *, timeout: float = DEFAULT_TIMEOUT_S, access: Access | None = None, retry: Retry | None = None
 ) -> list[Description]:
-    """All segmenters of a server that can be asked, of either form, by name; see `slime_client.segmenters`."""
+    """Return all segmenters of a server that can be asked, of either form, by name; see `slime_client.segmenters`."""
     steps = listing(url, timeout, retry)
     connection = _Connection(url, access or Access())
     try:

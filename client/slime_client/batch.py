@@ -1,6 +1,6 @@
-"""Segmenting a plan of images into a folder: several at once, what is done before left out, each file whole.
+"""Segments a plan of images into a folder: several at once, what is done before left out, each file whole.
 
-Knows nothing of command lines.
+Knows nothing of command lines. It tells people how it goes on stderr, and scripts on stdout.
 """
 
 import json
@@ -10,19 +10,15 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TextIO
 
 import numpy as np
 
-from slime_client import coco
+from slime_client.blocking import Segmenter
 from slime_client.errors import CANCELLED, DEADLINE_EXCEEDED, UNAVAILABLE, SegmenterError
-from slime_client.files import write_file
-from slime_client.formats import FORMATS
-from slime_client.inputs import Job
-from slime_client.journal import Journal, Line, identity
-from slime_client.mask import Mask
-from slime_client.progress import Progress
-from slime_client.segmenter import Segmenter
+from slime_client.formats import FORMATS, merged_coco
+from slime_client.images import write_file
+from slime_client.jobs import Job, Journal, Line, identity
 
 COCO_FILE = "coco.json"
 
@@ -49,12 +45,8 @@ class Batch:
 
 
 def run(segmenter: Segmenter, batch: Batch) -> tuple[int, bool]:
-    """Segment what is not done yet.
-
-    Returns:
-        How many images failed, and whether the server was gone before the end.
-    """
-    progress = Progress(len(batch.jobs), sys.stderr)
+    """Segment what is not done yet; return how many images failed, and whether the server was gone before the end."""
+    progress = _Progress(len(batch.jobs), sys.stderr)
     journal = Journal(batch.out, batch.formats)
     try:
         todo = list(_not_done(segmenter, batch, journal, progress))
@@ -62,12 +54,14 @@ def run(segmenter: Segmenter, batch: Batch) -> tuple[int, bool]:
     finally:
         journal.close()
         if "coco" in batch.formats:
-            _merge(batch)
+            paths = (FORMATS["coco"].path(batch.out, job.stem) for job in batch.jobs)
+            if files := [path.read_bytes() for path in paths if path.is_file()]:
+                write_file(batch.out / COCO_FILE, merged_coco(files))
     progress.end(batch.out, "the server is gone: stopped" if gone else "")
     return progress.failures, gone
 
 
-def _not_done(segmenter: Segmenter, batch: Batch, journal: Journal, progress: Progress) -> Iterator[Job]:
+def _not_done(segmenter: Segmenter, batch: Batch, journal: Journal, progress: "_Progress") -> Iterator[Job]:
     found = {
         job.stem: line
         for job in batch.jobs
@@ -81,14 +75,14 @@ def _not_done(segmenter: Segmenter, batch: Batch, journal: Journal, progress: Pr
             yield job
 
 
-def _segment_all(segmenter: Segmenter, batch: Batch, todo: list[Job], journal: Journal, progress: Progress) -> bool:
+def _segment_all(segmenter: Segmenter, batch: Batch, todo: list[Job], journal: Journal, progress: "_Progress") -> bool:
+    """Segment `todo`, several images at once; return whether the server was gone before the end."""
     with ThreadPoolExecutor(batch.concurrency) as pool:
         futures: dict[Future[Line], Job] = {pool.submit(_segment, segmenter, job, batch): job for job in todo}
         try:
             for future in as_completed(futures):
-                if not _finished(future, futures[future], batch, journal, progress):
-                    continue
-                if not segmenter.live():
+                may_be_gone = _finished(future, futures[future], batch, journal, progress)
+                if may_be_gone and not segmenter.live():
                     return True
         finally:
             for future in futures:
@@ -98,8 +92,8 @@ def _segment_all(segmenter: Segmenter, batch: Batch, todo: list[Job], journal: J
     return False
 
 
-def _finished(future: Future[Line], job: Job, batch: Batch, journal: Journal, progress: Progress) -> bool:
-    """Tell what became of an image; returns whether the server may be gone."""
+def _finished(future: Future[Line], job: Job, batch: Batch, journal: Journal, progress: "_Progress") -> bool:
+    """Tell what became of an image; return whether the server may be gone."""
     try:
         line = future.result()
     except SegmenterError as error:
@@ -114,6 +108,7 @@ def _finished(future: Future[Line], job: Job, batch: Batch, journal: Journal, pr
 
 
 def _segment(segmenter: Segmenter, job: Job, batch: Batch) -> Line:
+    """Segment one image and write its results; return its line of the journal."""
     begun = time.monotonic()
     # Before the image is read: when it changes meanwhile, it is done again next time.
     told = identity(job.image) if not job.data and job.image.is_file() else {"image": str(job.image)}
@@ -122,20 +117,18 @@ def _segment(segmenter: Segmenter, job: Job, batch: Batch) -> Line:
     results = {name: FORMATS[name].path(batch.out, job.stem) for name in batch.formats}
     for name, path in results.items():
         FORMATS[name].write(path, mask, job.image.name)
+    height, width = mask.array.shape
     return {
         **told,
         "stem": job.stem,
         "segmenter": segmenter.name,
         "seconds": round(asked, 4),
-        **_summary(mask),
+        "width": width,
+        "height": height,
+        "parts": list(mask.parts),
+        "pixels": np.bincount(mask.array.ravel(), minlength=len(mask.parts)).tolist(),
         "results": {name: str(path.relative_to(batch.out)) for name, path in results.items()},
     }
-
-
-def _summary(mask: Mask) -> dict[str, Any]:
-    height, width = mask.array.shape
-    counts = np.bincount(mask.array.ravel(), minlength=len(mask.parts))
-    return {"width": width, "height": height, "parts": list(mask.parts), "pixels": counts.tolist()}
 
 
 def _tell(batch: Batch, line: Line) -> None:
@@ -143,8 +136,52 @@ def _tell(batch: Batch, line: Line) -> None:
         print(json.dumps(line, ensure_ascii=False), flush=True)
 
 
-def _merge(batch: Batch) -> None:
-    paths = (FORMATS["coco"].path(batch.out, job.stem) for job in batch.jobs)
-    files = [path.read_bytes() for path in paths if path.is_file()]
-    if files:
-        write_file(batch.out / COCO_FILE, coco.merged(files))
+class _Progress:
+    """Counts images and tells people: lines that stay, and on a terminal one that is rewritten, with the rate."""
+
+    def __init__(self, total: int, stream: TextIO) -> None:
+        self.failures = 0
+        self._total, self._stream, self._on_terminal = total, stream, stream.isatty()
+        self._tried, self._skipped = 0, 0
+        self._start = time.monotonic()
+
+    def skipped(self, number: int) -> None:
+        """Tell that so many were done before."""
+        self._skipped = number
+        if number:
+            self._line(f"{number} of {self._total} images were done before; --overwrite does them again")
+
+    def done(self, job: Job) -> None:
+        """Count an image that has its results."""
+        self._tried += 1
+        if job.stem != job.image.stem and not job.data:
+            self._line(f"note: {job.image} -> {job.stem}.*, another image has the name {job.image.stem}")
+        self._rewrite()
+
+    def failed(self, job: Job, error: SegmenterError) -> None:
+        """Count an image that has none, and tell why."""
+        self._tried += 1
+        self.failures += 1
+        message = str(error)
+        self._line(f"error: {message if message.startswith(str(job.image)) else f'{job.image}: {message}'}")
+        self._rewrite()
+
+    def end(self, out: Path, why: str) -> None:
+        """Tell the summary; `why` there are images that were not sent, where there are."""
+        seconds = time.monotonic() - self._start
+        failed = f", {self.failures} failed" if self.failures else ""
+        unsent = f", {self._total - self._skipped - self._tried} not sent ({why})" if why else ""
+        done = self._tried - self.failures + self._skipped
+        rate = f" ({self._tried / seconds:.1f} images/s)" if self._tried and seconds > 0 else ""
+        self._line(f"{done} of {self._total} images in {seconds:.1f} s{rate}{failed}{unsent} -> {out}")
+
+    def _line(self, text: str) -> None:
+        print(("\r\033[K" if self._on_terminal else "") + text, file=self._stream, flush=True)
+
+    def _rewrite(self) -> None:
+        if not self._on_terminal:
+            return
+        rate = self._tried / max(time.monotonic() - self._start, 1e-9)
+        at = self._tried + self._skipped
+        text = f"\r\033[K{at}/{self._total}  {rate:.1f} images/s  {(self._total - at) / rate:.0f} s left"
+        print(text, end="", file=self._stream, flush=True)

@@ -1,24 +1,29 @@
-"""Taking the core's steps in the calling thread: sends, waits, and stops waiting when another thread says so."""
+"""A served segmenter, as an object that blocks: takes the core's steps in the calling thread, or in one of its own."""
 
 import threading
+from collections.abc import Iterable, Iterator
+from concurrent import futures
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager
+from types import TracebackType
 from typing import Any, TypeVar
 
 import grpc
 from tritonclient.grpc import service_pb2_grpc
 
 from slime_client.access import Access
+from slime_client.core import DEFAULT_TIMEOUT_S, LIVE_TIMEOUT_S, MAX_CONCURRENCY, Answer, SegmenterCore, listing
 from slime_client.errors import CANCELLED, SegmenterError
-from slime_client.steps import Call, Pause, Steps, Work
+from slime_client.images import ImageLike
+from slime_client.lookup import Description
+from slime_client.mask import Mask
+from slime_client.protocol import Call, Pause, Retry, Steps, Work
 
 Result = TypeVar("Result")
 
 
 class Connection:
-    """One gRPC connection, for any number of threads.
-
-    Args:
-        url: host:port.
-        access: TLS, certificates and key.
+    """One gRPC connection to the server at `url` (host:port), for any number of threads.
 
     Raises:
         SegmenterError: INVALID_ARGUMENT for files of `access` that cannot be used.
@@ -30,8 +35,16 @@ class Connection:
         self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
         self._running: set[Cancellation] = set()
 
+    def ask(self, method: str, request: Any, timeout: float) -> Any:
+        """Send a protobuf message to `method` of Triton's gRPC service, once, and return the answer.
+
+        Raises:
+            grpc.RpcError: what the server or the connection ended the call with.
+        """
+        return getattr(self._stub, method)(request, timeout=timeout, metadata=self._metadata)
+
     def run(self, steps: Steps[Result], cancellation: "Cancellation | None" = None) -> Result:
-        """Take the steps to their end; what they raise is raised.
+        """Take the steps to their end, and return what they return; what they raise is raised.
 
         Raises:
             SegmenterError: CANCELLED when `cancellation`, or `cancel_all`, ended them.
@@ -80,11 +93,13 @@ class Cancellation:
         self._call: Any = None
 
     def cancel(self) -> None:
+        """End the call that waits now, or the next one that would."""
         self._wanted.set()
         if self._call is not None:
             self._call.cancel()
 
     def wait(self, call: Any) -> Any:
+        """Return the result of `call`, a grpc.Future. Raises SegmenterError (CANCELLED) when it was cancelled."""
         # Set before it is looked whether to cancel, as `cancel` does it the other way round: one of the two sees it.
         self._call = call
         if self._wanted.is_set():
@@ -99,5 +114,135 @@ class Cancellation:
             raise
 
     def sleep(self, seconds: float) -> None:
+        """Wait. Raises SegmenterError (CANCELLED) when cancelled meanwhile."""
         if self._wanted.wait(seconds):
             raise SegmenterError("cancelled before it was tried again", CANCELLED)
+
+
+class Segmenter(SegmenterCore, AbstractContextManager["Segmenter", None]):
+    __doc__ = f"""{SegmenterCore.__doc__}
+    Connecting asks the server for the segmenter's parts and colours, so a wrong address or name fails at once. Any
+    number of threads may use one object; all calls share one connection.
+    """
+
+    def _begin(self) -> None:
+        self._connection = Connection(self._server.url, self._access)
+        self._threads = ThreadPoolExecutor(MAX_CONCURRENCY, thread_name_prefix="slime-client")
+        try:
+            self._connection.run(self._connecting())
+        except BaseException:
+            self.close()
+            raise
+
+    def segment(self, image: ImageLike, *, scores: bool = False, timeout: float | None = None) -> Mask:
+        """Return one image's mask.
+
+        Args:
+            image: a path or bytes (JPEG, PNG, WebP, sent as they are), a uint8 RGB array (H, W, 3) or a PIL image.
+            scores: ask for the parts' score maps too.
+            timeout: seconds for the whole call, instead of the segmenter's.
+
+        Returns:
+            A mask of the image's size as seen (EXIF orientation applied, for a PIL image too).
+
+        Raises:
+            SegmenterError: INVALID_ARGUMENT for a bad image, UNAVAILABLE, DEADLINE_EXCEEDED, NOT_FOUND, …
+        """
+        return self._connection.run(self._segmenting(image, scores=scores, timeout=timeout))
+
+    def submit(self, image: ImageLike, *, scores: bool = False, timeout: float | None = None) -> "Future[Mask]":
+        """Do `segment` in a thread of its own. Cancelling the future ends the call, on the server too."""
+        future: Future[Mask] = Future()
+        cancellation = Cancellation()
+        future.add_done_callback(lambda done: cancellation.cancel() if done.cancelled() else None)
+        steps = self._segmenting(image, scores=scores, timeout=timeout)
+        self._threads.submit(self._fulfil, future, steps, cancellation)
+        return future
+
+    def segment_many(
+        self,
+        images: Iterable[ImageLike],
+        *,
+        concurrency: int = 8,
+        ordered: bool = True,
+        scores: bool = False,
+        timeout: float | None = None,
+    ) -> Iterator[Answer]:
+        """Yield the masks of many images, several in flight: one answer for each. Stopping early cancels the rest.
+
+        Args:
+            images: read as they are needed: never more than `concurrency` ahead of what was taken.
+            concurrency: how many are in flight at most.
+            ordered: answers come in the images' order; otherwise as they are ready.
+            scores: ask for the parts' score maps too.
+            timeout: seconds for each image.
+        """
+        return self._window(images, self.checked_concurrency(concurrency), ordered, scores=scores, timeout=timeout)
+
+    def live(self, *, timeout: float = LIVE_TIMEOUT_S) -> bool:
+        """Return whether the server answers at all; never raises for a server that does not."""
+        return not self._closed and self._connection.run(self._asking_live(timeout))
+
+    def close(self) -> None:
+        """Cancel what is in flight and close the connection; a second time does nothing."""
+        if self._closed:
+            return
+        self._closed = True
+        self._connection.cancel_all()
+        self._threads.shutdown(wait=True)
+        self._connection.run(self._closing())
+        self._connection.close()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _window(self, images: Iterable[ImageLike], concurrency: int, ordered: bool, **options: Any) -> Iterator[Answer]:
+        flying: dict[Future[Mask], ImageLike] = {}
+
+        def landed() -> Answer:
+            wanted = [next(iter(flying))] if ordered else list(flying)
+            done = futures.wait(wanted, return_when=futures.FIRST_COMPLETED).done
+            future = next(future for future in wanted if future in done)
+            return Answer.of(flying.pop(future), future)
+
+        try:
+            for image in images:
+                if len(flying) >= concurrency:
+                    yield landed()
+                flying[self.submit(image, **options)] = image
+            while flying:
+                yield landed()
+        finally:
+            for future in flying:
+                future.cancel()
+
+    def _fulfil(self, future: "Future[Mask]", steps: Steps[Mask], cancellation: Cancellation) -> None:
+        mask, failure = None, None
+        try:
+            mask = self._connection.run(steps, cancellation)
+        except BaseException as error:  # Whoever waits for the future is told, whatever it is.
+            failure = error
+        if not future.set_running_or_notify_cancel():
+            return
+        if mask is None:
+            future.set_exception(failure)
+        else:
+            future.set_result(mask)
+
+
+def segmenters(
+    url: str, *, timeout: float = DEFAULT_TIMEOUT_S, access: Access | None = None, retry: Retry | None = None
+) -> list[Description]:
+    """Return all segmenters of a server that can be asked, of either form, by name.
+
+    Raises:
+        SegmenterError: UNAUTHENTICATED where the server lists them only for those who have its key; UNAVAILABLE, …
+    """
+    steps = listing(url, timeout, retry)
+    connection = Connection(url, access or Access())
+    try:
+        return connection.run(steps)
+    finally:
+        connection.close()

@@ -15,29 +15,30 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import NoReturn
 
-from slime_client import batch
-from slime_client.access import Access
+from slime_client import access
+from slime_client.batch import COCO_FILE, Batch, run
+from slime_client.blocking import Segmenter, segmenters
 from slime_client.core import DEFAULT_TIMEOUT_S
-from slime_client.description import Description
 from slime_client.errors import INVALID_ARGUMENT, SegmenterError
 from slime_client.formats import FORMATS, OVERLAY
-from slime_client.inputs import listed, plan
-from slime_client.journal import NAME
-from slime_client.many import checked_concurrency
-from slime_client.segmenter import Segmenter, segmenters
+from slime_client.jobs import JOURNAL, listed, plan
+from slime_client.lookup import Description
 
 FINE, SOME_FAILED, UNUSABLE, INTERRUPTED = 0, 1, 2, 130
-_EPILOG = "slime-segment list, slime-segment info NAME: what a server has (--help has their options)."
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns its exit code."""
+def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
+    """Run the command with the words `argv` (default: the command line's); return its exit code.
+
+    `prog` is the name that the person typed, for the usage.
+    """
     words = list(sys.argv[1:] if argv is None else argv)
+    prog = prog or "slime-segment"
     command = {"list": _list, "info": _info}.get(words[0] if words else "")
     try:
-        code = command(words[1:]) if command else _segment(words)
+        code = command(words[1:], f"{prog} {words[0]}") if command else _segment(words, prog)
         sys.stdout.flush()
         return code
     except BrokenPipeError:
@@ -52,8 +53,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return INTERRUPTED
 
 
-def _segment(words: Sequence[str]) -> int:
-    options = _segment_parser().parse_args(words)
+def _segment(words: Sequence[str], prog: str) -> int:
+    options = _segment_parser(prog).parse_args(words)
     formats = list(dict.fromkeys(options.format or ["palette"])) + [OVERLAY] * options.overlay
     for name in formats:
         FORMATS[name].check()
@@ -62,10 +63,14 @@ def _segment(words: Sequence[str]) -> int:
     if not jobs:
         given = ", ".join(arguments) or "nothing"
         raise SegmenterError(f"{given}: no images found; give image files, folders, globs or -", INVALID_ARGUMENT)
-    concurrency = checked_concurrency(options.concurrency)
-    with Segmenter(options.url, options.segmenter, timeout=options.timeout, access=_access(options)) as segmenter:
-        _make_folder(options.out)
-        wanted = batch.Batch(
+    concurrency = Segmenter.checked_concurrency(options.concurrency)
+    with _connected(options) as segmenter:
+        try:
+            options.out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            reason = f"--out {options.out}: cannot be made ({error.strerror}); give another folder"
+            raise SegmenterError(reason) from error
+        wanted = Batch(
             jobs=jobs,
             out=options.out,
             formats=formats,
@@ -73,33 +78,33 @@ def _segment(words: Sequence[str]) -> int:
             overwrite=options.overwrite,
             as_json=options.json,
         )
-        failures, gone = batch.run(segmenter, wanted)
+        failures, gone = run(segmenter, wanted)
     return UNUSABLE if gone else SOME_FAILED if failures else FINE
 
 
-def _list(words: Sequence[str]) -> int:
-    options = _parser("list", "List the segmenters of a server.").parse_args(words)
-    found = segmenters(options.url, timeout=options.timeout, access=_access(options))
+def _list(words: Sequence[str], prog: str) -> int:
+    options = _parser(prog, "List the segmenters of a server.").parse_args(words)
+    found = segmenters(options.url, timeout=options.timeout, access=access.taken(vars(options)))
     width = max((len(description.name) for description in found), default=0)
     for description in found:
         line = f"{description.name:{width}}  {description.form:6}  {', '.join(description.parts)}"
-        print(json.dumps(_told(description), ensure_ascii=False) if options.json else line)
+        print(_as_json(description) if options.json else line)
     if not found:
         print(f"{options.url}: serves no segmenter", file=sys.stderr)
     return FINE
 
 
-def _info(words: Sequence[str]) -> int:
-    parser = _parser("info", "Tell what a server says of one segmenter.")
+def _info(words: Sequence[str], prog: str) -> int:
+    parser = _parser(prog, "Tell what a server says of one segmenter.")
     parser.add_argument("segmenter", metavar="NAME")
     options = parser.parse_args(words)
-    with Segmenter(options.url, options.segmenter, timeout=options.timeout, access=_access(options)) as segmenter:
+    with _connected(options) as segmenter:
         description = segmenter.description
     if options.json:
-        print(json.dumps(_told(description), ensure_ascii=False))
+        print(_as_json(description))
         return FINE
-    for key, value in {"name": description.name, "form": description.form, "model": description.model}.items():
-        print(f"{key}: {value}")
+    for key in ("name", "form", "model"):
+        print(f"{key}: {getattr(description, key)}")
     print("parts:")
     for index, (part, colour) in enumerate(zip(description.parts, description.colours, strict=True)):
         print(f"  {index:3}  #{colour[0]:02x}{colour[1]:02x}{colour[2]:02x}  {part}")
@@ -108,73 +113,54 @@ def _info(words: Sequence[str]) -> int:
     return FINE
 
 
-def _told(description: Description) -> dict[str, Any]:
-    return {
-        **description.about,
-        "name": description.name,
-        "form": description.form,
-        "model": description.model,
-        "parts": description.parts,
-        "colours": description.colours,
-    }
+def _as_json(description: Description) -> str:
+    known = {key: getattr(description, key) for key in ("name", "form", "model", "parts", "colours")}
+    return json.dumps({**description.about, **known}, ensure_ascii=False)
 
 
-def _segment_parser() -> argparse.ArgumentParser:
-    parser = _parser("", "Segment images with a served segmenter.", epilog=_EPILOG)
-    add = parser.add_argument
+def _connected(options: argparse.Namespace) -> Segmenter:
+    allowed = access.taken(vars(options))
+    return Segmenter(options.url, options.segmenter, timeout=options.timeout, access=allowed)
+
+
+def _results(out: Path, stem: str, formats: Sequence[str]) -> list[Path]:
+    return [*(FORMATS[name].path(out, stem) for name in formats), out / COCO_FILE, out / JOURNAL]
+
+
+class _Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are one line, and leave with exit code 2."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(UNUSABLE, f"error: {message}; {self.prog} --help shows the options\n")
+
+
+def _segment_parser(prog: str) -> argparse.ArgumentParser:
+    hint = f"{prog} list, {prog} info NAME: what a server has (--help shows their options)."
+    parser = _Parser(prog=prog, description="Segment images with a served segmenter.", epilog=hint)
+    add = parser.add_argument_group("images and results").add_argument
     kinds = {name: form.meaning for name, form in FORMATS.items() if name != OVERLAY}
     add("images", nargs="*", metavar="IMAGES", help="files, folders, quoted globs, or - for an image on stdin")
     add("--list", metavar="FILE", help="more images, one path a line; - is stdin")
     add("--segmenter", required=True, metavar="NAME", help="the segmenter's name on the server")
     add("--out", required=True, type=Path, metavar="DIR", help="folder for the results")
-    add(
-        "--format",
-        action="append",
-        choices=list(kinds),
-        help="; ".join(f"{name}: {meaning}" for name, meaning in kinds.items()) + "; repeatable (default: palette)",
-    )
+    meanings = "; ".join(f"{name}: {meaning}" for name, meaning in kinds.items())
+    add("--format", action="append", choices=list(kinds), help=f"{meanings}; repeatable (default: palette)")
     add("--no-overlay", dest="overlay", action="store_false", help="no JPEGs of the images with their parts tinted")
     add("--concurrency", type=int, default=8, metavar="N", help="images in flight (default: %(default)s)")
     add("--overwrite", action="store_true", help="do again what is done; without it, a stopped run goes on")
-    return parser
+    return _with_server(parser)
 
 
-def _parser(command: str, description: str, epilog: str | None = None) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog=f"slime-segment {command}".strip(), description=description, epilog=epilog)
-    add = parser.add_argument
+def _parser(prog: str, description: str) -> argparse.ArgumentParser:
+    return _with_server(_Parser(prog=prog, description=description))
+
+
+def _with_server(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    """Add the options of every command: the server, how long it may take, and how it is reached."""
+    add = parser.add_argument_group("the server and its answers").add_argument
     add("--url", default="localhost:8001", help="the server's gRPC host:port (default: %(default)s)")
-    add(
-        "--timeout",
-        type=float,
-        default=DEFAULT_TIMEOUT_S,
-        metavar="S",
-        help="seconds an image, or an answer, may take, tries included (default: %(default)g)",
-    )
+    waiting = "seconds an image, or an answer, may take, tries included (default: %(default)g)"
+    add("--timeout", type=float, default=DEFAULT_TIMEOUT_S, metavar="S", help=waiting)
     add("--json", action="store_true", help="a line of JSON on stdout for each, for scripts")
-    add("--tls", action="store_true", help="speak TLS, trusting the authorities that gRPC knows")
-    add("--ca", type=Path, metavar="PEM", help="TLS, trusting this authority or certificate")
-    add("--certificate", type=Path, metavar="PEM", help="own certificate, for a server that asks for one")
-    add("--key", type=Path, metavar="PEM", help="the certificate's private key")
-    add("--access-key", type=Path, metavar="FILE", help="file with the key of the server's restricted endpoints")
+    access.add_options(parser)
     return parser
-
-
-def _access(options: argparse.Namespace) -> Access:
-    return Access(
-        tls=options.tls,
-        ca=options.ca,
-        certificate=options.certificate,
-        key=options.key,
-        access_key=options.access_key,
-    )
-
-
-def _results(out: Path, stem: str, formats: Sequence[str]) -> list[Path]:
-    return [*(FORMATS[name].path(out, stem) for name in formats), out / batch.COCO_FILE, out / NAME]
-
-
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise SegmenterError(f"--out {folder}: cannot be made ({error.strerror}); give another folder") from error

@@ -1,32 +1,68 @@
-"""A served segmenter without a way to reach it: what is asked, in which order, and what the answers mean.
+"""One served segmenter without a network: what is asked, in which order, and what the answers mean.
 
-`slime_client.Segmenter` and `slime_client.aio.Segmenter` derive from it and take its steps, each in its own way.
+`slime_client.Segmenter` and `slime_client.aio.Segmenter` derive from `SegmenterCore` and take its steps, each in its
+own way. Letters in names: H, W pixels of the image as seen, K parts, h, w the score maps.
 """
 
+import asyncio
 from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
+from tritonclient.grpc import service_pb2
 
-from slime_client import lookup, names, protocol
+from slime_client import lookup, protocol
 from slime_client.access import Access, is_this_machine
-from slime_client.description import Description, from_registry
 from slime_client.errors import FAILED_PRECONDITION, INTERNAL, INVALID_ARGUMENT, NOT_FOUND, SegmenterError
 from slime_client.images import EncodedImage, ImageLike, encode
-from slime_client.inference import Answered, infer
+from slime_client.lookup import Description
 from slime_client.mask import Colour, Mask
-from slime_client.memory import Regions
-from slime_client.retry import Deadline, Retry
-from slime_client.server import Server
-from slime_client.steps import Steps, Work
+from slime_client.memory import Region, Regions
+from slime_client.protocol import SHARED, Asker, Deadline, Retry, Steps, Work
 
 DEFAULT_TIMEOUT_S = 30.0
 LIVE_TIMEOUT_S = 5.0
-NOT_CONNECTED = "not connected yet; enter it with `async with`"
+MAX_CONCURRENCY = 256
 _CLOSING_S = 2.0
-# Publishing takes 64.
+# Publishing takes names of up to 64 letters.
 _LONGEST_NAME = 256
+_ALIGNMENT = 64
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Answer:
+    """What became of one of many images.
+
+    Attributes:
+        image: the image as it was given.
+        error: why there is no mask, or None.
+    """
+
+    image: ImageLike
+    error: SegmenterError | None
+    _mask: Mask | None
+
+    @property
+    def mask(self) -> Mask:
+        """The mask.
+
+        Raises:
+            SegmenterError: `error`, where there is one.
+        """
+        if self._mask is None:
+            raise self.error or AssertionError("an answer has a mask or an error")
+        return self._mask
+
+    @classmethod
+    def of(cls, image: ImageLike, done: "Future[Mask] | asyncio.Task[Mask]") -> "Answer":
+        """Return what became of `image`, from the future or task that has ended."""
+        try:
+            return cls(image=image, error=None, _mask=done.result())
+        except SegmenterError as error:
+            return cls(image=image, error=error, _mask=None)
 
 
 class SegmenterCore:
@@ -36,7 +72,7 @@ class SegmenterCore:
         url: host:port of the server's gRPC endpoint, such as "localhost:8001".
         name: the segmenter's name; either form is found.
         timeout: seconds that connecting, and each `segment`, may take unless told otherwise, tries and pauses included.
-        access: TLS, certificates and the server's key; plain text without.
+        access: TLS, certificates and the server's key; without it, plain text.
         retry: how often an unavailable server is asked again.
         shared_memory: large images go through /dev/shm where the server is on this machine and allows it.
         compress: arrays and PIL images are sent as PNG rather than as raw pixels: for slow networks.
@@ -56,7 +92,7 @@ class SegmenterCore:
         shared_memory: bool = True,
         compress: bool = False,
     ) -> None:
-        self._server = Server(url=checked_url(url), retry=retry or Retry())
+        self._server = _server(url, retry)
         self._name = _checked_name(name)
         self._timeout = Deadline(timeout).seconds
         self._access = access or Access()
@@ -68,7 +104,7 @@ class SegmenterCore:
         self._begin()
 
     def _begin(self) -> None:
-        """What a transport does at once."""
+        """Do what a transport does at once."""
 
     @property
     def name(self) -> str:
@@ -87,9 +123,9 @@ class SegmenterCore:
 
     @property
     def description(self) -> Description:
-        """What the server says of the segmenter, its form among it; of the newest version that answered."""
+        """What the server says of the segmenter, its form included, in the newest version that answered."""
         if self._description is None:
-            raise self._unusable(NOT_CONNECTED)
+            raise self._unconnected()
         return self._description
 
     def __repr__(self) -> str:
@@ -100,44 +136,73 @@ class SegmenterCore:
         self._description = yield from lookup.find(self._server, self._name, deadline or Deadline(self._timeout))
 
     def _segmenting(self, image: ImageLike, *, scores: bool, timeout: float | None) -> Steps[Mask]:
+        """Encode the image, ask for its mask, and ask again where the segmenter was replaced in between."""
         if self._closed:
             raise self._unusable("closed; make a new Segmenter")
         deadline = Deadline(self._timeout if timeout is None else timeout)
         encoded: EncodedImage = yield Work(partial(self._encode, image))
         try:
-            return (yield from self._answered(encoded, scores, deadline))
+            return (yield from self._masking(encoded, scores, deadline))
         except SegmenterError as error:
             if error.code != NOT_FOUND:
                 raise
         # The version that answered was replaced in between, or the segmenter's form: its successor is asked instead.
         yield from self._connecting(deadline)
-        return (yield from self._answered(encoded, scores, deadline))
+        return (yield from self._masking(encoded, scores, deadline))
 
-    def _answered(self, image: EncodedImage, scores: bool, deadline: Deadline) -> Steps[Mask]:
+    def _masking(self, image: EncodedImage, scores: bool, deadline: Deadline) -> Steps[Mask]:
+        """Ask for the mask of an encoded image; its parts are those of the version that answered."""
         asked = self.description
-        answered = yield from infer(self._server, self._regions, asked, image, scores, deadline)
-        shared = asked.form == names.SHARED
-        description = self._said(answered, asked) if shared else (yield from self._version(answered.version, deadline))
-        return _mask(answered, description, image)
+        answer, shared_memory = yield from self._asking(asked, image, scores, deadline)
+        mask_HW = protocol.output(answer, protocol.MASK, np.uint8, 2, shared_memory)
+        scores_Khw = protocol.output(answer, protocol.SCORES, np.float32, 3) if scores else None
+        # Somebody may publish the segmenter again, with other parts, while this object lives.
+        if asked.form == SHARED:
+            said = protocol.text(answer, protocol.DESCRIPTION)
+            current = lookup.from_registry(said, url=self._server.url, segmenter=self._name)
+            if current.model != asked.model:
+                raise SegmenterError(f"segmenter {self._name!r}: moved to another model", NOT_FOUND)
+            self._description = current
+        elif (version := answer.model_version) in self._by_version:
+            current = self._by_version[version]
+        else:
+            current = yield from lookup.baked(self._server, self._name, version, deadline)
+            self._by_version[version] = self._description = current
+        try:
+            return Mask(array=mask_HW, parts=current.parts, colours=current.colours, scores=scores_Khw, source=image)
+        except SegmenterError as error:
+            message = f"{image.label}: the server's {error}; publish the segmenter again"
+            raise SegmenterError(message, INTERNAL) from error
 
-    def _said(self, answered: Answered, asked: Description) -> Description:
-        description = from_registry(answered.said, url=self._server.url, segmenter=self._name)
-        if description.model != asked.model:
-            raise SegmenterError(f"segmenter {self._name!r}: moved to another model", NOT_FOUND)
-        self._description = description
-        return description
+    def _asking(
+        self, asked: Description, image: EncodedImage, scores: bool, deadline: Deadline
+    ) -> Steps[tuple[Any, bytes]]:
+        """Send the image; return the answer, and the bytes of its mask where it came through shared memory."""
+        region = yield from self._regions.lend(_mask_offset(image) + image.pixels, deadline)
+        if region is not None:
+            try:
+                request = _request(asked, image, scores, region)
+                answer = yield from self._inference(request, image, deadline)
+            except BaseException as error:
+                self._regions.retire(region)
+                if not isinstance(error, SegmenterError) or region.name not in str(error):
+                    raise
+                # The server was started again and no longer knows our memory: everything is sent from now on.
+                self._regions.forbid()
+            else:
+                start = _mask_offset(image)
+                content = region.memory[start : start + image.pixels]
+                self._regions.give_back(region)
+                return answer, content
+        return (yield from self._inference(_request(asked, image, scores, None), image, deadline)), b""
 
-    def _version(self, version: str, deadline: Deadline) -> Steps[Description]:
-        # Somebody may publish the segmenter anew, with other parts, while this object lives.
-        if version not in self._by_version:
-            found = yield from lookup.baked(self._server, self._name, version, deadline)
-            self._by_version[version] = self._description = found
-        return self._by_version[version]
+    def _inference(self, request: Any, image: EncodedImage, deadline: Deadline) -> Steps[Any]:
+        return self._server.ask("ModelInfer", request, deadline, segmenter=self._name, subject=image.label)
 
     def _asking_live(self, timeout: float) -> Steps[bool]:
-        alone = Server(url=self._server.url, retry=Retry(attempts=1))
+        once, request = Asker(url=self._server.url, retry=Retry(attempts=1)), service_pb2.ServerLiveRequest()
         try:
-            answer = yield from alone.ask("ServerLive", protocol.live(), Deadline(timeout), segmenter="*", subject="it")
+            answer = yield from once.ask("ServerLive", request, Deadline(timeout), segmenter="*", subject="it")
         except SegmenterError:
             return False
         return bool(answer.live)
@@ -145,35 +210,53 @@ class SegmenterCore:
     def _closing(self) -> Steps[None]:
         yield from self._regions.close(Deadline(_CLOSING_S))
 
+    @staticmethod
+    def checked_concurrency(number: int) -> int:
+        """Return the number of images in flight. Raises SegmenterError (INVALID_ARGUMENT) unless it is 1 to 256."""
+        if not isinstance(number, int) or not 1 <= number <= MAX_CONCURRENCY:
+            raise SegmenterError(f"concurrency: got {number!r}, expected 1 to {MAX_CONCURRENCY}", INVALID_ARGUMENT)
+        return number
+
+    def _unconnected(self) -> SegmenterError:
+        return self._unusable("not connected yet; enter it with `async with`")
+
     def _unusable(self, why: str) -> SegmenterError:
         return SegmenterError(f"segmenter {self._name!r}: {why}", FAILED_PRECONDITION)
 
 
-def _mask(answered: Answered, description: Description, source: EncodedImage) -> Mask:
-    array: npt.NDArray[np.uint8] = answered.mask_HW
-    parts, colours = description.parts, description.colours
-    try:
-        return Mask(array=array, parts=parts, colours=colours, scores=answered.scores_Khw, source=source)
-    except SegmenterError as error:
-        raise SegmenterError(f"{source.label}: the server's {error}; publish the segmenter again", INTERNAL) from error
-
-
 def listing(url: str, timeout: float, retry: Retry | None) -> Steps[list[Description]]:
-    """What `segmenters` of either transport asks. Raises SegmenterError at once for what cannot be an address."""
-    return lookup.every(Server(url=checked_url(url), retry=retry or Retry()), Deadline(timeout))
+    """Return the steps of `segmenters`. Raises SegmenterError at once for what cannot be an address."""
+    return lookup.every(_server(url, retry), Deadline(timeout))
 
 
-def checked_url(url: str) -> str:
-    """host:port.
+def _request(segmenter: Description, image: EncodedImage, scores: bool, region: Region | None) -> Any:
+    """Build the request for one image, which lies in `region` with room for its mask behind it, or is sent itself."""
+    shared = segmenter.form == SHARED
+    inputs = {protocol.IMAGE: None if region else image.data}
+    inputs |= {protocol.SEGMENTER: segmenter.name.encode()} if shared else {}
+    outputs = [protocol.MASK] + [protocol.SCORES] * scores + [protocol.DESCRIPTION] * shared
+    request = protocol.infer(segmenter.model, inputs, outputs)
+    if region:
+        element = protocol.element(image.data)
+        region.memory[: len(element)] = element
+        region.point(request.inputs[0], 0, len(element))
+        if image.pixels:  # Otherwise the mask's size is not known before it comes, and it is sent.
+            region.point(request.outputs[0], _mask_offset(image), image.pixels)
+    return request
 
-    Raises:
-        SegmenterError: INVALID_ARGUMENT for what cannot be one.
-    """
+
+def _mask_offset(image: EncodedImage) -> int:
+    """Return where an image's mask begins in shared memory: after the image, aligned."""
+    return -(-(len(image.data) + 4) // _ALIGNMENT) * _ALIGNMENT
+
+
+def _server(url: str, retry: Retry | None) -> Asker:
+    """Return who asks the server at `url`. Raises SegmenterError unless that is host:port."""
     if not isinstance(url, str) or not url.strip() or "://" in url:
         raise SegmenterError(
             f"url: got {url!r}, expected host:port without a scheme, such as localhost:8001", INVALID_ARGUMENT
         )
-    return url
+    return Asker(url=url, retry=retry or Retry())
 
 
 def _checked_name(name: str) -> str:

@@ -5,7 +5,7 @@ SegmenterError(Exception)   .code is a gRPC status name:
     NOT_FOUND            the server has no segmenter of this name
     UNAVAILABLE          no server answers, or it cannot take requests now
     DEADLINE_EXCEEDED    no answer in time
-    UNAUTHENTICATED      this part of the server wants a key, or another one
+    UNAUTHENTICATED      this part of the server needs a key, or another key
     CANCELLED            the segmenter was closed, or the call given up, while it ran
     FAILED_PRECONDITION  the segmenter was closed, or a mask has no image to lay itself over
     anything else        what the server said, as it said it
@@ -52,14 +52,10 @@ class SegmenterError(Exception):
 
 
 def from_grpc(error: grpc.RpcError, *, url: str, segmenter: str, subject: str, timeout: float) -> SegmenterError:
-    """The readable form of any error of a gRPC call.
+    """Return the readable form of any error of a gRPC call.
 
-    Args:
-        error: what gRPC raised.
-        url: host:port that was asked.
-        segmenter: the model's name.
-        subject: what the call was about (the image's path, for instance).
-        timeout: the whole call's deadline in seconds.
+    `url` is the host:port that was asked, `subject` what the call was about (the image's path, for instance), `timeout`
+    the whole call's deadline in seconds.
     """
     code, said = error.code().name, _quote(error.details())
     code = next((other for words, other in _NOT_TO_COME.items() if words in said), code)
@@ -68,7 +64,7 @@ def from_grpc(error: grpc.RpcError, *, url: str, segmenter: str, subject: str, t
 
 def _explain(code: str, said: str, url: str, segmenter: str, subject: str, timeout: float) -> str:
     if code == UNAVAILABLE and _NOBODY.search(said):
-        # gRPC names the address again, twice; the reason comes last.
+        # gRPC repeats the address twice; the reason comes last.
         reason = said.rsplit(": ", 1)[-1].rstrip("]")
         return f"{url}: no Triton server answers ({reason}); start it, or correct the host and the gRPC port"
     if code == UNAVAILABLE:

@@ -1,5 +1,12 @@
 """The files a mask can become, and whether a file that is there is whole. COCO and GeoJSON need the extra `formats`.
 
+COCO: run lengths by pycocotools, one annotation for each part that an image shows; background (part 0) is no category.
+An image has a file of its own first, so that a run can stop anywhere; `merged_coco` makes the data set's one file.
+
+GeoJSON: outlines by contourpy, one MultiPolygon for each part that an image shows, holes included. Coordinates are
+pixels, x to the right and y down from the image's upper left corner, so a pixel's centre ends in .5. The lines run
+halfway between the centres of pixels of the part and of others: exactly the part's centres are inside.
+
 Letters in names: H, W pixels of the image as seen, K parts.
 """
 
@@ -8,21 +15,24 @@ import importlib.util
 import io
 import json
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image
 
-from slime_client import coco, polygons
 from slime_client.errors import FAILED_PRECONDITION, SegmenterError
-from slime_client.files import write_file
+from slime_client.images import saved, write_file
 from slime_client.mask import Mask
 
 _JPEG_QUALITY = 90
 _PNG_END = b"IEND\xaeB`\x82"
 _JPEG_END = b"\xff\xd9"
+Ring = list[list[float]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,10 +41,10 @@ class Format:
 
     Attributes:
         ending: what follows the image's stem in the file's name; with a folder before it, where it has one.
-        encode: the file's content, from a mask and the name of its image.
-        whole: whether a file's content is such a file, to its end.
+        encode: makes the file's content, from a mask and the name of its image.
+        whole: says whether a file's content is such a file, to its end.
         meaning: what is in it, for people.
-        needs: a package of the extra `formats`.
+        needs: a package of the extra `formats`, or "".
     """
 
     ending: str
@@ -44,7 +54,7 @@ class Format:
     needs: str = ""
 
     def check(self) -> None:
-        """Whether it can be made here.
+        """Check that it can be made here.
 
         Raises:
             SegmenterError: FAILED_PRECONDITION where its package is missing.
@@ -54,40 +64,66 @@ class Format:
             raise SegmenterError(message, FAILED_PRECONDITION)
 
     def path(self, folder: Path, stem: str) -> Path:
-        """Where it goes."""
+        """Return where the file of an image of this stem goes."""
         subfolder, _, ending = self.ending.rpartition("/")
         return folder / subfolder / f"{stem}{ending}"
 
     def write(self, path: Path, mask: Mask, image: str) -> None:
-        """Write it, whole or not at all.
+        """Write the file, whole or not at all; `image` is the name of the mask's image.
 
         Raises:
             SegmenterError: INVALID_ARGUMENT when the folder cannot be written; FAILED_PRECONDITION as `check`.
         """
         self.check()
         content = self.encode(mask, image)
-        with contextlib.suppress(OSError):  # What is wrong is said by who writes there.
+        with contextlib.suppress(OSError):  # Writing the file says what is wrong.
             path.parent.mkdir(exist_ok=True)
         write_file(path, content)
 
     def is_whole(self, path: Path) -> bool:
-        """Whether it is there, to its end."""
+        """Return whether the file is there, to its end."""
         try:
             return self.whole(path.read_bytes())
         except (OSError, ValueError):
             return False
 
 
-def _palette(mask: Mask, image: str) -> bytes:
-    return _saved(mask.picture(), "PNG")
+def merged_coco(files: Iterable[bytes]) -> bytes:
+    """Return COCO JSON of several images, from those of each; categories of one name become one."""
+    whole: dict[str, list[dict[str, Any]]] = {"images": [], "categories": [], "annotations": []}
+    categories: dict[str, int] = {}
+    for number, content in enumerate(files, 1):
+        one = json.loads(content)
+        names = {category["id"]: category["name"] for category in one["categories"]}
+        for name in names.values():
+            categories.setdefault(name, len(categories) + 1)
+        whole["images"] += [{**image, "id": number} for image in one["images"]]
+        whole["annotations"] += [
+            {
+                **annotation,
+                "id": len(whole["annotations"]) + place,
+                "image_id": number,
+                "category_id": categories[names[annotation["category_id"]]],
+            }
+            for place, annotation in enumerate(one["annotations"], 1)
+        ]
+    whole["categories"] = [{"id": index, "name": name} for name, index in categories.items()]
+    return _json(whole)
 
 
-def _index(mask: Mask, image: str) -> bytes:
-    return _saved(Image.fromarray(mask.array), "PNG")
+def polygons(inside_HW: npt.NDArray[np.bool_]) -> list[list[Ring]]:
+    """Return the outlines of a set of pixels: for each polygon its outer ring, then its holes; every ring is closed."""
+    from contourpy import contour_generator
 
-
-def _overlay(mask: Mask, image: str) -> bytes:
-    return _saved(mask.overlay(), "JPEG", quality=_JPEG_QUALITY)
+    # A border, so that outlines close at the image's edge; centres lie at half pixels.
+    padded = np.pad(inside_HW, 1).astype(np.float64)
+    height, width = padded.shape
+    contours = contour_generator(x=np.arange(width) - 0.5, y=np.arange(height) - 0.5, z=padded, fill_type="OuterOffset")
+    points, offsets = contours.filled(0.5, 2.0)
+    return [
+        [outline[start:end].tolist() for start, end in pairwise(cuts)]
+        for outline, cuts in zip(points, offsets, strict=True)
+    ]
 
 
 def _npz(mask: Mask, image: str) -> bytes:
@@ -96,14 +132,51 @@ def _npz(mask: Mask, image: str) -> bytes:
     return buffer.getvalue()
 
 
-def _saved(picture: Image.Image, kind: str, **options: int) -> bytes:
-    buffer = io.BytesIO()
-    picture.save(buffer, format=kind, **options)
-    return buffer.getvalue()
+def _coco(mask: Mask, image: str) -> bytes:
+    from pycocotools import mask as lengths
+
+    height, width = mask.array.shape
+    annotations = []
+    for index in _parts_shown(mask):
+        runs = lengths.encode(np.asfortranarray(mask.array == index, np.uint8))
+        annotations.append(
+            {
+                "id": index,
+                "image_id": 1,
+                "category_id": index,
+                "iscrowd": 0,
+                "area": int(lengths.area(runs)),
+                "bbox": [float(edge) for edge in lengths.toBbox(runs)],
+                "segmentation": {
+                    "size": [int(side) for side in runs["size"]],
+                    "counts": runs["counts"].decode("ascii"),
+                },
+            }
+        )
+    images = [{"id": 1, "file_name": image, "width": width, "height": height}]
+    categories = [{"id": index, "name": part} for index, part in enumerate(mask.parts) if index]
+    return _json({"images": images, "categories": categories, "annotations": annotations})
 
 
-def _is_zip(content: bytes) -> bool:
-    return zipfile.is_zipfile(io.BytesIO(content))
+def _geojson(mask: Mask, image: str) -> bytes:
+    height, width = mask.array.shape
+    features = []
+    for index in _parts_shown(mask):
+        inside_HW = mask.array == index
+        colour, pixels = list(mask.colours[index]), int(inside_HW.sum())
+        properties = {"part": mask.parts[index], "index": index, "colour": colour, "pixels": pixels}
+        geometry = {"type": "MultiPolygon", "coordinates": polygons(inside_HW)}
+        features.append({"type": "Feature", "properties": properties, "geometry": geometry})
+    return _json({"type": "FeatureCollection", "image": image, "width": width, "height": height, "features": features})
+
+
+def _parts_shown(mask: Mask) -> list[int]:
+    """Return the indices of the parts that the mask has pixels of, background left out."""
+    return [int(index) for index in np.unique(mask.array) if index]
+
+
+def _json(value: Any) -> bytes:
+    return json.dumps(value, ensure_ascii=False).encode()
 
 
 def _is_json(content: bytes) -> bool:
@@ -114,34 +187,35 @@ OVERLAY = "overlay"
 FORMATS: Mapping[str, Format] = {
     "palette": Format(
         ending=".png",
-        encode=_palette,
+        encode=lambda mask, image: saved(mask.picture(), "PNG"),
         whole=lambda content: content.endswith(_PNG_END),
         meaning="PNG of part numbers, with the parts' colours",
     ),
     "index": Format(
         ending="-index.png",
-        encode=_index,
+        encode=lambda mask, image: saved(Image.fromarray(mask.array), "PNG"),
         whole=lambda content: content.endswith(_PNG_END),
         meaning="grey PNG of part numbers",
     ),
-    "npz": Format(ending=".npz", encode=_npz, whole=_is_zip, meaning="numpy arrays mask, parts, colours"),
+    "npz": Format(
+        ending=".npz",
+        encode=_npz,
+        whole=lambda content: zipfile.is_zipfile(io.BytesIO(content)),
+        meaning="numpy arrays mask, parts, colours",
+    ),
     "coco": Format(
         ending="coco/.json",
-        encode=coco.encoded,
+        encode=_coco,
         whole=_is_json,
         meaning="coco.json: COCO annotations with run lengths, of all images",
         needs="pycocotools",
     ),
     "geojson": Format(
-        ending=".geojson",
-        encode=polygons.encoded,
-        whole=_is_json,
-        meaning="GeoJSON polygons, in pixels",
-        needs="contourpy",
+        ending=".geojson", encode=_geojson, whole=_is_json, meaning="GeoJSON polygons, in pixels", needs="contourpy"
     ),
     OVERLAY: Format(
         ending="-overlay.jpg",
-        encode=_overlay,
+        encode=lambda mask, image: saved(mask.overlay(), "JPEG", quality=_JPEG_QUALITY),
         whole=lambda content: content.endswith(_JPEG_END),
         meaning="JPEG of the image with its parts tinted",
     ),

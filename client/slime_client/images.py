@@ -1,4 +1,4 @@
-"""What the caller calls an image, as the encoded bytes the server wants; and back, to draw on.
+"""What the caller calls an image, as the encoded bytes the server wants; and files, read and written whole.
 
 Paths and bytes go to the server as they are: it decodes, orients and judges them. Arrays and RGB PIL images go as raw
 pixels (binary PPM: a header of one line, then the array), which costs no codec on either side; or, for slow networks,
@@ -7,6 +7,7 @@ as a fast PNG. PIL images of other modes always go as PNG, so that the server's 
 
 import io
 import os
+import uuid
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias, Union
@@ -16,10 +17,11 @@ import numpy.typing as npt
 from PIL import Image, ImageOps
 
 from slime_client.errors import INVALID_ARGUMENT, SegmenterError
-from slime_client.files import MAX_BYTES, read_file
 
 ImageLike: TypeAlias = Union[str, "os.PathLike[str]", bytes, npt.NDArray[np.uint8], Image.Image]
 
+# Protobuf's own limit is 2 GiB a message; a picture that large is a mistake in the path.
+MAX_BYTES = 1 << 30
 _ACCEPTED = "a path, bytes, a uint8 array (H, W, 3) or a PIL image"
 _FAST = 1
 # The others have no PNG form.
@@ -33,7 +35,7 @@ class EncodedImage:
 
     Attributes:
         data: an encoded picture (JPEG, PNG, WebP, PPM; the server judges).
-        label: what to call it in a message: its path, or "image bytes" and the like.
+        label: its name in error messages: its path, or "image bytes" and the like.
         pixels: how many its mask will have, 0 where only decoding would tell.
     """
 
@@ -43,94 +45,124 @@ class EncodedImage:
 
     def __post_init__(self) -> None:
         if not self.data:
-            raise _bad(self.label, "empty", "a JPEG, PNG or WebP image")
+            raise bad(self.label, "empty", "a JPEG, PNG or WebP image")
         if len(self.data) > MAX_BYTES:
-            raise _bad(self.label, f"{len(self.data) >> 20} MiB", f"at most {MAX_BYTES >> 20}; make it smaller")
+            raise bad(self.label, f"{len(self.data) >> 20} MiB", f"at most {MAX_BYTES >> 20}; make it smaller")
 
 
 def encode(image: ImageLike, *, compress: bool = False) -> EncodedImage:
-    """Turn any accepted image into encoded bytes.
+    """Turn an image into encoded bytes: a path, bytes of a JPEG, PNG or WebP, a uint8 RGB array (H, W, 3), a PIL image.
 
-    Args:
-        image: a path; bytes of a JPEG, PNG or WebP; a uint8 RGB array (H, W, 3); a PIL image.
-        compress: arrays and PIL images as PNG rather than as raw pixels.
+    With `compress`, arrays and PIL images become PNG rather than raw pixels.
 
     Raises:
         SegmenterError: INVALID_ARGUMENT, naming what was given and what is accepted.
     """
     if isinstance(image, (str, os.PathLike)):
         path = Path(image)
-        return EncodedImage(data=read_file(path), label=str(path))
+        return EncodedImage(data=_read_file(path), label=str(path))
     if isinstance(image, (bytes, bytearray, memoryview)):
         return EncodedImage(data=bytes(image), label="image bytes")
     if isinstance(image, np.ndarray):
-        return _encoded(_from_array(image), "image array", compress)
-    if isinstance(image, Image.Image):
-        return _encoded(_encodable(image), "PIL image", compress)
-    raise _bad("image", type(image).__name__, _ACCEPTED)
+        picture, label = _from_array(image), "image array"
+    elif isinstance(image, Image.Image):
+        picture, label = _encodable(image), "PIL image"
+    else:
+        raise bad("image", type(image).__name__, _ACCEPTED)
+    if compress or picture.mode != "RGB":
+        data = saved(picture, "PNG", compress_level=_FAST)
+    else:
+        data = b"P6\n%d %d\n255\n" % picture.size + picture.tobytes()
+    return EncodedImage(data=data, label=label, pixels=picture.width * picture.height)
 
 
 def decode(image: EncodedImage) -> Image.Image:
-    """The image as people see it: RGB, EXIF-oriented, alpha over white. For drawing only.
+    """Return the image as people see it: RGB, EXIF-oriented, alpha over white. For drawing only.
 
     Raises:
         SegmenterError: INVALID_ARGUMENT when Pillow cannot read it.
     """
     try:
         with Image.open(io.BytesIO(image.data)) as opened:
-            return _rgb(ImageOps.exif_transpose(opened))
+            upright = ImageOps.exif_transpose(opened)
+            if upright.mode.startswith("I"):
+                # Pillow clips 16-bit grey to white instead of scaling it.
+                grey = np.asarray(upright).astype(np.uint32) >> 8
+                return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
+            if not upright.has_transparency_data:
+                return upright.convert("RGB")
+            layer = upright.convert("RGBA")
+            return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise _bad(image.label, str(error), "a readable JPEG, PNG or WebP image") from error
+        raise bad(image.label, str(error), "a readable JPEG, PNG or WebP image") from error
+
+
+def saved(picture: Image.Image, kind: str, **options: Any) -> bytes:
+    """Return a picture as the content of a file of Pillow's format `kind`."""
+    buffer = io.BytesIO()
+    picture.save(buffer, format=kind, **options)
+    return buffer.getvalue()
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """Write `data` under `path`, replacing what is there only once all of it is on disk.
+
+    Raises:
+        SegmenterError: INVALID_ARGUMENT when the folder is missing or cannot be written.
+    """
+    # Not tempfile: its files are readable by the owner alone, and os.replace would keep that.
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        temporary.write_bytes(data)
+        os.replace(temporary, path)
+    except OSError as error:
+        reason = f"cannot be written ({error.strerror or error})"
+        raise _unusable(path, reason, "check that its folder exists and has room") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def bad(subject: str, got: str, expected: str) -> SegmenterError:
+    """Return the error for an argument that is not as expected."""
+    return SegmenterError(f"{subject}: got {got}, expected {expected}", INVALID_ARGUMENT)
+
+
+def _read_file(path: Path) -> bytes:
+    try:
+        if not path.exists():
+            raise _unusable(path, "no such file", "check the path")
+        if not path.is_file():
+            raise _unusable(path, "not a file", "give the path of one image")
+        if path.stat().st_size > MAX_BYTES:
+            raise _unusable(path, f"larger than {MAX_BYTES >> 20} MiB", "give the path of one image")
+        return path.read_bytes()
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise _unusable(path, f"cannot be read ({reason})", "check its permissions") from error
+
+
+def _unusable(path: Path, found: str, next_step: str) -> SegmenterError:
+    return SegmenterError(f"{path}: {found}; {next_step}", INVALID_ARGUMENT)
 
 
 def _from_array(array_HWC: npt.NDArray[Any]) -> Image.Image:
     shape = array_HWC.shape
     if array_HWC.dtype != np.uint8 or len(shape) != 3 or shape[2] != 3 or 0 in shape:
-        raise _bad("image array", f"{array_HWC.dtype} {shape}", "uint8 (H, W, 3), RGB in 0..255")
+        raise bad("image array", f"{array_HWC.dtype} {shape}", "uint8 (H, W, 3), RGB in 0..255")
     return Image.fromarray(np.ascontiguousarray(array_HWC))
 
 
 def _encodable(image: Image.Image) -> Image.Image:
+    """Return a PIL image upright, in a mode that PNG has."""
     # A PIL image opened from a camera's JPEG is still turned; the server would turn the file itself.
     try:
         upright = ImageOps.exif_transpose(image)
     except OSError as error:
-        raise _bad("PIL image", str(error), "an image that can be read to its end") from error
+        raise bad("PIL image", str(error), "an image that can be read to its end") from error
     if 0 in upright.size:
-        raise _bad("PIL image", f"size {upright.size}", "at least 1 x 1 pixel")
+        raise bad("PIL image", f"size {upright.size}", "at least 1 x 1 pixel")
     if upright.mode in _PNG_MODES:
         return upright
     if upright.mode in _RGB_MODES:
         return upright.convert("RGBA" if upright.mode in ("RGBa", "La", "PA") else "RGB")
-    raise _bad("PIL image", f"mode {upright.mode}", "RGB or grey; convert it first")
-
-
-def _encoded(image: Image.Image, label: str, compress: bool) -> EncodedImage:
-    as_png = compress or image.mode != "RGB"
-    return EncodedImage(data=_png(image) if as_png else _raw(image), label=label, pixels=image.width * image.height)
-
-
-def _raw(image: Image.Image) -> bytes:
-    return b"P6\n%d %d\n255\n" % image.size + image.tobytes()
-
-
-def _png(image: Image.Image) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, format="PNG", compress_level=_FAST)
-    return buffer.getvalue()
-
-
-def _rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):
-        # Pillow clips 16-bit grey to white instead of scaling it.
-        grey = np.asarray(image).astype(np.uint32) >> 8
-        return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
-    if not image.has_transparency_data:
-        return image.convert("RGB")
-    layer = image.convert("RGBA")
-    white = Image.new("RGBA", layer.size, "white")
-    return Image.alpha_composite(white, layer).convert("RGB")
-
-
-def _bad(subject: str, got: str, expected: str) -> SegmenterError:
-    return SegmenterError(f"{subject}: got {got}, expected {expected}", INVALID_ARGUMENT)
+    raise bad("PIL image", f"mode {upright.mode}", "RGB or grey; convert it first")

@@ -1,9 +1,8 @@
-"""The answer: which part every pixel belongs to, and how to look at it and keep it.
+"""A mask: which part every pixel of an image belongs to, how to look at it and how to keep it.
 
 Letters in names: H, W pixels of the image as seen (EXIF-oriented), K parts, h, w the score maps.
 """
 
-import io
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,9 +11,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from slime_client.errors import FAILED_PRECONDITION, INVALID_ARGUMENT, SegmenterError
-from slime_client.files import write_file
-from slime_client.images import EncodedImage, ImageLike, decode, encode
+from slime_client.errors import FAILED_PRECONDITION, SegmenterError
+from slime_client.images import EncodedImage, ImageLike, bad, decode, encode, saved, write_file
 
 Colour = tuple[int, int, int]
 
@@ -28,6 +26,7 @@ class Mask:
         parts: the K part names, background first.
         colours: K colours (r, g, b), each 0..255, in the order of `parts`.
         scores: float32 (K, h, w), the parts' maps at the segmenter's own resolution, or None when not asked for.
+        source: the image that was segmented, for `overlay`, or None.
 
     Raises:
         SegmenterError: INVALID_ARGUMENT when the array and the parts do not fit together.
@@ -41,14 +40,14 @@ class Mask:
 
     def __post_init__(self) -> None:
         if self.array.dtype != np.uint8 or self.array.ndim != 2 or self.array.size == 0:
-            raise _bad("mask", f"{self.array.dtype} {self.array.shape}", "uint8 (H, W)")
+            raise bad("mask", f"{self.array.dtype} {self.array.shape}", "uint8 (H, W)")
         if len(self.colours) != len(self.parts):
-            raise _bad("mask", f"{len(self.colours)} colours", f"{len(self.parts)}, one for each part")
+            raise bad("mask", f"{len(self.colours)} colours", f"{len(self.parts)}, one for each part")
         if int(self.array.max()) >= len(self.parts):
-            raise _bad("mask", f"part index {self.array.max()}", f"under {len(self.parts)}, the number of parts")
+            raise bad("mask", f"part index {self.array.max()}", f"under {len(self.parts)}, the number of parts")
 
     def overlay(self, image: ImageLike | None = None, *, opacity: float = 0.55) -> Image.Image:
-        """The image with its parts tinted; background stays as it is.
+        """Return the image with its parts tinted; the background stays as it is.
 
         Args:
             image: what to draw on, of the mask's size as seen; without it, the image that was segmented.
@@ -61,7 +60,13 @@ class Mask:
             SegmenterError: INVALID_ARGUMENT for an unreadable image or another size; FAILED_PRECONDITION when
                 there is no image to draw on.
         """
-        below = self._picture_below(image)
+        source = self.source if image is None else encode(image)
+        if source is None:
+            raise SegmenterError("overlay: this mask carries no image; pass one: overlay(image)", FAILED_PRECONDITION)
+        below = decode(source)
+        height, width = self.array.shape
+        if below.size != (width, height):
+            raise bad(source.label, f"{below.width} x {below.height} pixels", f"{width} x {height}, the mask's size")
         tinted = Image.blend(below, self.picture().convert("RGB"), opacity)
         return Image.composite(tinted, below, Image.fromarray((self.array > 0).astype(np.uint8) * 255))
 
@@ -73,29 +78,11 @@ class Mask:
         """
         target = Path(path)
         if target.suffix.lower() != ".png":
-            raise _bad(str(target), f"suffix {target.suffix!r}", ".png, which keeps part indices exact")
-        buffer = io.BytesIO()
-        self.picture().save(buffer, format="PNG", optimize=False)
-        write_file(target, buffer.getvalue())
-
-    def _picture_below(self, image: ImageLike | None) -> Image.Image:
-        source = self.source if image is None else encode(image)
-        if source is None:
-            raise SegmenterError("overlay: this mask carries no image; pass one: overlay(image)", FAILED_PRECONDITION)
-        picture = decode(source)
-        height, width = self.array.shape
-        if picture.size != (width, height):
-            raise _bad(
-                source.label, f"{picture.width} x {picture.height} pixels", f"{width} x {height}, the mask's size"
-            )
-        return picture
+            raise bad(str(target), f"suffix {target.suffix!r}", ".png, which keeps part indices exact")
+        write_file(target, saved(self.picture(), "PNG"))
 
     def picture(self) -> Image.Image:
-        """A palette image of the part numbers, in the parts' colours."""
+        """Return a palette image of the part numbers, in the parts' colours."""
         picture = Image.fromarray(self.array).convert("L")
         picture.putpalette([channel for colour in self.colours for channel in colour])
         return picture
-
-
-def _bad(subject: str, got: str, expected: str) -> SegmenterError:
-    return SegmenterError(f"{subject}: got {got}, expected {expected}", INVALID_ARGUMENT)

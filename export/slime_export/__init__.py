@@ -1,1 +1,1 @@
-"""From a segmenter to a served one: ONNX files with everything baked in, proven equal to PyTorch, then published."""
+"""Exports a segmenter: ONNX files with everything baked in or shared, proven equal to PyTorch, then published."""

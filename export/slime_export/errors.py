@@ -1,16 +1,19 @@
 """What can go wrong while a segmenter is exported, told in one line each.
 
-    ExportError (ValueError)      input that cannot be exported or published: names, versions, repository
+    ExportError (ValueError)      input that cannot be exported or published; a RepositoryError, as what is wrong with
+                                  a model repository is
     ParityError (RuntimeError)    the exported models do not answer as PyTorch does
     ServerError (RuntimeError)    the running server refused, or answered wrongly
     EngineError (RuntimeError)    TensorRT refused the graph, or found no GPU
     BusyError (RuntimeError)      another process went on changing the repository
 
-Entry scripts print the line and leave with exit code 2 for the first, 1 for the others.
+Entry scripts print the line and leave with exit code 2 for RepositoryError, which the first is, and 1 for the others.
 """
 
+from slime_repository.errors import RepositoryError
 
-class ExportError(ValueError):
+
+class ExportError(RepositoryError):
     """One line: the subject, what was found, what was expected, what to do next."""
 
 
@@ -24,6 +27,10 @@ class ServerError(RuntimeError):
 
 class EngineError(RuntimeError):
     """TensorRT is there but built no engine, or could not run it; nothing was published."""
+
+
+class WrongMaskError(ServerError):
+    """The running server answered a new version's check with another mask than PyTorch's."""
 
 
 class BusyError(RuntimeError):

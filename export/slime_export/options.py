@@ -1,22 +1,21 @@
-"""What is to be exported, and where to: the words of export/build.py, checked before anything is loaded."""
+"""What is to be exported, and where to: the options of export/build.py, checked before anything is loaded."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+from slime_client import Access
 from slime_export.errors import ExportError
-from slime_export.graph import engine_builder as tensorrt
-from slime_export.graph import onnx_export as onnx
+from slime_export.graph import engine_builder, onnx_export, runtimes
 from slime_export.graph.accelerators import KINDS
 from slime_export.proof.report import Gate, gate_of
-from slime_export.proof.session import providers_for
-from slime_export.publish import layout
-from slime_export.publish.access import Access
+from slime_export.publish.baked_segmenter import KEEP
 from slime_export.publish.lock import WAIT_S
-from slime_export.publish.release import KEEP
 from slime_optimize.segmenter import Segmenter
-from slime_repository.config_text import CPU
+from slime_repository import layout
+from slime_repository.config import CPU
 from slime_repository.variant import Variant
 
 # Baked into a graph of its own, or an input of one that many segmenters share.
@@ -25,13 +24,15 @@ EMBEDDINGS = ("baked", "shared")
 
 @dataclass(frozen=True, kw_only=True)
 class ExportOptions:
-    """`url` is a running server's gRPC endpoint, `access` what it asks for; `backbone` replaces the segmenter's own
-    name for the same weights, where they have moved, and `tiny_encoder` the one for its tiny encoder. `encoder`: the
-    one that the segmenter must have been made with; None takes its own.
+    """One export. Raises ExportError, in one line, for options that do not fit together.
+
+    `url` is a running server's gRPC endpoint, `access` what it asks for. `backbone` and `tiny_encoder` say where the
+    segmenter's own are now, where they have moved. `changes`: test-time settings to change, each "NAME=VALUE".
+    `encoder`: the one that the segmenter must have been made with; None takes its own.
 
     `engine`: how a TensorRT engine is built. `accelerator`: ONNX Runtime's provider on the server. `calibration`:
     images that int8's ranges are measured on. `evaluate`: annotated images for the mean IoU. `keep`: how many versions
-    of the segmenter stay in the repository; `wait`: seconds for another process that is changing it.
+    of the segmenter stay in the repository. `wait`: seconds for another process that is changing it.
     """
 
     folder: Path
@@ -41,19 +42,20 @@ class ExportOptions:
     access: Access = field(default_factory=Access)
     backbone: str | None = None
     tiny_encoder: str | None = None
+    changes: tuple[str, ...] = ()
     embedding: str = EMBEDDINGS[0]
     maps: str = Variant.maps
     precision: str = Variant.precision
     encoder: str | None = None
     format: str = Variant.format
-    engine: tensorrt.Options = field(default_factory=tensorrt.Options)
+    engine: engine_builder.Options = field(default_factory=engine_builder.Options)
     accelerator: str | None = None
     calibration: Path | None = None
     evaluate: Path | None = None
     keep: int = KEEP
     wait: float = WAIT_S
     gate: Gate | None = None  # the precision's, where it is None
-    external_over: int = onnx.EXTERNAL_OVER  # bytes
+    external_over: int = onnx_export.EXTERNAL_OVER  # bytes
 
     def __post_init__(self) -> None:
         if self.keep < KEEP:
@@ -64,12 +66,18 @@ class ExportOptions:
             raise ExportError(f"--accelerator: got {self.accelerator!r}, expected {' or '.join(KINDS)}")
         if self.accelerator is not None and self.format != "onnx":
             raise ExportError(f"--accelerator {self.accelerator}: is for --format onnx, got {self.format}")
+        is_plain = (self.precision, self.format, self.accelerator, self.evaluate) == ("fp32", "onnx", None, None)
+        if self.embedding == "shared" and not is_plain:
+            raise ExportError(
+                "--embedding shared: is exported as fp32 ONNX alone, and not measured on data; leave out --precision, "
+                "--format, --accelerator and --evaluate, or bake the embedding in"
+            )
         if self.calibration is not None and self.precision != "int8":
             raise ExportError(f"--calibration: is for --precision int8, got {self.precision}; leave it out")
 
     @property
     def served_name(self) -> str:
-        """What the segmenter is served as."""
+        """The name that the segmenter is served under. Raises ExportError for one that cannot be."""
         return layout.check_name(self.name or self.folder.resolve().name)
 
     @property
@@ -83,7 +91,7 @@ class ExportOptions:
         return self.gate or gate_of(self.precision)
 
     def variant(self, segmenter: Segmenter) -> Variant:
-        """How `segmenter` is exported. Raises ExportError where it was made with another encoder than is wanted."""
+        """Return how `segmenter` is exported. Raises ExportError where it was made with another encoder than this."""
         own = segmenter.settings.encoder
         if self.encoder not in (None, own):
             raise ExportError(
@@ -95,8 +103,14 @@ class ExportOptions:
         except ValueError as error:
             raise ExportError(f"--{error}") from error
 
+    def changed(self, segmenter: Segmenter) -> dict[str, Any]:
+        """Return the settings that `changes` names with the values that `segmenter`, which has them, is served with."""
+        values = segmenter.settings.as_json()
+        return {name: values[name] for name in (change.partition("=")[0].strip() for change in self.changes)}
+
     def check_machine(self) -> None:
-        """Raises ExportError where this machine cannot make, or try, what is wanted."""
-        providers_for(self.precision)
+        """Raise ExportError where this machine cannot make, or try, what is wanted."""
+        runtimes.onnxruntime()
+        runtimes.providers_for(self.precision)
         if self.format == "tensorrt":
-            tensorrt.module()
+            engine_builder.module()

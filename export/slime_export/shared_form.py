@@ -9,37 +9,31 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
-from slime_export.graph.onnx_export import Signature
 from slime_export.graph.tracing import LATENT_CHANNELS
-from slime_export.proof.session import OnnxModel
-from slime_optimize.method.passes import passes
+from slime_optimize.method.prediction import passes
 from slime_optimize.segmenter import Segmenter
-from slime_repository.contract import map_names
-from slime_repository.shared_contract import Group, most_parts, unet_inputs
+from slime_repository.shared_contract import Group, most_parts
 from slime_repository.variant import Variant
 from slime_store import Entry
-from slime_was.tensors import ACCUMULATED, CROSS, LATENTS, POSTPROCESS
 
-Array = npt.NDArray[np.float32]
 # Raised when the graph of a group changes, so that new segmenters get a new one.
 GENERATION = 1
 
 
 def group_of(segmenter: Segmenter, variant: Variant) -> Group:
-    """The group that can serve `segmenter` in this form."""
-    most = most_parts(len(segmenter.parts))
+    """Return the group that can serve `segmenter` in this variant; its key is a hash of what its segmenters share."""
+    most, settings = most_parts(len(segmenter.parts)), segmenter.settings.as_json()
+    # The settings that shape the graph. What suppression does depends on the threshold, so that counts with it.
+    names = ["layers", "readout", "suppress_first_part"]
+    names += ["threshold", "drop_background"] if settings["suppress_first_part"] else []
     common = {
         "generation": GENERATION,
         "backbone": segmenter.backbone_hash,
         "most_parts": most,
-        "passes": [[turn.timestep, turn.draw, turn.mirrored] for turn in passes(segmenter.settings)],
+        "passes": [[each.timestep, each.sample, each.mirrored] for each in passes(segmenter.settings)],
         "variant": variant.parameters(),
-        **_of_graph(segmenter),
+        **{name: settings[name] for name in names},
     }
     return Group(
         key=hashlib.sha256(json.dumps(common, sort_keys=True).encode()).hexdigest()[:8],
@@ -52,16 +46,8 @@ def group_of(segmenter: Segmenter, variant: Variant) -> Group:
     )
 
 
-def _of_graph(segmenter: Segmenter) -> dict[str, Any]:
-    """Settings that shape the graph. What suppression does depends on the threshold, so that counts with it."""
-    settings = segmenter.settings.as_json()
-    names = ["layers", "readout", "suppress_first_part"]
-    names += ["threshold", "drop_background"] if settings["suppress_first_part"] else []
-    return {name: settings[name] for name in names}
-
-
 def entry_of(segmenter: Segmenter, group: Group, facts: Mapping[str, str]) -> Entry:
-    """The segmenter's file. facts: what clients read of it, as the ensemble of a baked one has it in its parameters."""
+    """Return the segmenter's file. facts: what clients read in it; a baked one's are parameters of its ensemble."""
     postprocess = segmenter.settings.postprocess(segmenter.image_size)
     return Entry(
         text_TD=segmenter.text_embedding[0].detach().cpu().float().numpy(),
@@ -81,29 +67,3 @@ def entry_of(segmenter: Segmenter, group: Group, facts: Mapping[str, str]) -> En
             "most_parts": group.most_parts,
         },
     )
-
-
-def signature(group: Group) -> Signature:
-    """Names and sizes of the shared UNet's inputs and outputs."""
-    side, each_part = group.latent_size, (group.most_parts, group.latent_size, group.latent_size)
-    inputs = {tensor.name: tensor.dims for tensor in unet_inputs(group)}
-    cross, attended, _ = map_names(group.variant)
-    return Signature(
-        inputs={LATENTS: (LATENT_CHANNELS, side, side), **inputs},
-        outputs={cross: each_part, attended: each_part if group.variant.weighted else (side**2, side**2)},
-    )
-
-
-class AsBaked:
-    """A shared UNet with one segmenter's file, called as one that has it baked in: LATENTS to maps and POSTPROCESS."""
-
-    def __init__(self, model: OnnxModel, entry: Entry) -> None:
-        self._model, self._entry = model, entry
-        self.outputs = (*model.outputs, POSTPROCESS)
-
-    def __call__(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        batch, parts = len(inputs[LATENTS]), len(self._entry.description["parts"])
-        outputs = self._model({**inputs, **self._entry.given(batch)})
-        of_parts = {CROSS, ACCUMULATED}
-        maps = {name: value[:, :parts] if name in of_parts else value for name, value in outputs.items()}
-        return maps | {POSTPROCESS: np.repeat(self._entry.postprocess[np.newaxis], batch, axis=0)}

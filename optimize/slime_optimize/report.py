@@ -1,4 +1,4 @@
-"""report.html: one file that shows how a run went, with every picture inside it and nothing fetched.
+"""report.html: one file that shows how a run went, with every picture inside it, and no links to other files.
 
 Shape suffixes: H, W image sides, S steps, L losses.
 """
@@ -24,21 +24,21 @@ from PIL import Image
 
 from slime_optimize.data.annotations import Example
 from slime_optimize.data.validation import compared
-from slime_optimize.method.predict import Predictor
-from slime_optimize.method.train import LOSSES, Learned, Run
+from slime_optimize.method.prediction import Predictor
+from slime_optimize.method.training import LOSSES, Learned, Run
 from slime_optimize.picture import Pixels, colour_mask, overlay
 from slime_optimize.presets import PRESETS
 
 REPORT_FILE = "report.html"
 _TEMPLATE = Path(__file__).with_name("report.html.j2")
 _SIDE = 320  # of a picture in the page, in pixels
-_SHOWN = 12  # training images with a picture; the figures are of all
+_SHOWN = 12  # training images with a picture; the figures are for all
 _TITLES = {"ce": "cross entropy", "was": "WAS loss", "diffusion": "diffusion loss"}
 _INK, _FAINT, _BEST = "#3367d6", "#b9cdf5", "#d1462f"
 
 
-def report_html(learned: Learned, run: Run, command: Sequence[str] = ()) -> str:
-    """The page. Takes a prediction of the first training image for each snapshot, and nothing else that is slow."""
+def report_html(learned: Learned, run: Run, command: str = "") -> str:
+    """Return the page. Predicts the first training image once for each snapshot; nothing else here is slow."""
     segmenter = learned.segmenter
     page = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     return page.from_string(_TEMPLATE.read_text(encoding="utf-8")).render(
@@ -56,7 +56,7 @@ def report_html(learned: Learned, run: Run, command: Sequence[str] = ()) -> str:
 
 
 def _progress(learned: Learned, run: Run) -> list[dict[str, Any]]:
-    """The first training image as the embeddings kept on the way segment it."""
+    """Return the first training image as the embeddings that were kept on the way segment it."""
     first, shown = run.examples[0], []
     chosen = learned.segmenter.metrics["step"]
     for step, learned_KD in sorted({**learned.snapshots, chosen: learned.segmenter.embeddings}.items()):
@@ -92,7 +92,7 @@ def _measured(metrics: Mapping[str, Any]) -> list[str]:
 
 
 def _ious(metrics: Mapping[str, Any], parts: Sequence[str], colours: Sequence[Any]) -> list[dict[str, Any]]:
-    """A row for each part: its colour, and its IoU by data, None where no image shows it."""
+    """Return a row for each part: its colour, and its IoU on each data, None where no image shows it."""
     return [
         {
             "part": part,
@@ -104,10 +104,15 @@ def _ious(metrics: Mapping[str, Any], parts: Sequence[str], colours: Sequence[An
 
 
 def _settings(run: Run) -> list[dict[str, Any]]:
-    """Every setting, marked where it is not the preset's."""
-    usual = PRESETS[run.preset].as_json() if run.preset in PRESETS else {}
+    """Return every setting, marked where it differs from the preset."""
+    defaults = PRESETS[run.preset].as_json() if run.preset in PRESETS else {}
     return [
-        {"name": name, "value": _text(value), "usual": _text(usual.get(name)), "changed": value != usual.get(name)}
+        {
+            "name": name,
+            "value": _text(value),
+            "preset": _text(defaults.get(name)),
+            "changed": value != defaults.get(name),
+        }
         for name, value in run.settings.as_json().items()
     ]
 
@@ -120,7 +125,7 @@ def _text(value: Any) -> str:
     return "–" if value is None else str(value)
 
 
-def _environment(learned: Learned, run: Run, command: Sequence[str]) -> dict[str, str]:
+def _environment(learned: Learned, run: Run, command: str) -> dict[str, str]:
     device = run.backbone.device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
     libraries = {**learned.segmenter.versions, "slime-serve": version("slime-serve")}
@@ -136,7 +141,7 @@ def _environment(learned: Learned, run: Run, command: Sequence[str]) -> dict[str
         "libraries": ", ".join(f"{name} {number}" for name, number in libraries.items()),
         "made": learned.segmenter.created,
     }
-    return shown | ({"command": " ".join(command)} if command else {})
+    return shown | ({"command": command} if command else {})
 
 
 def _duration(seconds: float) -> str:
@@ -145,8 +150,8 @@ def _duration(seconds: float) -> str:
 
 
 def _curves(learned: Learned) -> Figure:
-    """A panel for each loss, and one for validation where there was one."""
-    panels = len(LOSSES) + bool(learned.found.iou_by_step)
+    """Return a panel for each loss, and one for validation where there was one."""
+    panels = len(LOSSES) + bool(learned.measured.iou_by_step)
     figure = Figure(figsize=(3.1 * panels, 2.5), dpi=144, layout="constrained")
     places = figure.subplots(1, panels, squeeze=False)[0]
     for axes, name, losses_S in zip(places, LOSSES, learned.losses_SL.T.numpy(), strict=False):
@@ -154,10 +159,10 @@ def _curves(learned: Learned) -> Figure:
         axes.plot(steps, losses_S, color=_FAINT, linewidth=0.8)
         axes.plot(steps, _smooth(losses_S), color=_INK, linewidth=1.6)
         _label(axes, _TITLES[name])
-    if learned.found.iou_by_step:
-        measured, ious = zip(*sorted(learned.found.iou_by_step.items()), strict=True)
+    if learned.measured.iou_by_step:
+        measured, ious = zip(*sorted(learned.measured.iou_by_step.items()), strict=True)
         places[-1].plot(measured, ious, color=_INK, marker="o", markersize=3.5, linewidth=1.6)
-        places[-1].plot(learned.found.step, learned.found.iou_by_step[learned.found.step], "o", color=_BEST)
+        places[-1].plot(learned.measured.step, learned.measured.iou_by_step[learned.measured.step], "o", color=_BEST)
         _label(places[-1], "validation, mean IoU %")
     return figure
 
@@ -171,7 +176,7 @@ def _label(axes: Axes, title: str) -> None:
 
 
 def _smooth(losses_S: Any) -> Any:
-    """Mean over the steps around each, a twentieth of the run."""
+    """Return the running mean over a twentieth of the run."""
     width = max(1, len(losses_S) // 20)
     window = np.ones(width)
     return np.convolve(losses_S, window, "same") / np.convolve(np.ones(len(losses_S)), window, "same")

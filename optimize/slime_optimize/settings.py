@@ -1,34 +1,95 @@
-"""What an optimisation run is made of: one frozen dataclass. Named sets of it are in presets.py.
+"""The settings of an optimisation run as one frozen dataclass; presets.py holds named sets of them.
 
-Where the paper leaves something open, the choice is a field here with its reason.
+What is said of a setting stands at its field, once: its default, its help, its choices or range, and whether it may be
+changed after learning. options.py makes command-line options of it. Where the paper leaves something open, the choice
+is a field here, with its reason. Nothing here needs PyTorch.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import typing
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from slime_image import CHANNEL_ORDERS
-from slime_optimize.errors import InputError
-from slime_optimize.method.layers import Layers
+from slime_optimize.errors import BackboneError, InputError
 from slime_was import Postprocess
 
-# The settings that are one word of a few.
-CHOICES = {
-    "prompt_times": ("tokens", "parts"),
-    "cross_entropy": ("maps", "logits"),
-    "was_source": ("tokens", "parts"),
-    "was_reduction": ("mean", "sum"),
-    "class_counts": ("all", "foreground"),
-    "readout": ("tokens", "parts"),
-    "channel_order": CHANNEL_ORDERS,
-    "encoder": ("vae", "tiny"),
-    "posterior": ("mean", "sample"),
-    "part_schedule": ("run", "epoch"),
-    "schedule": ("constant", "cosine"),
-}
+T = TypeVar("T")
+# Groups of settings: the headings of --help-all.
+RUN = "how long and how fast to learn"
+LOSSES = "the losses"
+VIEWS = "the augmented views to learn from"
+NETWORK = "how images and maps pass through the backbone, in learning and afterwards"
+TEST = "segmenting with learned embeddings (evaluate and export can change these with --set)"
+
+
+def _blocks(level: int, attentions: tuple[int, ...], kind: str) -> tuple[str, ...]:
+    return tuple(f"up_blocks.{level}.attentions.{i}.transformer_blocks.0.{kind}" for i in attentions)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layers:
+    """The attention layers whose maps are averaged, by diffusers' names; the default is the paper's choice for SD 2.1.
+
+    Raises InputError for an empty list, a name that occurs twice, or one of the wrong kind.
+    """
+
+    cross: tuple[str, ...] = _blocks(1, (0, 1, 2), "attn2") + _blocks(2, (0, 1), "attn2")
+    self_: tuple[str, ...] = _blocks(3, (0, 1, 2), "attn1")
+
+    def __post_init__(self) -> None:
+        for role, names, ending in (("cross", self.cross, ".attn2"), ("self", self.self_, ".attn1")):
+            if not names:
+                raise InputError(f"{role} layers: got none, expected at least one attention layer name")
+            if len(set(names)) != len(names):
+                raise InputError(f"{role} layers: a layer is named twice, expected each one once")
+            for name in names:
+                if not name.endswith(ending):
+                    raise InputError(f"{role} layer {name}: expected a name that ends in {ending}")
+
+    def validate(self, unet: Any) -> None:
+        """Raise BackboneError, naming the layers that exist, unless `unet` has every layer."""
+        known = [name.removesuffix(".processor") for name in unet.attn_processors]
+        for kind, wanted in (("attn2", self.cross), ("attn1", self.self_)):
+            there = [name for name in known if name.endswith(kind)]
+            for name in wanted:
+                if name not in there:
+                    raise BackboneError(f"attention layer {name}: not in this UNet; expected one of {_grouped(there)}")
+
+
+def _grouped(names: Sequence[str]) -> str:
+    """Return `a.attentions.[0,1].transformer_blocks.0.attn2, …`: one entry for each block of the UNet."""
+    groups: dict[tuple[str, str], list[str]] = {}
+    for name in names:
+        block, _, rest = name.partition(".attentions.")
+        index, _, tail = rest.partition(".")
+        groups.setdefault((block, tail), []).append(index)
+    found = [f"{b}.attentions.[{','.join(i)}].{t}" for (b, t), i in groups.items()]
+    return ", ".join(found) or "nothing (it has no attention of this kind)"
+
+
+Check = tuple[Callable[[Any], bool], str]  # whether a value is in range, and the range in words
+_ABOVE_0: Check = (lambda x: x > 0, "a number above 0")
+_FROM_0: Check = (lambda x: x >= 0, "0 or more")
+_FROM_1: Check = (lambda x: x >= 1, "1 or more")
+_PROBABILITY: Check = (lambda x: 0 <= x <= 1, "a chance from 0 to 1")
+_TIMESTEP: Check = (lambda t: 0 <= t < 1000, "0 to 999")
+
+
+def setting(
+    default: T, group: str, help: str, *, main: bool = False, choices: tuple[str, ...] = (), check: Check | None = None
+) -> T:
+    """Return a dataclass field that carries its group, its help, and its choices or range.
+
+    `main` settings are shown by --help, the others only by --help-all.
+    """
+    if choices:
+        check = (choices.__contains__, " or ".join(choices))
+    facts = {"group": group, "help": help, "main": main, "choices": choices, "check": check}
+    return field(default=default, metadata=facts)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,152 +99,240 @@ class Settings:
     Defaults are the paper's for SD 2.1. Raises InputError, naming the field, for a value out of range.
     """
 
-    # How long, and how fast.
-    learning_rate: float = 0.1  # Adam; decisive: ten times more or less loses half the IoU
-    schedule: str = "constant"  # of the learning rate; "cosine" lets it fall to 0 over the run
-    epochs: int = 200  # passes over the training images
-    steps: int | None = None  # instead of epochs
-    batch_size: int = 1  # augmented views per step
-    steps_per_view: int = 1  # steps that take the same encoded views, each with noise and timesteps of its own
-    t_opt: tuple[int, int] = (5, 100)  # drawn uniformly at each step, both ends included
-    prompt_word: str = "part"  # repeated, it gives the embeddings to start from
-    prompt_times: str = "tokens"  # once for each of 77 tokens, or once for each of the "parts" (published)
+    # Decisive: ten times more or less loses half the IoU.
+    learning_rate: float = setting(0.1, RUN, "learning rate of Adam", check=_ABOVE_0, main=True)
+    schedule: str = setting(
+        "constant", RUN, "learning rate over the run; cosine lets it fall to 0", choices=("constant", "cosine")
+    )
+    epochs: int = setting(200, RUN, "passes over the training images", check=_FROM_1)
+    steps: int | None = setting(
+        None,
+        RUN,
+        "optimisation steps, instead of epochs",
+        check=(lambda x: x is None or x >= 1, "1 or more"),
+        main=True,
+    )
+    batch_size: int = setting(1, RUN, "augmented views in each step", check=_FROM_1, main=True)
+    # Noise and timesteps are drawn anew in every step. At 512 pixels, encoding a view is a third of a step.
+    steps_per_view: int = setting(1, RUN, "steps that use the same encoded views; more save time", check=_FROM_1)
+    t_opt: tuple[int, int] = setting(
+        (5, 100),
+        RUN,
+        "timesteps, both ends included, of which each view of a step gets a random one",
+        check=(lambda t: 0 <= t[0] <= t[1] < 1000, "two timesteps LOW HIGH within 0 to 999"),
+    )
+    prompt_word: str = setting(
+        "part",
+        RUN,
+        "word that is repeated for the embeddings to start from",
+        check=(lambda x: bool(x.strip()), "a word"),
+    )
+    prompt_times: str = setting(
+        "tokens", RUN, "repeat it for each of 77 tokens, or for each part (published code)", choices=("tokens", "parts")
+    )
 
-    # The losses.
-    alpha: float = 1.0  # weight of the WAS loss
-    beta: float = 0.005  # weight of the diffusion loss, which keeps embeddings understandable
+    alpha: float = setting(1.0, LOSSES, "weight of the WAS loss (eq. 8)", check=_FROM_0)
+    # The diffusion loss keeps embeddings where the UNet understands them.
+    beta: float = setting(0.005, LOSSES, "weight of the diffusion loss (eq. 8)", check=_FROM_0)
     # "maps": -log of the part's own share of the softmax over all 77 tokens (the paper's A_ca);
-    # "logits": K-way softmax over mean raw logits (published code).
-    cross_entropy: str = "maps"
-    # What the WAS loss accumulates: "tokens", the cross maps of eq. 3, or "parts", the K-way softmax of the
-    # mean logits (published code).
-    was_source: str = "tokens"
-    # Over pixels. The paper writes the sum, but with its alpha = 1 that drowns the cross entropy.
-    was_reduction: str = "mean"
-    # A part weighs (all pixels / its pixels) ** class_weight in the cross entropy. With the paper's 1 a backbone
-    # that is unsure sees small parts everywhere.
-    class_weight_power: float = 1.0
-    class_counts: str = "all"  # "foreground": all but the background's pixels, and background weighs 1 (published)
-    guidance_scale: float = (
-        0.0  # of the noise in the diffusion loss; 0: the conditional answer alone; published code 100
+    # "logits": softmax over the parts of the mean raw logits (published code).
+    cross_entropy: str = setting(
+        "maps", LOSSES, "cross entropy of maps over 77 tokens, or of the parts' mean logits", choices=("maps", "logits")
+    )
+    # "tokens": the cross maps of eq. 3; "parts": the softmax over the parts of the mean logits (published code).
+    was_source: str = setting(
+        "tokens", LOSSES, "what the WAS loss accumulates: maps over tokens, or over parts", choices=("tokens", "parts")
+    )
+    # The paper writes the sum, but with its alpha = 1 that drowns the cross entropy.
+    was_reduction: str = setting("mean", LOSSES, "reduction of the WAS loss over pixels", choices=("mean", "sum"))
+    # A part weighs (all pixels / its pixels) ** power. With the paper's 1, a backbone that is unsure sees small parts
+    # everywhere.
+    class_weight_power: float = setting(
+        1.0,
+        LOSSES,
+        "exponent of a part's weight in the cross entropy",
+        check=(lambda x: 0 <= x <= 1, "an exponent from 0 to 1"),
+    )
+    # "foreground": all but the background's pixels, and the background weighs 1 (published code).
+    class_counts: str = setting(
+        "all", LOSSES, "pixels that a part's weight is a share of", choices=("all", "foreground")
+    )
+    # 0 takes the conditional answer alone; the published code takes 100.
+    guidance_scale: float = setting(
+        0.0, LOSSES, "classifier-free guidance in the diffusion loss; 0 halves the time of a step", check=_FROM_0
     )
 
-    # The views that are learned from.
-    channel_order: str = "rgb"  # "bgr" for embeddings learned on BGR images, as the published code's are
-    encoder: str = "vae"  # the VAE's; "tiny": an AutoencoderTiny's, far cheaper, which then has to serve as well
-    posterior: str = "mean"  # of the VAE while training; "sample" draws (published); at test time always the mean
-    part_schedule: str = (
-        "run"  # the part that a view must show: one after the other over the "run", or anew each "epoch"
+    channel_order: str = setting("rgb", NETWORK, "order in which the backbone gets channels", choices=CHANNEL_ORDERS)
+    # A segmenter has to be served with the encoder that it was made with.
+    encoder: str = setting(
+        "vae", NETWORK, "encoder of images: the VAE, or the far cheaper tiny one", choices=("vae", "tiny"), main=True
     )
-    flip: float = 0.5  # chance of a mirrored view
-    crop: tuple[float, float] = (0.5, 1.0)  # side of the random square crop, of the whole side
-    rotation: float = 30.0  # degrees, either way
-    blur: tuple[float, float] = (0.0, 1.0)  # Gaussian sigma, in pixels of a 512-pixel image
-    recolour_probability: float = 0.0  # chance that a part of a view gets a random mean colour; not in the paper
+    # After learning it is always the mean.
+    posterior: str = setting(
+        "mean", VIEWS, "the VAE's posterior in learning: mean, or sample (published code)", choices=("mean", "sample")
+    )
+    part_schedule: str = setting(
+        "run", VIEWS, "parts that views must show, in order: over the run, or in each epoch", choices=("run", "epoch")
+    )
+    flip: float = setting(0.5, VIEWS, "probability of a mirrored view", check=_PROBABILITY)
+    crop: tuple[float, float] = setting(
+        (0.5, 1.0),
+        VIEWS,
+        "range of the random square crop's side, as a share of the whole side",
+        check=(lambda x: 0 < x[0] <= x[1] <= 1, "two fractions LOW HIGH in (0, 1]"),
+    )
+    rotation: float = setting(
+        30.0, VIEWS, "largest rotation either way, in degrees", check=(lambda x: 0 <= x <= 180, "0 to 180 degrees")
+    )
+    blur: tuple[float, float] = setting(
+        (0.0, 1.0),
+        VIEWS,
+        "range of the Gaussian blur's sigma, in pixels of a 512-pixel image",
+        check=(lambda x: 0 <= x[0] <= x[1], "two sigmas LOW HIGH, 0 or more"),
+    )
+    # Not in the paper.
+    recolour_probability: float = setting(
+        0.0, VIEWS, "probability that a part of a view gets a random mean colour", check=_PROBABILITY
+    )
 
-    # At test time.
-    t_test: int = 100
-    extra_timesteps: tuple[int, ...] = ()  # further timesteps, a pass each; maps are averaged over all passes
-    noise_samples: int = 1  # of noise at each timestep
-    flip_average: bool = False  # each pass on the mirrored latents, too
-    # Cross maps. "tokens": the softmax over all 77 tokens of each head, then the mean (eq. 3); "parts": one softmax
-    # over the parts of the mean logits, what cross_entropy "logits" learns. Heads of 16 channels are weak judges one
-    # by one, so a small backbone wants the latter.
-    readout: str = "tokens"
-    threshold: float = 0.2  # a part whose cross map stays under it everywhere is left out
-    drop_background: bool = False  # the threshold is for the background, too (published)
-    suppress_first_part: bool = False  # the first part kept counts only where it is above its mean (published)
-    rescale: bool = False  # each WAS map onto its cross map's [min, max] (published)
-    patches: int = 1  # crops a side at test time; the paper takes 2 of 400 of 512 pixels for faces
-    patch_side: float = 1.0  # of a crop, as a share of the side
-    edge_tolerance: float = 0.0  # joint bilateral upsampling: tolerated difference of colour, 0 to 1; 0 is bilinear
-    layers: Layers = field(default_factory=Layers)
+    t_test: int = setting(100, TEST, "timestep at which images are segmented", check=_TIMESTEP)
+    # Maps are averaged over all passes.
+    extra_timesteps: tuple[int, ...] = setting(
+        (),
+        TEST,
+        "further timesteps, a pass each",
+        check=(lambda x: all(map(_TIMESTEP[0], x)), "timesteps from 0 to 999"),
+    )
+    noise_samples: int = setting(
+        1, TEST, "noise samples at each timestep, a pass each", check=(lambda x: 1 <= x <= 16, "1 to 16")
+    )
+    flip_average: bool = setting(False, TEST, "segment the mirrored image too, and average the maps", main=True)
+    # "tokens": softmax over all 77 tokens of each head, then the mean (eq. 3); "parts": one softmax over the parts of
+    # the mean logits, which is what cross_entropy "logits" learns. Heads of 16 channels are weak judges one by one, so
+    # that a small backbone needs "parts".
+    readout: str = setting(
+        "tokens", TEST, "softmax of the cross maps: over all tokens, or over the parts", choices=("tokens", "parts")
+    )
+    threshold: float = setting(0.2, TEST, "a part whose cross map stays under it is left out", main=True)
+    drop_background: bool = setting(False, TEST, "apply the threshold to the background too (published code)")
+    suppress_first_part: bool = setting(
+        False, TEST, "count the first part that is kept only where it is above its mean (published code)"
+    )
+    rescale: bool = setting(False, TEST, "rescale each WAS map to its cross map's [min, max] (published code)")
+    # The paper takes 2 crops a side, of 400 of 512 pixels, for faces.
+    patches: int = setting(1, TEST, "crops along each side of the image, segmented one by one", main=True)
+    patch_side: float = setting(1.0, TEST, "side of such a crop, as a share of the whole side", main=True)
+    # The upsampling is joint bilateral, bilinear at 0.
+    edge_tolerance: float = setting(
+        0.0, TEST, "align edges with the image: difference of colour within a part, 0 to 1; 0 does not", main=True
+    )
+    layers: Layers = setting(Layers(), NETWORK, "attention layers, by their names in the UNet")  # noqa: RUF009 (frozen)
 
     def __post_init__(self) -> None:
-        _check(self.learning_rate > 0, "learning_rate", self.learning_rate, "a number above 0")
-        _check(self.epochs >= 1, "epochs", self.epochs, "1 or more")
-        _check(self.steps is None or self.steps >= 1, "steps", self.steps, "1 or more")
-        _check(self.batch_size >= 1, "batch_size", self.batch_size, "1 or more")
-        _check(self.steps_per_view >= 1, "steps_per_view", self.steps_per_view, "1 or more")
-        _check(0 <= self.t_test < 1000, "t_test", self.t_test, "0 to 999")
-        low, high = self.t_opt
-        _check(0 <= low <= high < 1000, "t_opt", self.t_opt, "two timesteps LOW HIGH within 0 to 999")
-        _check(self.alpha >= 0, "alpha", self.alpha, "0 or more")
-        _check(self.beta >= 0, "beta", self.beta, "0 or more")
-        for name, words in CHOICES.items():
-            _check(getattr(self, name) in words, name, getattr(self, name), " or ".join(words))
-        _check(
-            self.encoder == "vae" or self.posterior == "mean",
-            "posterior",
-            f"{self.posterior} with encoder {self.encoder}, which has no posterior",
-            "mean",
-        )
-        _check(
-            0 <= self.class_weight_power <= 1, "class_weight_power", self.class_weight_power, "an exponent from 0 to 1"
-        )
-        _check(self.guidance_scale >= 0, "guidance_scale", self.guidance_scale, "0 or more")
-        _check(
-            all(0 <= t < 1000 for t in self.extra_timesteps),
-            "extra_timesteps",
-            self.extra_timesteps,
-            "timesteps from 0 to 999",
-        )
-        _check(1 <= self.noise_samples <= 16, "noise_samples", self.noise_samples, "1 to 16")
-        _check(bool(self.prompt_word.strip()), "prompt_word", self.prompt_word, "a word")
-        _check(0 <= self.flip <= 1, "flip", self.flip, "a chance from 0 to 1")
-        _check(0 < self.crop[0] <= self.crop[1] <= 1, "crop", self.crop, "two fractions LOW HIGH in (0, 1]")
-        _check(0 <= self.rotation <= 180, "rotation", self.rotation, "0 to 180 degrees")
-        _check(
-            0 <= self.recolour_probability <= 1,
-            "recolour_probability",
-            self.recolour_probability,
-            "a chance from 0 to 1",
-        )
-        _check(0 <= self.blur[0] <= self.blur[1], "blur", self.blur, "two sigmas LOW HIGH, 0 or more")
+        for each in fields(self):
+            value, check = getattr(self, each.name), each.metadata["check"]
+            if check and not check[0](value):
+                raise InputError(f"{each.name}: got {value}, expected {check[1]}")
+        if self.encoder != "vae" and self.posterior != "mean":
+            raise InputError(
+                f"posterior: got {self.posterior} with encoder {self.encoder}, which has no posterior, expected mean"
+            )
         self.postprocess(512)
 
     def postprocess(self, side: int) -> Postprocess:
-        """What turns maps into scores, for a backbone of S = `side` pixels."""
+        """Return what turns maps into scores, for a backbone whose images have S = `side` pixels a side."""
+        names = {each.name for each in fields(Postprocess)} - {"side"}
         try:
-            return Postprocess(side=side, **{name: getattr(self, name) for name in _POSTPROCESS})
+            return Postprocess(side=side, **{name: getattr(self, name) for name in names})
         except ValueError as error:
-            raise InputError(str(error).removeprefix("weighting: ")) from error
+            raise InputError(str(error).partition(": ")[2]) from error
 
     @property
     def over_parts(self) -> bool:
-        """Whether test-time cross maps are a softmax over the parts alone."""
+        """Whether test-time cross maps are one softmax over the parts alone."""
         return self.readout == "parts"
 
     def total_steps(self, images: int) -> int:
-        """Steps of a run on `images` training images."""
+        """Return the number of steps of a run on `images` training images."""
         return self.steps if self.steps is not None else -(-self.epochs * images // self.batch_size)
 
     def changed(self, values: Mapping[str, Any], source: str = "settings") -> Settings:
-        """A copy with JSON-like `values` in place; InputError for names or kinds that do not fit."""
+        """Return a copy with JSON-like `values` in place; InputError for names or types that do not fit."""
         known = {each.name for each in fields(self)}
         for name in values:
             if name not in known:
                 raise InputError(f"{source}: unknown setting {name!r}, expected one of {', '.join(sorted(known))}")
         try:
-            return replace(self, **{name: _native(name, value) for name, value in values.items()})
+            return replace(self, **{name: _from_json(name, value) for name, value in values.items()})
         except InputError:
             raise
         except (TypeError, KeyError, ValueError) as error:
             raise InputError(f"{source}: a value of the wrong kind ({error})") from error
 
+    def at_test_time(self, changes: Sequence[str]) -> Settings:
+        """Return a copy with `changes`, each "NAME=VALUE" as after --set, in place.
+
+        Only settings that matter after learning can be changed. Raises InputError, in one line, for any other setting,
+        and for a value that cannot be read or is out of range.
+        """
+        kinds, values = typing.get_type_hints(Settings), dict[str, Any]()
+        for change in changes:
+            name, equals, text = (word.strip() for word in change.partition("="))
+            if not equals:
+                raise InputError(f"--set {change}: expected NAME=VALUE, such as threshold=0.1")
+            if name in OLD_NAMES:
+                new = OLD_NAMES[name]
+                raise InputError(f"--set {change}: {name} is now called {new}; write --set {new}={text}")
+            if name not in TEST_TIME:
+                why = "is part of what was learned" if name in kinds else "is no setting"
+                raise InputError(f"--set {change}: {name} {why}, expected one of {', '.join(TEST_TIME)}")
+            if name in values:
+                raise InputError(f"--set {change}: {name} is set twice, expected each setting once")
+            values[name] = _from_text(text, kinds[name], change)
+        return self.changed(values, "--set")
+
     def as_json(self) -> dict[str, Any]:
-        """Plain JSON values; `Settings().changed(x.as_json())` gives x back."""
+        """Return plain JSON values; `Settings().changed(x.as_json())` gives x back."""
         values: dict[str, Any] = json.loads(json.dumps(asdict(self)))
         values["layers"] = {"cross": list(self.layers.cross), "self": list(self.layers.self_)}
         return values
 
 
-def _check(holds: bool, name: str, got: object, expected: str) -> None:
-    if not holds:
-        raise InputError(f"{name}: got {got}, expected {expected}")
+TEST_TIME = tuple(each.name for each in fields(Settings) if each.metadata["group"] == TEST)
+# Names and values of settings in files that were written before they were renamed.
+OLD_NAMES = {
+    "guide": "edge_tolerance",
+    "guidance": "guidance_scale",
+    "more_t": "extra_timesteps",
+    "draws": "noise_samples",
+    "mirrored": "flip_average",
+    "suppress": "suppress_first_part",
+    "turns": "part_schedule",
+    "view_uses": "steps_per_view",
+    "recolour": "recolour_probability",
+    "class_weight": "class_weight_power",
+}
+OLD_VALUES = {("encoder", "kl"): "vae"}
 
 
-def _native(name: str, value: Any) -> Any:
+def in_current_words(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return stored `values` with old names and values of settings in today's words; everything else as it is.
+
+    Raises InputError for a setting that is there under both names, and for anything but a mapping.
+    """
+    if not isinstance(values, Mapping):
+        raise InputError(f"settings: got {type(values).__name__}, expected a JSON object of settings by name")
+    for old, new in OLD_NAMES.items():
+        if old in values and new in values:
+            raise InputError(f"settings: got {old} and {new}, which are one setting, expected {new} alone")
+    renamed = {OLD_NAMES.get(name, name): value for name, value in values.items()}
+    return {
+        name: OLD_VALUES.get((name, value), value) if isinstance(value, str) else value
+        for name, value in renamed.items()
+    }
+
+
+def _from_json(name: str, value: Any) -> Any:
     if name == "layers" and not isinstance(value, Layers):
         return Layers(cross=tuple(value["cross"]), self_=tuple(value["self"]))
     if name in ("t_opt", "crop", "blur"):
@@ -192,12 +341,16 @@ def _native(name: str, value: Any) -> Any:
     return tuple(value) if name == "extra_timesteps" else value
 
 
-_POSTPROCESS = (
-    "threshold",
-    "drop_background",
-    "suppress_first_part",
-    "rescale",
-    "patches",
-    "patch_side",
-    "edge_tolerance",
-)
+def _from_text(text: str, kind: Any, change: str) -> Any:
+    """Return the value of type `kind` that `text` is; InputError, naming the `change`, if it is none."""
+    try:
+        if kind is bool:
+            return {"true": True, "false": False}[text.casefold()]
+        if typing.get_origin(kind) is tuple:
+            return tuple(int(number) for number in text.replace(",", " ").split())
+        return kind(text)
+    except (ValueError, KeyError):
+        words = {bool: "true or false", int: "a whole number", float: "a number"}
+        raise InputError(
+            f"--set {change}: got {text!r}, expected {words.get(kind, 'whole numbers with commas between them')}"
+        ) from None

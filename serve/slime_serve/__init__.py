@@ -1,8 +1,6 @@
 """Starting, watching and stopping a Triton server on a model repository. Knows nothing of training or export."""
 
-from slime_serve.errors import ServeError, ServerError, Stopped, UsageError
-from slime_serve.security import Security
 from slime_serve.server import Server
-from slime_serve.settings import ServerSettings
+from slime_serve.settings import Security, ServeError, ServerError, ServerSettings, Stopped, UsageError
 
 __all__ = ["Security", "ServeError", "Server", "ServerError", "ServerSettings", "Stopped", "UsageError"]

@@ -1,27 +1,32 @@
-"""What the launcher itself says to the server: load this, answer that. Over HTTP, which stays on the loopback
-address whatever gRPC listens on, so that neither certificates nor names matter here."""
+"""What the launcher itself says to the server: load this, answer that.
+
+It asks over HTTP, not over `slime_client`'s gRPC channel. gRPC listens where the operator wants it, with a certificate
+for another name than this machine's loopback address, and may ask its clients for certificates of an authority whose
+key the launcher does not have. HTTP always stays on the loopback address, where none of that matters.
+"""
 
 from __future__ import annotations
 
+import io
 import json
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import closing
 from typing import Any, TypeVar
 
 import numpy as np
+from PIL import Image
 from tritonclient import http
 from tritonclient.utils import InferenceServerException
 
 from slime_repository import contract
-from slime_serve.errors import ServeError
-from slime_serve.repository import Served
-from slime_serve.security import HEADER
+from slime_repository.contents import Served
+from slime_serve.settings import HEADER, ServeError
 from slime_was import tensors
-from slime_was.tensors import SEGMENTER
 
 # A network of several gigabytes takes its time.
 LOAD_SECONDS = 600.0
+PROBE_SIZE = (48, 64)
 _SHORT_SECONDS = 2.0
 Answer = TypeVar("Answer")
 
@@ -41,45 +46,57 @@ class Control:
         self._headers = {} if key is None else {HEADER: key}
 
     def is_live(self) -> bool:
+        """Return whether the server answers."""
         try:
             return self._asked(_SHORT_SECONDS, lambda client: bool(client.is_server_live()))
         except UnansweredError:
             return False
 
     def unload(self, model: str) -> None:
-        """It takes no more requests, and those under way are answered, after this has returned as well."""
+        """Let the model take no more requests; those under way are answered, after this has returned as well."""
         self._asked(_SHORT_SECONDS, lambda client: client.unload_model(model, self._headers))
 
     def loaded(self) -> set[str]:
-        """Models that serve, or still answer their last requests."""
+        """Return the models that serve, or still answer their last requests."""
         index = self._asked(_SHORT_SECONDS, lambda client: client.get_model_repository_index(self._headers))
         return {each["name"] for each in index if each.get("state", "UNAVAILABLE") != "UNAVAILABLE"}
 
     def reload(self, model: str) -> None:
-        """Start its processes anew. Triton does nothing where nothing changed, so something has to."""
+        """Start the model's processes anew. Triton does nothing where nothing changed, so something has to."""
         config = self._asked(_SHORT_SECONDS, lambda client: client.get_model_config(model))
         config.setdefault("parameters", {})["reloaded"] = {"string_value": str(time.time())}
         again = json.dumps(config)
         self._asked(LOAD_SECONDS, lambda client: client.load_model(model, self._headers, config=again))
 
-    def ask(self, served: Served, image: bytes, timeout: float) -> tuple[int, ...]:
-        """Shape of the mask of an encoded image."""
-        given = {tensors.IMAGE: image} | ({SEGMENTER: served.segmenter.encode()} if served.segmenter else {})
-        given_tensors = [http.InferInput(name, [1], "BYTES") for name in given]
-        for tensor, value in zip(given_tensors, given.values(), strict=True):
+    def probe(self, served: Served, timeout: float) -> None:
+        """Return once the segmenter has answered a small generated image with a mask of its size.
+
+        Triton calls itself ready while the Python process behind a model is dead, so only an answer counts.
+        """
+        given = {tensors.IMAGE: _picture()}
+        if served.segmenter:
+            given[tensors.SEGMENTER] = served.segmenter.encode()
+        inputs = [http.InferInput(name, [1], "BYTES") for name in given]
+        for tensor, value in zip(inputs, given.values(), strict=True):
             tensor.set_data_from_numpy(np.array([value], dtype=object))
         wanted = [http.InferRequestedOutput(tensors.MASK)]
-        answer = self._asked(timeout, lambda client: client.infer(served.ensemble, given_tensors, outputs=wanted))
-        return tuple(answer.as_numpy(tensors.MASK).shape)
+        answer = self._asked(timeout, lambda client: client.infer(served.ensemble, inputs, outputs=wanted))
+        shape = tuple(answer.as_numpy(tensors.MASK).shape)
+        if shape != PROBE_SIZE:
+            raise UnansweredError(f"got a mask of shape {shape}, expected {PROBE_SIZE}; export it again")
 
     def answered(self) -> int:
-        """Masks given out since the server started; by the last model alone: one that hangs has passed the others."""
+        """Return how many masks were given out since the server started.
+
+        Counted at the last model alone: a request that hangs there has passed the others.
+        """
         statistics = self._asked(_SHORT_SECONDS, lambda client: client.get_inference_statistics(contract.WAS))
         return sum(int(each["inference_stats"]["success"].get("count", 0)) for each in statistics["model_stats"])
 
     def _asked(self, timeout: float, ask: Callable[[Any], Answer]) -> Answer:
+        waiting = {"connection_timeout": min(timeout, 5.0), "network_timeout": timeout}
         try:
-            with _connection(self._address, timeout) as client:
+            with closing(http.InferenceServerClient(self._address, **waiting)) as client:
                 return ask(client)
         except InferenceServerException as error:
             raise UnansweredError(_one_line(error.message())) from error
@@ -87,13 +104,11 @@ class Control:
             raise UnansweredError(f"no answer: {_one_line(error) or type(error).__name__}") from error
 
 
-@contextmanager
-def _connection(address: str, timeout: float) -> Iterator[Any]:
-    client = http.InferenceServerClient(address, connection_timeout=min(timeout, 5.0), network_timeout=timeout)
-    try:
-        yield client
-    finally:
-        client.close()
+def _picture() -> bytes:
+    gradient = np.linspace(0, 255, PROBE_SIZE[0] * PROBE_SIZE[1] * 3).reshape(*PROBE_SIZE, 3).astype(np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(gradient).save(buffer, "PNG")
+    return buffer.getvalue()
 
 
 def _one_line(error: object) -> str:

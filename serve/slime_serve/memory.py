@@ -20,8 +20,11 @@ _CONTROL_BYTES = 1 << 16
 
 
 class Regions:
-    """Those of one launch. Their names begin alike, and a lock, held as long as the launcher or its server lives,
-    tells other launches that they are in use."""
+    """The regions of one launch.
+
+    Their names begin alike, and a lock, held as long as the launcher or its server lives, tells other launches that
+    they are in use.
+    """
 
     def __init__(self) -> None:
         self.prefix = f"slime_{os.getpid()}_{secrets.token_hex(4)}_"
@@ -36,6 +39,7 @@ class Regions:
         _remove(self.prefix, besides=_LOCK)
 
     def close(self) -> None:
+        """Remove all of them, and the lock."""
         _remove(self.prefix)
         os.close(self.lock)
 
@@ -52,8 +56,8 @@ class Orphan:
         path.unlink(missing_ok=True)
 
     def give_back(self) -> None:
-        """The pages too; of no use to anybody then. Mapped ones read as zeros, but for those of the locks and queues,
-        which a thread of Triton's may still wait at.
+        """Give the pages back too, once they are of no use to anybody. Those that are mapped read as zeros, but for
+        those of the locks and queues, which a thread of Triton's may still wait at.
         """
         if self._file is None:
             return
@@ -64,19 +68,20 @@ class Orphan:
         self.close()
 
     def close(self) -> None:
+        """Close the region's file."""
         if self._file is not None:
             os.close(self._file)
             self._file = None
 
 
 def remove_stale() -> int:
-    """Remove what earlier launches left that were killed together with their server; how many regions."""
+    """Remove what launches left that were killed together with their server; return how many regions that were."""
     found = {match.group(1): int(match.group(2)) for path in FOLDER.iterdir() if (match := _OURS.fullmatch(path.name))}
     return sum(_remove(prefix) for prefix, pid in found.items() if _is_stale(prefix, pid))
 
 
 def _is_stale(prefix: str, pid: int) -> bool:
-    """Nobody holds its lock; where there is none, no process of that number runs."""
+    """Return whether nobody holds the lock of a launch or, where there is no lock, no process of its number runs."""
     try:
         handle = os.open(FOLDER / f"{prefix}{_LOCK}", os.O_RDWR)
     except FileNotFoundError:

@@ -1,18 +1,27 @@
-"""What a launch changes in the models' configurations: how many processes a model gets on this machine, and a cache.
+"""What a launch changes in the models' configurations, and how Triton is shown it.
 
-Neither changes an answer. The repository stays as it is: view.py shows the server what is changed, and it goes on in
-the same way until a newer version of that model is published.
+A launch decides how many processes a model gets on this machine, and whether answers are cached. Neither changes an
+answer. The repository stays as it is: Triton is given a link, which leads to folders with the changed configurations
+while it starts. A configuration can also be changed when Triton is up, by loading the model again. But clients ask as
+soon as Triton's ports are open, and a server that starts again under load then hung (seen with Triton 2.51, a second
+process for a model in use). Afterwards the link leads to the repository itself: what is published from then on is
+there, and what is loaded stays as it is until a newer version of it comes.
 """
 
 from __future__ import annotations
 
 import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+from google.protobuf import text_format  # type: ignore[import-untyped]
+
 from slime_repository import contract
-from slime_serve.errors import UsageError
-from slime_serve.repository import Repository
-from slime_serve.settings import ServerSettings
+from slime_repository.contents import Repository
+from slime_repository.layout import CONFIG
+from slime_serve.settings import ServerSettings, UsageError
 
 # One process of a model that decodes or weights for so many cores, up to the most.
 CORES_PER_PROCESS = 4
@@ -23,7 +32,7 @@ LEAST_OF_WAS = 2
 
 
 def overrides(found: Repository, settings: ServerSettings) -> dict[str, str]:
-    """Model name -> the whole configuration to load it with, as text; only where it differs from the repository's.
+    """Return model name -> the whole text of its configuration, where it differs from the repository's.
 
     Raises UsageError for --instances of a model that the repository does not have.
     """
@@ -41,12 +50,12 @@ def overrides(found: Repository, settings: ServerSettings) -> dict[str, str]:
         if settings.response_cache and contract.is_encoder(model):
             config.response_cache.enable = True
         if config != found.configs[model]:
-            changed[model] = _as_text(config)
+            changed[model] = str(text_format.MessageToString(config))
     return changed
 
 
 def _processes(model: str, config: Any) -> int:
-    """Networks use all cores by themselves."""
+    """Return how many processes a model gets; a network uses all cores by itself."""
     if config.backend != "python":
         return max([1, *(int(group.count) for group in config.instance_group)])
     cores = len(os.sched_getaffinity(0))
@@ -54,7 +63,35 @@ def _processes(model: str, config: Any) -> int:
     return max(least, min(MOST_PROCESSES, cores // CORES_PER_PROCESS))
 
 
-def _as_text(config: Any) -> str:
-    from google.protobuf import text_format  # type: ignore[import-untyped]
+class View:
+    """The link, kept in ``folder``, which must exist; ``path`` is what Triton is given. The repository is only read."""
 
-    return str(text_format.MessageToString(config))
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / "models"
+        self._changed = folder / "changed"
+
+    def change(self, found: Repository, configs: Mapping[str, str]) -> None:
+        """Show the repository with ``configs``, the whole text of a configuration by model, in place of its own."""
+        shutil.rmtree(self._changed, ignore_errors=True)
+        self._changed.mkdir()
+        for entry in found.path.iterdir():
+            shown = self._changed / entry.name
+            if entry.name not in configs:
+                shown.symlink_to(entry)
+                continue
+            shown.mkdir()
+            for part in entry.iterdir():
+                if part.name != CONFIG:
+                    (shown / part.name).symlink_to(part)
+            (shown / CONFIG).write_text(configs[entry.name], encoding="utf-8")
+        self._lead_to(self._changed)
+
+    def settle(self, found: Repository) -> None:
+        """Show the repository itself."""
+        self._lead_to(found.path)
+
+    def _lead_to(self, folder: Path) -> None:
+        beside = self.path.with_name(f".{self.path.name}")
+        beside.unlink(missing_ok=True)
+        beside.symlink_to(folder)
+        os.replace(beside, self.path)

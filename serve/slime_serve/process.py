@@ -1,4 +1,4 @@
-"""One tritonserver process: started in a group of its own, looked at, stopped. Knows nothing of models."""
+"""One tritonserver process: its ports and its command line; started in a group of its own, looked at, stopped."""
 
 from __future__ import annotations
 
@@ -6,17 +6,77 @@ import contextlib
 import ctypes
 import os
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from slime_serve.settings import LOOPBACK, ServerSettings, UsageError
+from slime_serve.wheel import Wheel
+
 _KILL_SECONDS = 5
 _PR_SET_PDEATHSIG = 1
 
 
+def claim_ports(ports: Mapping[str, int], addresses: Mapping[str, str]) -> dict[str, int]:
+    """Return the same names with every 0 replaced by a free port of ``addresses``, the loopback for those without.
+
+    All are held at once while choosing, so that no two are alike. They are free again on return. Raises UsageError
+    where a wanted one is in use.
+    """
+    claimed = {}
+    with contextlib.ExitStack() as held:
+        # Wanted ones first, or a freely chosen one could take their place.
+        for name, port in sorted(ports.items(), key=lambda item: item[1] == 0):
+            address = addresses.get(name, LOOPBACK)
+            listener = held.enter_context(socket.socket(socket.AF_INET, socket.SOCK_STREAM))
+            # A server that has just ended leaves connections behind; a listening one is still refused.
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                listener.bind((address, port))
+                # Linux lets two sockets of this option bind one port, as long as neither listens.
+                listener.listen()
+            except OverflowError as error:
+                raise UsageError(f"{name} port: got {port}, expected 0 to 65535") from error
+            except OSError as error:
+                raise UsageError(
+                    f"{name} port {port}: cannot be used on {address} ({error.strerror}); "
+                    f"stop what uses it or choose another with --{name}-port (0: any free one)"
+                ) from error
+            claimed[name] = listener.getsockname()[1]
+    return {name: claimed[name] for name in ports}
+
+
+def arguments(
+    settings: ServerSettings, wheel: Wheel, backends: Path, ports: Mapping[str, int], regions: str
+) -> list[str]:
+    """Return Triton's arguments, all but the models and the security.
+
+    ``backends``: the folder of the backends; ``regions``: how the names of its shared memory begin.
+    """
+    hosts = {"grpc": settings.security.listen}
+    found = [
+        f"--backend-directory={backends}",
+        f"--cache-directory={wheel.caches}",
+        f"--backend-config=python,shm-region-prefix-name={regions}",
+        # Loading a network of several gigabytes takes longer than the usual 30 s.
+        "--backend-config=python,stub-timeout-seconds=600",
+        "--allow-gpu-metrics=false",
+        f"--exit-timeout-secs={max(1, round(settings.drain))}",
+    ]
+    for name, port in ports.items():
+        found += [f"--{name}-address={hosts.get(name, LOOPBACK)}", f"--{name}-port={port}"]
+    if settings.trace_otlp is not None:
+        words = ("mode=opentelemetry", f"rate={settings.trace_every}", "level=TIMESTAMPS")
+        found += [f"--trace-config={word}" for word in (*words, f"opentelemetry,url={settings.trace_otlp}")]
+    if settings.response_cache:
+        found.append(f"--cache-config=local,size={settings.response_cache}")
+    return [*found, *settings.triton]
+
+
 class Process:
-    """Running from the start. ``log`` is appended to; ``inherited``: an open file that it keeps as long as it lives."""
+    """Runs from the start. ``log`` is appended to; ``inherited``: an open file that it keeps as long as it lives."""
 
     def __init__(self, command: Sequence[str], environment: Mapping[str, str], log: Path, inherited: int) -> None:
         self._log = log
@@ -36,20 +96,21 @@ class Process:
 
     @property
     def pid(self) -> int:
+        """Its process id."""
         return self._process.pid
 
     def code(self) -> int | None:
-        """Its exit code, None while it runs."""
+        """Return its exit code, None while it runs."""
         return self._process.poll()
 
     def output(self) -> str:
-        """What it wrote."""
+        """Return what it wrote."""
         with self._log.open("rb") as log:
             log.seek(self._begins)
             return log.read().decode(errors="replace")
 
     def end(self, seconds: float) -> None:
-        """Politely first, so that requests under way are answered; then the whole group, Python processes included."""
+        """Ask it to end, so that requests under way are answered; then kill the group, Python processes included."""
         if self._process.poll() is None and seconds > 0:
             self._process.send_signal(signal.SIGTERM)
             with contextlib.suppress(subprocess.TimeoutExpired):

@@ -14,13 +14,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import TypeVar
 
-from slime_serve import command, manifest, memory, placement, ports, probe, repository, wheel
+from slime_repository import contents, manifest
+from slime_repository.contents import Repository
+from slime_repository.errors import RepositoryError
+from slime_serve import memory, placement, process, wheel
 from slime_serve.control import Control, UnansweredError
-from slime_serve.errors import ServeError, ServerError, Stopped, UsageError
 from slime_serve.process import Process
-from slime_serve.security import LOOPBACK
-from slime_serve.settings import ServerSettings
-from slime_serve.view import View
+from slime_serve.settings import LOOPBACK, ServeError, ServerError, ServerSettings, Stopped, UsageError
 from slime_serve.watch import Watch
 
 _POLL_SECONDS = 0.1
@@ -53,13 +53,14 @@ class Server:
 
     def __enter__(self) -> Server:
         settings, security = self._settings, self._settings.security
-        self._repository = repository.read(settings.repository)
+        self._repository = _read(settings.repository)
         if settings.verify:
-            manifest.verify(settings.repository, self._say)
+            with _refused():
+                manifest.verify(settings.repository, self._say)
         self.segmenters = self._repository.segmenters
         wanted = {"grpc": settings.grpc_port, "http": settings.http_port, "metrics": settings.metrics_port}
         hosts = {"grpc": security.listen, "http": LOOPBACK, "metrics": LOOPBACK}
-        self._ports = ports.claim(wanted, hosts)
+        self._ports = process.claim_ports(wanted, hosts)
         self.grpc, self.http, self.metrics = (f"{hosts[name]}:{port}" for name, port in self._ports.items())
         self._wheel = wheel.find()
         if security.is_open:
@@ -74,7 +75,7 @@ class Server:
         try:
             wheel.assemble_backends(self._wheel, self._folder / "backends")
             wheel.assemble_python(self._folder / "python")
-            self._view = View(self._folder)
+            self._view = placement.View(self._folder)
             self._start(self._repository)
             self._await(self._repository)
         except BaseException as error:
@@ -100,13 +101,14 @@ class Server:
             failures = self._restarted(failures)
 
     def _watched(self) -> str:
-        """Why the server has to be started again; returns only then."""
+        """Look after the process until it has to be started again; return why."""
         assert self._process is not None
+        listen = self._settings.security.listen
         watch = Watch(
             self._process.pid,
             self._control,
-            grpc=(_reachable(self._settings.security.listen), self._ports["grpc"]),
-            probes=lambda: repository.read(self._settings.repository).probes,
+            grpc=(LOOPBACK if listen == "0.0.0.0" else listen, self._ports["grpc"]),
+            probes=lambda: _read(self._settings.repository).probes,
             every=self._settings.probe,
             say=self._say,
         )
@@ -120,14 +122,14 @@ class Server:
                 time.sleep(_POLL_SECONDS)
 
     def _restarted(self, failures: int) -> int:
-        """Start it again until it serves; how many starts in a row that makes."""
+        """Start it again until it serves; return how many starts in a row that makes."""
         while True:
             self._pause(_BACK_OFF[min(failures, len(_BACK_OFF) - 1)])
             failures += 1
             begun = time.monotonic()
             try:
                 self._end(0)
-                found = repository.read(self._settings.repository)
+                found = _read(self._settings.repository)
                 self._start(found, tolerant=True)
                 self._await(found, self._say)
             except ServeError as error:
@@ -136,25 +138,32 @@ class Server:
             self._say(f"server: serves again after {time.monotonic() - begun:.1f} s")
             return failures
 
-    def _start(self, found: repository.Repository, *, tolerant: bool = False) -> None:
-        """``tolerant``: serve what can be served where a model cannot be loaded."""
+    def _start(self, found: Repository, *, tolerant: bool = False) -> None:
+        """Start a process. ``tolerant``: it serves what it can where a model cannot be loaded."""
         folder = self._folder
         self._view.change(found, placement.overrides(found, self._settings))
         arguments = [
-            *command.arguments(self._settings, self._wheel, folder / "backends", self._ports, self._regions.prefix),
-            *command.models(found, self._view.path, tolerant=tolerant),
+            *process.arguments(self._settings, self._wheel, folder / "backends", self._ports, self._regions.prefix),
+            f"--model-repository={self._view.path}",
+            # Explicit, so that publishing decides when and in which order a new version is loaded.
+            "--model-control-mode=explicit",
+            # All models are named here rather than loaded over the network afterwards: Triton opens its ports when
+            # they are loaded. Until then clients are refused as UNAVAILABLE, which they try again, not as NOT_FOUND.
+            *(f"--load-model={model}" for model in (*found.parts, *found.ensembles)),
+            f"--exit-on-error={'false' if tolerant else 'true'}",
             *self._settings.security.arguments(self._key),
         ]
+        threads = self._settings.threads or len(os.sched_getaffinity(0))
         self._process = Process(
             [os.fspath(self._wheel.server), *arguments],
-            wheel.environment(self._wheel, folder / "python", command.threads(self._settings)),
+            wheel.environment(self._wheel, folder / "python", threads),
             self._log,
             self._regions.lock,
         )
 
-    def _await(self, found: repository.Repository, say: Callable[[str], None] | None = None) -> None:
-        """Hear every segmenter answer. ``say``: is told of those that do not, and the others are served; without it
-        one raises ServerError, as does a server without any that answers.
+    def _await(self, found: Repository, say: Callable[[str], None] | None = None) -> None:
+        """Wait until every segmenter has answered. ``say`` is told of those that do not, and the others are served;
+        without it one raises ServerError, as does a server without any that answers.
         """
         deadline = time.monotonic() + self._settings.timeout
         while not self._control.is_live():
@@ -165,22 +174,18 @@ class Server:
         with _thread() as pool:
             for served in found.probes:
                 left = max(1.0, deadline - time.monotonic())
-                with self._tolerated(f"segmenter {served.name}: the server cannot answer with it", say):
-                    self._finished(pool.submit(probe.ask, self._control, served, left), deadline)
+                try:
+                    self._finished(pool.submit(self._control.probe, served, left), deadline)
                     answered += 1
+                except UnansweredError as error:
+                    name = served.name
+                    text = f"segmenter {name}: the server cannot answer with it ({error}); its log: {self._log}"
+                    if say is None:
+                        raise ServerError(text) from error
+                    say(text)
         if not answered:
             raise ServerError(f"server: none of its segmenters answers; its log: {self._log}")
         self._repository, self.segmenters = found, found.segmenters
-
-    @contextlib.contextmanager
-    def _tolerated(self, what: str, say: Callable[[str], None] | None) -> Iterator[None]:
-        try:
-            yield
-        except UnansweredError as error:
-            text = f"{what} ({error}); its log: {self._log}"
-            if say is None:
-                raise ServerError(text) from error
-            say(text)
 
     def _finished(self, task: Future[Result], deadline: float) -> Result:
         while not task.done():
@@ -245,7 +250,7 @@ class Server:
 
 @contextlib.contextmanager
 def _thread() -> Iterator[ThreadPoolExecutor]:
-    """Not waited for at the end: its task can hang as long as the server does, which is stopped after this."""
+    """A thread that is not waited for at the end: its task can hang as long as the server, which is stopped then."""
     pool = ThreadPoolExecutor(1, thread_name_prefix="probe")
     try:
         yield pool
@@ -253,9 +258,18 @@ def _thread() -> Iterator[ThreadPoolExecutor]:
         pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _reachable(address: str) -> str:
-    """Where to reach, from this machine, what listens on ``address``."""
-    return LOOPBACK if address == "0.0.0.0" else address
+@contextlib.contextmanager
+def _refused() -> Iterator[None]:
+    """What is wrong with a repository is the caller's to put right."""
+    try:
+        yield
+    except RepositoryError as error:
+        raise UsageError(str(error)) from error
+
+
+def _read(path: Path) -> Repository:
+    with _refused():
+        return contents.read(path)
 
 
 def _log_path(wanted: Path | None) -> Path:

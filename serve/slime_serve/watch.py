@@ -12,12 +12,10 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 
-from slime_serve import probe
+from slime_repository.contents import Served
 from slime_serve.control import Control, UnansweredError
-from slime_serve.errors import UsageError
-from slime_serve.leftovers import Leftovers
-from slime_serve.repository import Served
-from slime_serve.stubs import Stub, Stubs
+from slime_serve.settings import UsageError
+from slime_serve.stubs import Leftovers, Stub, Stubs
 
 # A probe that waits longer counts as failed. Requests are rejected well before (contract.QUEUE_SECONDS).
 PROBE_SECONDS = 10.0
@@ -27,10 +25,10 @@ _CONNECT_SECONDS = 2.0
 
 
 class Watch:
-    """Of the server process ``pid``; ``look`` at it several times a second.
+    """Watches the server process ``pid``; ``look`` at it several times a second.
 
-    grpc: where its gRPC port must accept connections. probes: what to ask for, read again every
-    round. every: seconds between two probes. say: takes one line for the person in charge.
+    ``grpc``: where its gRPC port must accept connections. ``probes``: returns what to ask for, read again every round.
+    ``every``: seconds between two probes. ``say``: takes one line for the person in charge.
     """
 
     def __init__(
@@ -51,7 +49,7 @@ class Watch:
         self._say = say
 
     def look(self) -> str | None:
-        """Why the server must be started again, None where it need not. Returns at once."""
+        """Return why the server must be started again, or None where it need not be. Returns at once."""
         for stub in self._stubs.dead():
             self._say(f"model {stub.model}: its process {stub.pid} died; loading it again")
             self._leftovers.died(stub)
@@ -60,6 +58,7 @@ class Watch:
         return self._reloads.look() or self._probes.look()
 
     def close(self) -> None:
+        """Stop watching."""
         self._pool.shutdown(wait=False, cancel_futures=True)
         self._leftovers.close()
 
@@ -77,9 +76,11 @@ class _Reloads:
         self._failures: Counter[str] = Counter()
 
     def want(self, model: str) -> None:
+        """Have the model loaded again."""
         self._wanted.add(model)
 
     def look(self) -> str | None:
+        """Begin what is wanted and take in what has ended; return what cannot be put right by loading again."""
         for model in [model for model, (task, _) in self._running.items() if task.done()]:
             task, replaced = self._running.pop(model)
             try:
@@ -107,7 +108,7 @@ class _Reloads:
 
 
 class _Probes:
-    """One segmenter after the other."""
+    """Asks one segmenter after the other for a mask."""
 
     def __init__(
         self,
@@ -125,6 +126,7 @@ class _Probes:
         self._answered = 0
 
     def look(self) -> str | None:
+        """Begin a probe that is due; return why the server must be started again after too many failures in a row."""
         if self._task is not None and self._task.done():
             task, self._task = self._task, None
             self._next = time.monotonic() + self._every
@@ -145,7 +147,7 @@ class _Probes:
             return
         try:
             _connect(self._grpc)
-            probe.ask(self._control, served, PROBE_SECONDS)
+            self._control.probe(served, PROBE_SECONDS)
         except UnansweredError:
             # An overloaded server rejects probes as it rejects others; it is well as long as it answers somebody.
             before, self._answered = self._answered, self._control.answered()
@@ -154,7 +156,7 @@ class _Probes:
 
 
 def _in_turn(probes: Callable[[], tuple[Served, ...]]) -> Iterator[Served | None]:
-    """None where there is nothing to probe, because the repository is empty or being written."""
+    """Yield what to probe next, for ever; None while the repository is empty or being written."""
     while True:
         found: tuple[Served | None, ...] = ()
         with contextlib.suppress(UsageError):

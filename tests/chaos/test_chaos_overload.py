@@ -16,9 +16,11 @@ from onnx import helper, numpy_helper
 from tritonclient import grpc
 from tritonclient.utils import InferenceServerException
 
-from serving import png, served
+from serving import Served, png, served
 
 pytestmark = [pytest.mark.triton, pytest.mark.slow]
+# Fewer than the encoder's queue takes, so that none is refused, nor one that comes later.
+WAITING = 12
 
 
 def flood(url: str, segmenter: str, count: int, deadline: float) -> list[Outcome]:
@@ -52,20 +54,18 @@ def flood(url: str, segmenter: str, count: int, deadline: float) -> list[Outcome
 
 def test_overload(toy_repository: Path, tmp_path: Path) -> None:
     """An encoder that is dear, as real ones are: what its queue has no room for is refused."""
-    repository = tmp_path / "repository"
-    shutil.copytree(toy_repository, repository)
-    encoder = repository / "vae_encoder" / "1" / "model.onnx"
-    onnx.save(slowed(onnx.load(encoder)), encoder)
-    with served(repository) as server:
+    with served(with_slow_encoder(toy_repository, tmp_path, side=2500)) as server:
         outcomes = flood(server.grpc, "toy", 300, 60)
         assert {outcome.status for outcome in outcomes} == {"OK", "UNAVAILABLE"}
         assert flood(server.grpc, "toy", 1, 60)[0].status == "OK"
 
 
-def slowed(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The same answers, after a large product whose result counts nothing."""
+def with_slow_encoder(toy_repository: Path, folder: Path, *, side: int) -> Path:
+    """A copy whose encoder gives the same answers, after a product of `side` squared whose result counts nothing."""
+    repository = Path(shutil.copytree(toy_repository, folder / "repository"))
+    encoder = repository / "vae_encoder" / "1" / "model.onnx"
+    model = onnx.load(encoder)
     graph = model.graph
-    side = 2500
     weights = {"large": np.full((side, side), 1e-4, np.float32), "nothing": np.zeros((), np.float32)}
     graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in weights.items())
     graph.node[-1].output[0] = "quick"
@@ -79,17 +79,27 @@ def slowed(model: onnx.ModelProto) -> onnx.ModelProto:
             helper.make_node("Add", ["quick", "zero"], ["LATENTS"]),
         ]
     )
-    return model
+    onnx.save(model, encoder)
+    return repository
 
 
-def test_requests_that_were_given_up_are_dropped(toy_repository: Path) -> None:
+def test_requests_that_were_given_up_are_dropped(toy_repository: Path, tmp_path: Path) -> None:
     """A deadline that passes while requests wait: they end at it, and most of them cost no computing."""
-    with served(toy_repository) as server:
-        outcomes = flood(server.grpc, "toy", 60, 0.05)
-        given_up = sum(outcome.status == "DEADLINE_EXCEEDED" for outcome in outcomes)
-        assert given_up
-        with grpc.InferenceServerClient(server.grpc) as client:
-            time.sleep(2)
-            (statistics_,) = client.get_inference_statistics("was").model_stats
-            assert statistics_.inference_count < 60
-        assert flood(server.grpc, "toy", 1, 60)[0].status == "OK"
+    repository = with_slow_encoder(toy_repository, tmp_path, side=2500)
+    with served(repository) as server:
+        before = masks_made(server)
+        outcomes = flood(server.grpc, "toy", WAITING, 0.2)
+        assert {outcome.status for outcome in outcomes} == {"DEADLINE_EXCEEDED"}
+        # One that comes later is answered (on a slow machine after a refusal or two, when it waited in the queue), so
+        # those before it have been dropped or computed.
+        end = time.monotonic() + 60
+        while (later := flood(server.grpc, "toy", 1, 60)[0]).status != "OK":
+            assert later.status == "UNAVAILABLE" and time.monotonic() < end, later.message
+        # The batch that the encoder had already, the later one, and the launcher's own probes.
+        assert masks_made(server) - before < WAITING
+
+
+def masks_made(server: Served) -> int:
+    with grpc.InferenceServerClient(server.grpc) as client:
+        (statistics_,) = client.get_inference_statistics("was").model_stats
+    return int(statistics_.inference_count)

@@ -1,29 +1,20 @@
-"""Certificates for the tests of TLS, made with the openssl command: an authority, a server's, a client's …"""
+"""Certificates for the tests of TLS, made with trustme: an authority, a server's, a client's, a stranger's."""
 
 from __future__ import annotations
 
-import subprocess
 from pathlib import Path
+
+import trustme
 
 
 def make(folder: Path) -> None:
     """Write NAME.pem and NAME-key.pem for ca, server (127.0.0.1, signed), client (signed) and stranger (not)."""
     folder.mkdir()
-    for name in ("ca", "stranger"):
-        _openssl(folder, "req", "-x509", *_new(name), "-out", f"{name}.pem", "-days", "2")
-    (folder / "names").write_text("subjectAltName=IP:127.0.0.1,DNS:localhost\n")
+    authority, stranger = trustme.CA(), trustme.CA()
+    for name, other in (("ca", authority), ("stranger", stranger)):
+        other.cert_pem.write_to_path(folder / f"{name}.pem")
+        other.private_key_pem.write_to_path(folder / f"{name}-key.pem")
     for name in ("server", "client"):
-        _openssl(folder, "req", *_new(name), "-out", f"{name}.csr")
-        _openssl(
-            folder, "x509", "-req", "-in", f"{name}.csr", "-CA", "ca.pem", "-CAkey", "ca-key.pem", "-CAcreateserial",
-            "-extfile", "names", "-out", f"{name}.pem", "-days", "2",
-        )  # fmt: skip
-
-
-def _new(name: str) -> list[str]:
-    curve = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
-    return [*curve, "-keyout", f"{name}-key.pem", "-subj", f"/CN={name}"]
-
-
-def _openssl(folder: Path, *arguments: str) -> None:
-    subprocess.run(["openssl", *arguments], cwd=folder, check=True, capture_output=True)
+        issued = authority.issue_cert("127.0.0.1", "localhost")
+        issued.cert_chain_pems[0].write_to_path(folder / f"{name}.pem")
+        issued.private_key_pem.write_to_path(folder / f"{name}-key.pem")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,6 @@ from fake_triton import FakeTriton
 from slime_client import Access, Retry, Segmenter, SegmenterError, segmenters
 from slime_client.access import is_this_machine
 
-pytestmark = pytest.mark.skipif(shutil.which("openssl") is None, reason="certificates are made with openssl")
 ONCE = Retry(attempts=1)
 KEY = "0123456789abcdef"
 
@@ -49,7 +47,7 @@ def start(pem: Path) -> Iterator[Start]:
 
 
 def mine(pem: Path, name: str = "client", **other: Any) -> Access:
-    return Access(ca=pem / "ca.pem", certificate=pem / f"{name}.pem", key=pem / f"{name}-key.pem", **other)
+    return Access(tls_ca=pem / "ca.pem", tls_cert=pem / f"{name}.pem", tls_key=pem / f"{name}-key.pem", **other)
 
 
 def refused(server: FakeTriton, access: Access | None) -> SegmenterError:
@@ -62,7 +60,7 @@ def refused(server: FakeTriton, access: Access | None) -> SegmenterError:
 
 def test_tls(start: Start, pem: Path, photo: Path) -> None:
     server = start()
-    with Segmenter(server.url, "car", access=Access(ca=pem / "ca.pem")) as car:
+    with Segmenter(server.url, "car", access=Access(tls_ca=pem / "ca.pem")) as car:
         assert car.segment(photo).array.any()
 
 
@@ -70,7 +68,7 @@ def test_mutual_tls(start: Start, pem: Path, photo: Path) -> None:
     server = start(mutual=True)
     with Segmenter(server.url, "car", access=mine(pem)) as car:
         assert car.segment(photo).array.any()
-    for access in (Access(ca=pem / "ca.pem"), mine(pem, "stranger")):
+    for access in (Access(tls_ca=pem / "ca.pem"), mine(pem, "stranger")):
         assert refused(server, access).code == "UNAVAILABLE"
 
 
@@ -80,13 +78,13 @@ def test_no_plain_text_where_the_server_speaks_tls(start: Start, mutual: bool) -
 
 
 def test_no_plain_text_where_the_client_wants_tls(server: FakeTriton, pem: Path) -> None:
-    for access in (Access(ca=pem / "ca.pem"), Access(tls=True), mine(pem)):
+    for access in (Access(tls_ca=pem / "ca.pem"), Access(tls=True), mine(pem)):
         assert refused(server, access).code in ("UNAVAILABLE", "DEADLINE_EXCEEDED")
 
 
 def test_a_server_that_a_stranger_vouches_for(start: Start, pem: Path) -> None:
     server = start()
-    for access in (Access(ca=pem / "stranger.pem"), Access(tls=True)):
+    for access in (Access(tls_ca=pem / "stranger.pem"), Access(tls=True)):
         error = refused(server, access)
         assert error.code == "UNAVAILABLE"
         assert "no Triton server answers" in str(error)
@@ -100,9 +98,9 @@ def test_the_key_opens_what_is_restricted(server: FakeTriton, tmp_path: Path, ph
     server.wanted_key = ("triton-grpc-protocol-slime-key", KEY)
     file = tmp_path / "key"
     file.write_text(KEY + "\n")
-    assert listed(server, Access(access_key=file)) == ["car"]
+    assert listed(server, Access(admin_key_file=file)) == ["car"]
     file.write_text("fedcba9876543210")
-    for access in (None, Access(access_key=file)):
+    for access in (None, Access(admin_key_file=file)):
         with pytest.raises(SegmenterError, match="wants a key") as caught:
             listed(server, access)
         assert caught.value.code == "UNAUTHENTICATED"
@@ -114,35 +112,35 @@ def test_the_key_opens_what_is_restricted(server: FakeTriton, tmp_path: Path, ph
 def test_a_key_of_another_name(server: FakeTriton, tmp_path: Path) -> None:
     server.wanted_key = ("triton-grpc-protocol-ours", KEY)
     (tmp_path / "key").write_text(KEY)
-    assert listed(server, Access(access_key=tmp_path / "key", access_key_name="Ours")) == ["car"]
+    assert listed(server, Access(admin_key_file=tmp_path / "key", admin_key_name="Ours")) == ["car"]
 
 
 @pytest.mark.parametrize("url", ["192.0.2.1:8001", "example.test:8001", "dns:///example.test:8001"])
 def test_a_key_never_crosses_a_network_in_clear(url: str, tmp_path: Path) -> None:
     (tmp_path / "key").write_text(KEY)
-    access = Access(access_key=tmp_path / "key")
+    access = Access(admin_key_file=tmp_path / "key")
     with pytest.raises(SegmenterError, match="in clear") as caught:
         access.metadata(url)
     assert caught.value.code == "INVALID_ARGUMENT"
     assert KEY not in str(caught.value)
-    assert Access(tls=True, access_key=tmp_path / "key").metadata(url) == [("triton-grpc-protocol-slime-key", KEY)]
+    assert Access(tls=True, admin_key_file=tmp_path / "key").metadata(url) == [("triton-grpc-protocol-slime-key", KEY)]
 
 
 @pytest.mark.parametrize("content", [b"", b" \n", b"two\nlines", "schlüssel".encode()])
 def test_a_bad_key(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "key").write_bytes(content)
     with pytest.raises(SegmenterError, match="expected one line") as caught:
-        Segmenter("localhost:1", "car", access=Access(access_key=tmp_path / "key"))
+        Segmenter("localhost:1", "car", access=Access(admin_key_file=tmp_path / "key"))
     assert caught.value.code == "INVALID_ARGUMENT"
 
 
 def test_files_that_are_missing(pem: Path, tmp_path: Path) -> None:
     nowhere = tmp_path / "nowhere"
-    for access in (Access(ca=nowhere), Access(certificate=nowhere, key=nowhere), Access(access_key=nowhere)):
+    for access in (Access(tls_ca=nowhere), Access(tls_cert=nowhere, tls_key=nowhere), Access(admin_key_file=nowhere)):
         with pytest.raises(SegmenterError, match=r"nowhere: cannot be read \(No such file or directory\)"):
             Segmenter("localhost:1", "car", access=access)
-    with pytest.raises(SegmenterError, match="got no key; give certificate and key both"):
-        Access(certificate=pem / "client.pem")
+    with pytest.raises(SegmenterError, match="expected both --tls-cert and --tls-key"):
+        Access(tls_cert=pem / "client.pem")
 
 
 def test_which_addresses_are_this_machine() -> None:

@@ -14,6 +14,7 @@ import grpc  # type: ignore[import-untyped]
 import numpy as np
 import pytest
 from fake_triton import FakeTriton, Refusal
+from waiting import until, until_async
 
 from slime_client import Retry, Segmenter, SegmenterError, aio, segmenters
 
@@ -76,8 +77,7 @@ def test_cancelling_a_task_reaches_the_server(server: FakeTriton, photo: Path) -
     async def cancel(car: aio.Segmenter) -> None:
         server.delay_s = 20
         task = asyncio.create_task(car.segment(photo))
-        while not server.flying:
-            await asyncio.sleep(0.005)
+        await until_async(lambda: server.flying, "the call reaches the server")
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
@@ -89,8 +89,10 @@ def test_cancelling_a_task_reaches_the_server(server: FakeTriton, photo: Path) -
 def test_a_timeout_around_the_call_reaches_the_server(server: FakeTriton, photo: Path) -> None:
     async def hurry(car: aio.Segmenter) -> None:
         server.delay_s = 20
+        task = asyncio.create_task(car.segment(photo))
+        await until_async(lambda: server.flying, "the call reaches the server")
         with pytest.raises(asyncio.TimeoutError):
-            await asyncio.wait_for(car.segment(photo), 0.2)
+            await asyncio.wait_for(task, 0.1)
 
     with_car(server, hurry)
     assert server.cancelled.wait(5)
@@ -111,8 +113,7 @@ def test_the_loop_is_never_blocked(server: FakeTriton, photo: Path) -> None:
 def test_cancelling_a_future_reaches_the_server(server: FakeTriton, car: Segmenter, photo: Path) -> None:
     server.delay_s = 20
     future = car.submit(photo)
-    while not server.flying:
-        time.sleep(0.005)
+    until(lambda: server.flying, "the call reaches the server")
     assert future.cancel()
     assert server.cancelled.wait(5)
     with pytest.raises(CancelledError):
@@ -142,8 +143,7 @@ def test_closing_ends_what_is_in_flight(server: FakeTriton, photo: Path) -> None
     with Segmenter(server.url, "car") as car:
         server.delay_s = 20
         future = car.submit(photo)
-        while not server.flying:
-            time.sleep(0.005)
+        until(lambda: server.flying, "the call reaches the server")
     with pytest.raises(SegmenterError) as caught:
         future.result(timeout=5)
     assert caught.value.code == "CANCELLED"

@@ -8,18 +8,19 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
-from fake_triton import FakeTriton
+from fake_triton import FakeTriton, right_half
 from PIL import Image
+from waiting import together, until
 
 import slime_client
 from slime_client.cli import main
-from slime_client.journal import NAME
+from slime_client.jobs import JOURNAL
 
 RUN = "import sys; from slime_client.cli import main; sys.exit(main())"
 
@@ -44,26 +45,30 @@ def lines(text: str) -> list[dict[str, Any]]:
 def test_a_killed_run_goes_on(
     server: FakeTriton, tmp_path: Path, photos: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    out, server.delay_s = tmp_path / "out", 0.1
+    out = tmp_path / "out"
+
+    def six_and_no_more(data: bytes) -> npt.NDArray[np.uint8]:
+        server.delay_s = 20 if len(server.received) >= 6 else 0
+        return right_half(data)
+
+    server.mask_of = six_and_no_more
     command = [sys.executable, "-c", RUN, *words(server, out, photos, "--concurrency", 2)]
     environment = {**os.environ, "PYTHONPATH": str(Path(slime_client.__file__).parents[1])}
     process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
-    end = time.monotonic() + 30
-    while time.monotonic() < end and (not (out / NAME).exists() or (out / NAME).read_bytes().count(b"\n") < 4):
-        time.sleep(0.01)
+    journal_path = out / JOURNAL
+    until(lambda: journal_path.exists() and journal_path.read_bytes().count(b"\n") >= 4, "four images done")
     os.kill(process.pid, signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
-    with (out / NAME).open("ab") as journal:
+    with (out / JOURNAL).open("ab") as journal:
         journal.write(b'{"stem": "11", "image": "')
-    done = (out / NAME).read_bytes().count(b"\n")
+    done = (out / JOURNAL).read_bytes().count(b"\n")
     assert 4 <= done < 12
-    first = json.loads((out / NAME).read_bytes().splitlines()[0])["stem"]
+    first = json.loads((out / JOURNAL).read_bytes().splitlines()[0])["stem"]
     cut = out / f"{first}.png"
     cut.write_bytes(cut.read_bytes()[:-3])
 
-    while server.flying:  # what the killed process asked for
-        time.sleep(0.01)
-    server.delay_s, before = 0, len(server.received)
+    until(lambda: not server.flying, "the end of what the killed process asked for")
+    server.mask_of, server.delay_s, before = right_half, 0, len(server.received)
     assert main(words(server, out, photos)) == 0
     assert len(server.received) - before == 12 - done + 1
     assert f"{done - 1} of 12 images were done before" in capsys.readouterr().err
@@ -163,7 +168,7 @@ def test_a_list_of_images(server: FakeTriton, tmp_path: Path, photos: Path, monk
 
 
 def test_several_are_in_flight_and_no_more(server: FakeTriton, tmp_path: Path, photos: Path) -> None:
-    server.delay_s = 0.2
+    server.mask_of = together(4)
     assert main(words(server, tmp_path / "out", photos, "--concurrency", 4)) == 0
     assert server.most_flying == 4
     assert main(words(server, tmp_path / "out", photos, "--concurrency", 0)) == 2
@@ -202,7 +207,7 @@ def test_listing_takes_the_key(server: FakeTriton, tmp_path: Path, capsys: pytes
     (tmp_path / "key").write_text("0123456789abcdef\n")
     assert main(["list", "--url", server.url]) == 2
     assert "wants a key" in capsys.readouterr().err
-    assert main(["list", "--url", server.url, "--access-key", str(tmp_path / "key")]) == 0
+    assert main(["list", "--url", server.url, "--admin-key-file", str(tmp_path / "key")]) == 0
 
 
 def test_nobody_reads_what_it_prints(server: FakeTriton) -> None:

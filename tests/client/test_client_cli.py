@@ -1,8 +1,6 @@
 """slime-segment: what it writes, what it says, how it ends."""
 
 import socket
-import threading
-import time
 from pathlib import Path
 
 import grpc  # type: ignore[import-untyped]
@@ -104,10 +102,30 @@ def test_nothing_to_do(server: FakeTriton, tmp_path: Path, capsys: pytest.Captur
     "arguments",
     [[], ["a.jpg"], ["--segmenter", "car"], ["--timeout", "soon"], ["list", "car"], ["info"], ["--format", "gif"]],
 )
-def test_a_bad_command_line(arguments: list[str]) -> None:
+def test_a_bad_command_line(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
-        main(arguments)
+        main(arguments, prog="slime segment")
     assert caught.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1
+    assert "slime segment" in error
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("--ca", "--tls-ca"),
+        ("--certificate", "--tls-cert"),
+        ("--key", "--tls-key"),
+        ("--access-key", "--admin-key-file"),
+        ("--key-file", "--admin-key-file"),
+    ],
+)
+def test_options_under_their_old_names(old: str, new: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["list", old, "file"])
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {old} has another name now: {new}") and error.count("\n") == 1
 
 
 def test_bad_options(server: FakeTriton, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -141,8 +159,7 @@ def test_the_server_goes_away_midway(server: FakeTriton, tmp_path: Path, capsys:
 
     def stop_after_one(data: bytes) -> "np.typing.NDArray[np.uint8]":
         if len(server.received) == 2:
-            threading.Thread(target=server.stop).start()
-            time.sleep(0.2)
+            server.vanish()
         return plain(data)
 
     server.mask_of = stop_after_one

@@ -14,7 +14,7 @@ from tritonclient.grpc import service_pb2  # type: ignore[import-untyped]
 
 from slime_client import Mask, SegmenterError
 from slime_client.core import SegmenterCore
-from slime_client.steps import Call, Work
+from slime_client.protocol import Call, Work
 
 IMAGE = np.zeros((6, 8, 3), np.uint8)
 

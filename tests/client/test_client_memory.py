@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import os
-import time
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 from fake_triton import FakeTriton
+from waiting import together, until, until_async
 
 from slime_client import Retry, Segmenter, SegmenterError, aio, memory
 
@@ -61,7 +61,7 @@ def test_a_region_is_used_again(server: FakeTriton, car: Segmenter, large: npt.N
     for _ in range(3):
         car.segment(large)
     assert len(server.regions) == 1
-    server.delay_s = 0.2
+    server.mask_of = together(3)
     assert [answer.error for answer in car.segment_many([large] * 6, concurrency=3)] == [None] * 6
     assert len(server.regions) == 3
     car.close()
@@ -104,7 +104,7 @@ def test_more_than_all_regions_may_have_goes_in_band(
     server: FakeTriton, car: Segmenter, large: npt.NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(memory, "_MOST_BYTES", 1 << 23)
-    server.delay_s = 0.2
+    server.mask_of = together(4)
     list(car.segment_many([large] * 4, concurrency=4))
     assert len(server.regions) == 2
     assert sorted(server.pointed) == [[], [], BOTH, BOTH]
@@ -124,12 +124,11 @@ def test_a_region_of_a_call_that_was_given_up_is_not_lent_again(
     with Segmenter(server.url, "car", retry=Retry(attempts=1)) as car:
         server.delay_s = 20
         with pytest.raises(SegmenterError) as caught:
-            car.segment(large, timeout=0.3)
+            car.segment(large, timeout=1.5)
         assert caught.value.code == "DEADLINE_EXCEEDED"
         (first,) = server.regions
         future = car.submit(large)
-        while not server.flying or first in server.regions:
-            time.sleep(0.005)
+        until(lambda: server.flying and first not in server.regions, "another region")
         future.cancel()
         server.delay_s = 0
         assert car.segment(large).array.any()
@@ -142,8 +141,7 @@ def test_cancelled_tasks_leave_nothing(server: FakeTriton, large: npt.NDArray[np
         async with aio.Segmenter(server.url, "car") as car:
             server.delay_s = 20
             tasks = [asyncio.create_task(car.segment(large)) for _ in range(3)]
-            while server.flying < 3:
-                await asyncio.sleep(0.005)
+            await until_async(lambda: server.flying == 3, "the calls reach the server")
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)

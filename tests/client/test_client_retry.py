@@ -11,9 +11,7 @@ import grpc  # type: ignore[import-untyped]
 import pytest
 
 from slime_client import Retry, SegmenterError
-from slime_client.retry import Deadline
-from slime_client.server import Server
-from slime_client.steps import Call, Pause
+from slime_client.protocol import Asker, Call, Deadline, Pause
 
 
 class Failed(grpc.RpcError):  # type: ignore[misc]
@@ -35,7 +33,7 @@ UNAVAILABLE = Failed(grpc.StatusCode.UNAVAILABLE)
 def asked(retry: Retry, answers: Iterator[Any], seconds: float = 30) -> tuple[list[Any], Any]:
     """The steps that one question took, and what came of it."""
     steps: list[Any] = []
-    asking = Server(url="here:1", retry=retry).ask("ModelInfer", None, Deadline(seconds), segmenter="car", subject="it")
+    asking = Asker(url="here:1", retry=retry).ask("ModelInfer", None, Deadline(seconds), segmenter="car", subject="it")
     try:
         step = next(asking)
         while True:

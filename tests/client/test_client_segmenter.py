@@ -13,7 +13,7 @@ from fake_triton import FakeTriton
 from PIL import Image
 
 import slime_client
-from slime_client import Segmenter, SegmenterError, names
+from slime_client import Segmenter, SegmenterError, protocol
 
 
 def test_names_and_colours_come_from_the_server(car: Segmenter) -> None:
@@ -66,10 +66,11 @@ def test_a_turned_photo_has_one_mask_as_file_and_as_pil_image(car: Segmenter, tm
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.new("RGB", (20, 10)).save(path, exif=exif)
-    for image in (path, Image.open(path)):
-        mask = car.segment(image)
-        assert mask.array.shape == (20, 10)
-        assert mask.overlay().size == (10, 20)
+    with Image.open(path) as opened:
+        for image in (path, opened):
+            mask = car.segment(image)
+            assert mask.array.shape == (20, 10)
+            assert mask.overlay().size == (10, 20)
 
 
 def test_scores_are_optional(server: FakeTriton, car: Segmenter, photo: Path) -> None:
@@ -126,11 +127,12 @@ def test_a_closed_segmenter_says_so(server: FakeTriton, photo: Path) -> None:
     assert caught.value.code == "FAILED_PRECONDITION"
 
 
-def test_names_on_the_wire_are_the_contracts() -> None:
+def test_names_on_the_wire_are_the_servers() -> None:
+    tensors = pytest.importorskip("slime_was.tensors")
+    for name in ("IMAGE", "MASK", "SCORES", "SEGMENTER", "DESCRIPTION"):
+        assert getattr(tensors, name) == getattr(protocol, name)
     contract = pytest.importorskip("slime_repository.contract")
-    for name in ("IMAGE", "MASK", "SCORES"):
-        served = getattr(contract, name)
-        assert getattr(served, "name", served) == getattr(names, name)
+    assert contract.SEGMENTERS == protocol.SEGMENTERS
 
 
 def test_importing_the_client_imports_no_torch_and_no_other_component() -> None:

@@ -9,13 +9,12 @@ from typing import Any
 import torch
 
 from backbones import LATENT_SIZE
-from slime_export.proof.parity import Report
+from slime_export.proof.report import Report
 from slime_export.publish.publication import Published
 from slime_optimize.backbone import Backbone
-from slime_optimize.method.layers import Layers
-from slime_optimize.method.predict import Predictor
+from slime_optimize.method.prediction import Predictor
 from slime_optimize.segmenter import Segmenter
-from slime_optimize.settings import Settings
+from slime_optimize.settings import Layers, Settings
 
 PARTS = ("background", "body", "wheel", "window", "plate")
 Snapshot = dict[str, bytes | None]

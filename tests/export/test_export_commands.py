@@ -2,39 +2,26 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 from test_export_repository import FakeServer, run
 
-from slime_export.errors import ExportError
-from slime_export.publish import layout, listing
-from slime_export.publish.access import HEADER, Access
+from slime_export.commands.repository import main, table
 from slime_export.publish.lock import locked
+from slime_repository import layout, listing
 
-SCRIPT = Path(__file__).resolve().parents[2] / "export" / "repository.py"
 Command = Callable[..., tuple[int, str, str]]
 
 
-@pytest.fixture(scope="module")
-def script() -> ModuleType:
-    specification = importlib.util.spec_from_file_location("export_repository", SCRIPT)
-    assert specification and specification.loader
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture
-def command(script: ModuleType, capsys: pytest.CaptureFixture[str]) -> Command:
+def command(capsys: pytest.CaptureFixture[str]) -> Command:
     """(*arguments) -> exit code, stdout, stderr."""
 
     def call(*arguments: object) -> tuple[int, str, str]:
-        code = script.main([str(each) for each in arguments])
+        code = main([str(each) for each in arguments])
         return (code, *capsys.readouterr())
 
     return call
@@ -70,10 +57,10 @@ def test_list_for_scripts(command: Command, repository: Path) -> None:
 def test_states_on_a_server(repository: Path) -> None:
     server = FakeServer(repository)
     server.load("car")
-    assert [row.state for row in listing.rows(repository, server)] == ["ready", "unavailable"]
+    assert [row.state for row in listing.rows(repository, server.states())] == ["ready", "unavailable"]
     run(repository, "car")
-    assert [row.state for row in listing.rows(repository, server)] == ["ready with version 2", "unavailable"]
-    assert listing.table(listing.rows(repository, server)).splitlines()[0].endswith("state")
+    assert [row.state for row in listing.rows(repository, server.states())] == ["ready with version 2", "unavailable"]
+    assert table(listing.rows(repository, server.states())).splitlines()[0].endswith("state")
 
 
 def test_nothing_there(command: Command, tmp_path: Path) -> None:
@@ -100,7 +87,7 @@ def test_rollback_and_remove_say_what_they_did(command: Command, repository: Pat
         (("remove", "{}", "lorry"), 2, "segmenters there: car, horse"),
         (("remove", "{}", "was"), 2, "car, horse cannot do without it"),
         (("remove", "{}", "car", "--url", "127.0.0.1:9"), 1, "server 127.0.0.1:9"),
-        (("list", "{}", "--url", "127.0.0.1:9", "--key-file", "{}/nothing"), 2, "nothing: cannot be read"),
+        (("list", "{}", "--url", "127.0.0.1:9", "--admin-key-file", "{}/nothing"), 2, "nothing: cannot be read"),
         (("list", "{}", "--tls-key", "x"), 2, "expected both --tls-cert and --tls-key"),
     ],
 )
@@ -120,14 +107,8 @@ def test_a_repository_that_stays_busy(command: Command, repository: Path) -> Non
     assert failed.startswith("error: ") and "--wait" in failed
 
 
-def test_keys_go_to_this_machine_or_over_tls(tmp_path: Path) -> None:
-    key = tmp_path / "key"
-    key.write_text("a-key-of-letters\n")
-    assert Access(key_file=key).headers("127.0.0.1:8001") == {HEADER: "a-key-of-letters"}
-    assert Access(key_file=key, ca=key).headers("example.org:8001") == {HEADER: "a-key-of-letters"}
-    assert Access().headers("example.org:8001") == {}
-    with pytest.raises(ExportError, match=r"would reach example\.org:8001 in clear"):
-        Access(key_file=key).headers("example.org:8001")
-    key.write_text("\n")
-    with pytest.raises(ExportError, match="holds no key"):
-        Access(key_file=key).headers("localhost:8001")
+@pytest.mark.parametrize("old", ["--key-file", "--key", "--ca"])
+def test_options_under_their_old_names(capsys: pytest.CaptureFixture[str], old: str) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["list", "repository", old, "file"])
+    assert f"{old} has another name now: --" in capsys.readouterr().err

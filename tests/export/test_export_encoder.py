@@ -12,15 +12,15 @@ import torch
 
 import backbones
 from slime_export.errors import ExportError
-from slime_export.graph.encoder import Encoder
+from slime_export.graph.networks import Encoder
 from slime_export.graph.onnx_export import Signature, write
+from slime_export.graph.runtimes import OnnxModel
 from slime_export.options import ExportOptions
 from slime_export.pipeline import export
-from slime_export.proof.parity import OnnxModel
-from slime_export.publish import layout
 from slime_optimize.backbone import Backbone, load_backbone
 from slime_optimize.errors import BackboneError
 from slime_optimize.segmenter import Segmenter
+from slime_repository import layout
 from slime_was.tensors import LATENTS, PIXELS
 
 

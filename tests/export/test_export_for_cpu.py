@@ -11,10 +11,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from slime_export.graph import chunking, counts, winograd
+from slime_export.graph import chunking, winograd
+from slime_export.graph.inspection import counts
 from slime_export.graph.lowering import for_cpu
 from slime_export.graph.onnx_export import FILE, Signature, save, write
-from slime_export.proof.session import OnnxModel
+from slime_export.graph.runtimes import OnnxModel
 
 Array = npt.NDArray[np.float32]
 

@@ -13,9 +13,9 @@ from onnx import numpy_helper
 
 from slime_export.errors import ExportError
 from slime_export.graph import onnx_export as exporter
-from slime_export.graph.encoder import Encoder
+from slime_export.graph.networks import Encoder
+from slime_export.graph.runtimes import OnnxModel
 from slime_export.graph.tracing import encoder_signature
-from slime_export.proof.parity import OnnxModel
 from slime_was import Postprocess
 
 

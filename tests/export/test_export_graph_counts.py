@@ -1,4 +1,4 @@
-"""What `slime_export.graph.counts` counts: against sums done by hand, and against PyTorch's own counter."""
+"""What `slime_export.graph.inspection` counts: against sums done by hand, and against PyTorch's own counter."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from slime_export.errors import ExportError
 from slime_export.graph import onnx_export as exporter
-from slime_export.graph.counts import counts, products, without_weights
-from slime_export.graph.encoder import Encoder
+from slime_export.graph.inspection import counts, products, without_weights
+from slime_export.graph.networks import Encoder
 
 
 class Layers(nn.Module):

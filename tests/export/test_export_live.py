@@ -18,9 +18,8 @@ from slime_export.errors import ServerError
 from slime_export.options import ExportOptions
 from slime_export.pipeline import export
 from slime_export.proof import parity, references
-from slime_export.publish import layout
-from slime_export.publish import publication as repository
-from slime_export.publish.record import Check
+from slime_repository import contract, layout
+from slime_repository.record import Check
 
 pytestmark = pytest.mark.triton
 
@@ -28,11 +27,11 @@ pytestmark = pytest.mark.triton
 class Asking:
     """Sends one image after the other from a thread of its own, and keeps every answer and error."""
 
-    def __init__(self, server: Served, image: Any) -> None:
+    def __init__(self, server: Served, image: Any, segmenter: str = "car") -> None:
         self.masks: list[Any] = []
         self.errors: list[str] = []
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, args=(server, png(image)))
+        self._thread = threading.Thread(target=self._run, args=(server, png(image), segmenter))
 
     def __enter__(self) -> Asking:
         self._thread.start()
@@ -42,10 +41,10 @@ class Asking:
         self._stop.set()
         self._thread.join()
 
-    def _run(self, server: Served, data: bytes) -> None:
+    def _run(self, server: Served, data: bytes, segmenter: str) -> None:
         while not self._stop.is_set():
             try:
-                self.masks.append(server.segment("car", data))
+                self.masks.append(server.segment(segmenter, data))
             except Exception as error:
                 self.errors.append(f"{type(error).__name__}: {error}")
 
@@ -97,9 +96,7 @@ def refuse_a_wrong_unet(request: ExportOptions, monkeypatch: pytest.MonkeyPatch)
 
 def refuse_a_broken_ensemble(request: ExportOptions, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
-        real = repository.contract.ensemble_config
-        patch.setattr(
-            repository.contract, "ensemble_config", lambda **k: real(**k).replace('"MASK" value', '"NONE" value')
-        )
+        real = contract.ensemble_config
+        patch.setattr(contract, "ensemble_config", lambda **k: real(**k).replace('key: "MASK"', 'key: "NONE"'))
         with pytest.raises(ServerError, match="load of car's next version failed"):
             export(request, lambda line: None)

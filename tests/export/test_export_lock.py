@@ -12,9 +12,9 @@ import pytest
 from test_export_repository import assert_servable, run
 
 from slime_export.errors import BusyError
-from slime_export.publish import layout, sources
 from slime_export.publish.lock import locked, staging
-from slime_serve import manifest
+from slime_repository import layout, manifest
+from slime_repository import served_code as sources
 
 
 def in_a_process(action: Callable[[], object]) -> int:

@@ -19,8 +19,8 @@ from slime_export.pipeline import export
 from slime_export.proof import parity
 from slime_export.proof.parity import random_images
 from slime_export.proof.report import Gate, Report
-from slime_export.publish import layout
 from slime_optimize import training_image
+from slime_repository import layout
 
 ONE_KIND = pytest.mark.parametrize("exported", ["sd15"], indirect=True)
 # Random networks of eight channels keep their masks in no int8.

@@ -17,9 +17,9 @@ import onnx
 import pytest
 from exporting import Exported, Snapshot, changed
 
-from slime_export.proof import session
-from slime_export.publish import layout
+from slime_export.graph import runtimes
 from slime_optimize.settings import Settings
+from slime_repository import layout
 
 SCRIPT = Path(__file__).resolve().parents[2] / "export" / "build.py"
 ONE_KIND = pytest.mark.parametrize("exported", ["sd15"], indirect=True)
@@ -114,5 +114,5 @@ def test_bf16_where_a_gpu_is(monkeypatch: pytest.MonkeyPatch) -> None:
 
     there = ["CUDAExecutionProvider", "CPUExecutionProvider"]
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: there)
-    assert session.providers_for("bf16") == ("CUDAExecutionProvider", "CPUExecutionProvider")
-    assert session.providers_for("fp16") == ("CPUExecutionProvider",)
+    assert runtimes.providers_for("bf16") == ("CUDAExecutionProvider", "CPUExecutionProvider")
+    assert runtimes.providers_for("fp16") == ("CPUExecutionProvider",)

@@ -9,15 +9,15 @@ import pytest
 from exporting import OPTIONS, changed
 
 from slime_export.errors import ExportError
+from slime_export.graph.runtimes import OnnxModel
 from slime_export.graph.tracing import trace_unet
 from slime_export.options import ExportOptions
 from slime_export.pipeline import export
 from slime_export.proof import parity
 from slime_export.proof.references import answered
 from slime_export.proof.report import Report
-from slime_export.proof.session import OnnxModel
 from slime_export.publish.publication import reading_of
-from slime_optimize.method.predict import load_predictor
+from slime_optimize.method.prediction import load_predictor
 from slime_repository.variant import Variant
 
 

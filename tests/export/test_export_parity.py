@@ -15,12 +15,11 @@ from onnx import numpy_helper
 
 import slime_export.graph.onnx_export
 from slime_export.errors import ParityError
+from slime_export.graph.runtimes import OnnxModel
 from slime_export.options import ExportOptions
 from slime_export.pipeline import export
 from slime_export.proof import parity
-from slime_export.proof.difference import Difference
-from slime_export.proof.parity import OnnxModel
-from slime_export.proof.report import EXACT, LOWER, Comparison, Report, Score
+from slime_export.proof.report import EXACT, LOWER, Comparison, Difference, Report, Score, difference
 
 
 def test_the_export_equals_pytorch_at_every_batch(exported: Exported) -> None:
@@ -128,4 +127,4 @@ def test_lower_precisions_are_held_to_their_masks(agreement: float, after: float
 
 def test_another_shape_is_no_small_difference() -> None:
     with pytest.raises(ParityError, match=r"got shape \(2,\), expected \(3,\)"):
-        parity.difference(np.zeros(2, np.float32), np.zeros(3, np.float32))
+        difference(np.zeros(2, np.float32), np.zeros(3, np.float32))

@@ -13,10 +13,9 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from backbones import KINDS, build_tiny
 from slime_export.graph import onnx_export as exporter
-from slime_export.graph.encoder import Encoder
+from slime_export.graph.networks import Encoder, MapsUNet
 from slime_export.graph.onnx_export import Signature
 from slime_export.graph.precision import convert
-from slime_export.graph.unet import MapsUNet
 from slime_optimize.backbone import EMBEDDED, load_backbone
 from slime_optimize.segmenter import Segmenter
 from slime_was.options import LENGTH

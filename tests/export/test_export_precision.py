@@ -16,11 +16,11 @@ from onnx import ModelProto, NodeProto, TensorProto
 from onnx.reference import ReferenceEvaluator
 from torch import nn
 
-from slime_export.graph import counts
 from slime_export.graph import onnx_export as exporter
+from slime_export.graph.inspection import counts, inferred
 from slime_export.graph.precision import Low, attention_scores, convert
-from slime_export.graph.shapes import inferred
-from slime_export.proof.parity import OnnxModel, difference
+from slime_export.graph.runtimes import OnnxModel
+from slime_export.proof.report import difference
 
 LOWS: tuple[Low, ...] = ("fp16", "bf16")
 TYPES = {"fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}

@@ -13,12 +13,12 @@ from exporting import Exported
 from torch import nn
 
 from slime_export.errors import ExportError
-from slime_export.graph import counts
 from slime_export.graph import onnx_export as exporter
-from slime_export.graph.calibration import ranges
-from slime_export.graph.quantisation import Plan, quantised
+from slime_export.graph.inspection import counts
+from slime_export.graph.quantisation import Plan, quantised, ranges
+from slime_export.graph.runtimes import OnnxModel
 from slime_export.graph.sensitivity import grouped, ranked
-from slime_export.proof.parity import OnnxModel, difference
+from slime_export.proof.report import difference
 
 
 class Layers(nn.Module):

@@ -16,16 +16,18 @@ import torch
 from exporting import Snapshot
 from tritonclient.grpc import model_config_pb2
 
-from slime_export.errors import ExportError, ServerError
-from slime_export.publish import changes, layout, manifest
+from slime_export.errors import ServerError
+from slime_export.publish import changes
 from slime_export.publish.lock import staging
 from slime_export.publish.publication import Candidate, Published, publish
-from slime_export.publish.record import Check
 from slime_export.publish.server_control import Server
-from slime_export.publish.sources import source_model
 from slime_optimize.segmenter import Segmenter
 from slime_optimize.settings import Settings
-from slime_serve.manifest import verify
+from slime_repository import layout, manifest
+from slime_repository.errors import RepositoryError
+from slime_repository.manifest import verify
+from slime_repository.record import Check
+from slime_repository.served_code import files_of, source_model
 
 BACKBONE = "a1" * 32
 CHECK = Check(image=b"an image", mask_HW=np.zeros((8, 8), np.uint8), agreement=0.999, training_image=True)
@@ -103,9 +105,9 @@ def test_a_new_repository_is_whole(tmp_path: Path) -> None:
     assert '"32"' in layout.config_text(repository / "preprocess")
     assert f'"{BACKBONE}"' in layout.config_text(repository / "vae_encoder")
     for model, package in (("preprocess", "slime_image"), ("was", "slime_was")):
-        source = layout.python_files(source_model(model), 1, [package])
+        source = files_of(source_model(model), 1, [package])
         assert {"model.py", f"{package}/__init__.py"} <= set(source)
-        assert layout.python_files(repository / model, 1, [package]) == source
+        assert files_of(repository / model, 1, [package]) == source
     assert [each.name for each in repository.parent.iterdir()] == ["repository"]
     assert_servable(repository)
 
@@ -139,7 +141,9 @@ def test_the_next_version_may_have_more_parts(tmp_path: Path) -> None:
 
 def test_another_backbone_is_refused(tmp_path: Path) -> None:
     run(tmp_path / "repository")
-    with pytest.raises(ExportError, match=r"holds segmenters of backbone a1a1a1a1a1a1, this one is of b2b2b2b2b2b2"):
+    with pytest.raises(
+        RepositoryError, match=r"holds segmenters of backbone a1a1a1a1a1a1, this one is of b2b2b2b2b2b2"
+    ):
         layout.encoder_of(tmp_path / "repository", "b2" * 32)
 
 
@@ -148,10 +152,10 @@ def test_changed_code_becomes_a_new_version_until_others_would_lose_theirs(tmp_p
     run(repository, "horse")
     for version in (2, 3):
         code = repository / "was" / str(version - 1) / "slime_was" / "weighting.py"
-        code.write_text(code.read_text() + "\n# older\n")
+        code.write_text(code.read_text() + "\nOLDER = 1\n")
         (repository / manifest.FILE).unlink()  # the next publication writes one of what it finds
         if version == 3:
-            with pytest.raises(ExportError, match=r"horse still uses version 1 of was.*export horse again first"):
+            with pytest.raises(RepositoryError, match=r"horse still uses version 1 of was.*repository.py upgrade"):
                 run(repository, "car")
             run(repository, "horse")
         assert run(repository, "car").versions.was == version
@@ -231,13 +235,13 @@ def killed(step: int, action: Callable[[], object], monkeypatch: pytest.MonkeyPa
 
 def test_a_repository_that_is_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "repository").write_text("")
-    with pytest.raises(ExportError, match="cannot be a folder"):
+    with pytest.raises(RepositoryError, match="cannot be a folder"):
         run(tmp_path / "repository")
 
 
 @pytest.mark.parametrize("name", ["", "was", "car_unet", "vae_encoder", "a b", "../car", ".car", "c" * 65])
 def test_names_that_cannot_be_served(name: str) -> None:
-    with pytest.raises(ExportError, match="give another --name"):
+    with pytest.raises(RepositoryError, match="give another --name"):
         layout.check_name(name)
 
 
@@ -264,7 +268,7 @@ class FakeServer(Server):
     def states(self) -> dict[str, dict[int, str]]:
         return {model: dict.fromkeys(versions, "READY") for model, (versions, _) in self.loaded.items()}
 
-    def try_out(self, name: str, config: str, check: Check) -> None:
+    def try_out(self, name: str, config: str, check: Check, segmenter: str | None = None) -> None:
         assert layout.config_text(self.repository / name) != config
         for model, version in layout.pins(config).items():
             assert self.has(model, version)

@@ -13,10 +13,12 @@ import torch
 from exporting import shared_segmenter
 
 from backbones import LATENT_SIZE
+from slime_export.forms import AsBaked
 from slime_export.graph import onnx_export as onnx
-from slime_export.graph.unet import MapsUNet, SharedUNet
-from slime_export.proof.parity import OnnxModel
-from slime_export.shared_form import AsBaked, entry_of, group_of, signature
+from slime_export.graph.networks import MapsUNet, SharedUNet
+from slime_export.graph.runtimes import OnnxModel
+from slime_export.graph.tracing import shared_unet_signature
+from slime_export.shared_form import entry_of, group_of
 from slime_optimize.backbone import Backbone, load_backbone
 from slime_optimize.segmenter import Segmenter
 from slime_optimize.settings import Settings
@@ -45,7 +47,7 @@ def test_one_graph_for_segmenters_of_different_parts(name: str, maps: str, backb
     assert len(groups) == 1
     (group,) = groups
     module = SharedUNet(two[0], backbone, group.most_parts, weighted=variant.weighted)
-    onnx.write(module, signature(group), tmp_path)
+    onnx.write(module, shared_unet_signature(group), tmp_path)
     model = OnnxModel(tmp_path / onnx.FILE)
     latents = torch.randn(2, 4, LATENT_SIZE, LATENT_SIZE, generator=torch.Generator().manual_seed(3))
     entries = [entry_of(each, group, {}) for each in two]

@@ -10,7 +10,8 @@ from types import ModuleType
 import pytest
 
 from serving import ROOT
-from slime_export.publish import layout, shared_store
+from slime_export.publish.maintenance import remove
+from slime_repository import layout, shared_store
 
 
 @pytest.fixture(scope="module")
@@ -30,17 +31,17 @@ def test_the_graph_is_made_once(
     assert build.main([*words, "--name", "one"]) == 0
     assert "tracing the UNet of shared_" in capsys.readouterr().out
     models = layout.models(repository)
-    (group,) = shared_store.groups(repository)
+    (group,) = layout.groups(repository)
     assert set(models) == {group, f"{group}_unet_weighted", "segmenters", "vae_encoder", "was"}
     for expected in ("published two version 1", "published two version 2"):
         assert build.main([*words, "--name", "two"]) == 0
         told = capsys.readouterr().out
         assert expected in told and "tracing" not in told and "100.000 %" in told
     assert layout.models(repository) == models and shared_store.names(repository) == ["one", "two"]
-    assert shared_store.numbers(repository, "two") == [1, 2]
+    assert shared_store.versions(repository, "two") == [1, 2]
     # The last one that goes takes the models along.
     for name in ("one", "two"):
-        shared_store.remove_shared(repository, name, None, say=lambda _: None)
+        remove(repository, name, say=lambda _: None)
     assert layout.models(repository) == []
 
 

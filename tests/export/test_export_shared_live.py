@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Event
 
 import numpy as np
 import numpy.typing as npt
@@ -21,24 +23,22 @@ from slime_client import Segmenter as Client
 from slime_client import SegmenterError
 from slime_export.errors import ExportError, ServerError
 from slime_export.graph import onnx_export as onnx
-from slime_export.graph.encoder import Encoder
-from slime_export.graph.tracing import encoder_signature
-from slime_export.graph.unet import SharedUNet
+from slime_export.graph.networks import Encoder, SharedUNet
+from slime_export.graph.tracing import encoder_signature, shared_unet_signature
 from slime_export.proof.parity import random_images
-from slime_export.publish import listing
+from slime_export.publish import maintenance
 from slime_export.publish.lock import staging
+from slime_export.publish.maintenance import remove, rollback
 from slime_export.publish.publication import Candidate
-from slime_export.publish.publication import publish as publish_baked
-from slime_export.publish.record import Check, png
-from slime_export.publish.removal import remove
-from slime_export.publish.rollback import rollback
+from slime_export.publish.publication import publish as published
 from slime_export.publish.server_control import Server
-from slime_export.publish.shared_publication import SharedCandidate, publish_shared
-from slime_export.publish.shared_store import groups
-from slime_export.shared_form import group_of, signature
+from slime_export.shared_form import group_of
 from slime_optimize.backbone import Backbone, load_backbone
-from slime_optimize.method.predict import Predictor
+from slime_optimize.method.prediction import Predictor
 from slime_optimize.segmenter import Segmenter
+from slime_repository import layout, listing, shared_store
+from slime_repository.manifest import verify
+from slime_repository.record import Check, png
 from slime_repository.variant import Variant
 
 pytestmark = pytest.mark.triton
@@ -65,20 +65,27 @@ class Publisher:
         mask_HW = self.mask(segmenter) if expected is None else expected
         check = Check(image=png(IMAGE), mask_HW=mask_HW, agreement=0.99, training_image=False)
         with staging(self.repository) as staged:
-            candidate = SharedCandidate(
-                name=name, segmenter=segmenter, variant=FORM, check=check, **self._traced(staged, segmenter)
+            candidate = Candidate(
+                shared=True,
+                name=name,
+                segmenter=segmenter,
+                variant=FORM,
+                check=check,
+                **self._traced(staged, segmenter),
             )
-            return publish_shared(self.repository, staged, candidate, Server(url) if url else None, keep=3).version
+            return published(self.repository, staged, candidate, Server(url) if url else None, keep=3).version
 
     def _traced(self, staged: Path, segmenter: Segmenter) -> dict[str, Path | None]:
-        if groups(self.repository):
+        if layout.groups(self.repository):
             return {"unet": None, "encoder": None}
         folders: dict[str, Path | None] = {"unet": staged / ".unet", "encoder": staged / ".encoder"}
         for folder in folders.values():
             assert folder
             folder.mkdir()
         group = group_of(segmenter, FORM)
-        onnx.write(SharedUNet(segmenter, self.backbone, 8, weighted=True), signature(group), staged / ".unet")
+        onnx.write(
+            SharedUNet(segmenter, self.backbone, 8, weighted=True), shared_unet_signature(group), staged / ".unet"
+        )
         onnx.write(
             Encoder(self.backbone),
             encoder_signature(self.backbone.image_size, self.backbone.latent_size),
@@ -170,13 +177,13 @@ def test_rollback_publishes_old_content_anew_and_removal_takes_it_away(publish: 
     for seed in (30, 31):
         publish("back", publish.segmenter(seed), server.grpc)
     assert rollback(publish.repository, "back", say=quiet) == (1, 3)
-    with pytest.raises(ExportError, match="no earlier version 9; kept: 2"):
+    with pytest.raises(ExportError, match=r"no version 9 in repository .* kept: 2; publish it again"):
         rollback(publish.repository, "back", 9, say=quiet)
     with pytest.raises(ExportError, match=r"segmenters there: .*back"):
         rollback(publish.repository, "nothing", say=quiet)
-    (row,) = [row for row in listing.rows(publish.repository, Server(server.grpc)) if row.name == "back"]
+    (row,) = [row for row in listing.rows(publish.repository, Server(server.grpc).states()) if row.name == "back"]
     assert (row.version, row.rolled_back_to, row.versions, row.state) == (3, 1, (2, 3), "ready")
-    assert (row.variant, row.maps, len(row.parts)) == ("shared", "weighted", 4) and row.bytes < 1e6
+    assert (row.form, row.maps, len(row.parts)) == ("shared", "weighted", 4) and row.bytes < 1e6
     with Client(server.grpc, "back") as client:
         assert (client.segment(png(IMAGE)).array == publish.mask(publish.segmenter(30))).mean() > 0.999
         assert remove(publish.repository, "back", say=quiet) == ["back"]
@@ -188,13 +195,73 @@ def quiet(_: str) -> None:
     pass
 
 
+def older(repository: Path, *models: str) -> None:
+    """The models' latest versions as if their code were older than this project's."""
+    for model in models:
+        folder = repository / model
+        path = folder / str(layout.versions(folder)[-1]) / "model.py"
+        path.write_text(path.read_text() + "\nOLDER = True\n")
+    (repository / "manifest.json").unlink()
+    with maintenance.changing(repository, None, 10.0, quiet):
+        pass  # writes a manifest of what is there
+
+
+def test_a_group_is_upgraded_while_it_answers(publish: Publisher, server: Served) -> None:
+    repository, url = publish.repository, server.grpc
+    older(repository, "segmenters", "was")
+    (group,) = layout.groups(repository)
+    before = layout.pinned(repository / group)
+    expected = publish.mask(publish.segmenter(1))
+    with ThreadPoolExecutor(1) as pool, Client(url, "one") as client:
+        asked = Event()
+        answers = pool.submit(lambda: [client.segment(png(IMAGE)).array for _ in iter(asked.is_set, True)])
+        try:
+            outcomes = maintenance.upgrade(repository, ["one"], Server(url), say=quiet)
+        finally:
+            asked.set()
+            masks = answers.result()
+    after = layout.pinned(repository / group)
+    assert {model: after[model] - before[model] for model in after if after[model] != before[model]} == {
+        "segmenters": 1,
+        "was": 1,
+    }
+    assert {each.name for each in outcomes} == set(shared_store.names(repository)) and not any(
+        each.reason for each in outcomes
+    )
+    assert min((mask == expected).mean() for mask in masks) > 0.999 and len(masks) > 1
+    assert verify(repository)
+
+
+def test_a_group_is_upgraded_without_a_server_unless_one_of_it_would_answer_otherwise(
+    publish: Publisher, tmp_path: Path
+) -> None:
+    repository = Path(shutil.copytree(publish.repository, tmp_path / "repository"))
+    older(repository, "segmenters", "was")
+    (group,) = layout.groups(repository)
+    before = layout.pinned(repository / group)
+    mask = repository / "segmenters" / "checks" / "one" / "1" / "mask.png"
+    right = mask.read_bytes()
+    for content, line in ((png(np.full((96, 96), 77, np.uint8)), "one answers a generated image"), (None, "not kept")):
+        if content:
+            mask.write_bytes(content)
+        else:
+            mask.parent.rename(tmp_path / "kept")
+        outcomes = maintenance.upgrade(repository, say=quiet)
+        assert outcomes and all(line in each.reason for each in outcomes)
+        assert layout.pinned(repository / group) == before
+    (tmp_path / "kept").rename(mask.parent)
+    mask.write_bytes(right)
+    assert not any(each.reason for each in maintenance.upgrade(repository, say=quiet))
+    assert layout.pinned(repository / group)["was"] == before["was"] + 1
+
+
 def test_the_manifest_holds(publish: Publisher) -> None:
     told = json.loads((publish.repository / "manifest.json").read_text())
     assert any("segmenters/store/one.safetensors" in path for path in told["files"])
 
 
 def test_a_baked_name_is_not_taken(publish: Publisher, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("slime_export.publish.layout.segmenters", lambda _: ["one"])
+    monkeypatch.setattr("slime_repository.layout.segmenters", lambda _: ["one"])
     with pytest.raises(ExportError, match=r"one: is in repository .* with its embedding baked in"):
         publish("one", publish.segmenter(1))
 
@@ -204,4 +271,4 @@ def test_a_shared_name_is_not_taken(publish: Publisher, tmp_path: Path) -> None:
     check = Check(image=png(IMAGE), mask_HW=publish.mask(segmenter), agreement=0.99, training_image=False)
     candidate = Candidate(name="one", segmenter=segmenter, unet=tmp_path, encoder=None, check=check)
     with staging(publish.repository) as staged, pytest.raises(ExportError, match=r"one: is in .* in the shared form"):
-        publish_baked(publish.repository, staged, candidate)
+        published(publish.repository, staged, candidate)

@@ -12,10 +12,10 @@ from tritonclient import grpc
 
 from backbones import build
 from serving import served
-from slime_export.publish import listing
 from slime_export.publish.server_control import Server
 from slime_optimize.backbone import load_backbone
-from slime_serve.manifest import verify
+from slime_repository import listing
+from slime_repository.manifest import verify
 
 pytestmark = [pytest.mark.triton, pytest.mark.slow]
 
@@ -32,7 +32,7 @@ def test_no_request_is_lost(tmp_path: Path, embedding: str) -> None:
         assert run.wrong(answers) == []
         assert len(answers) >= 40
         assert {answer.version for answer in answers} >= {2, 7}
-        assert [row.state for row in listing.rows(repository, Server(server.grpc))] == ["ready", "ready"]
+        assert [row.state for row in listing.rows(repository, Server(server.grpc).states())] == ["ready", "ready"]
         new_names(run, 1)
         assert sorted(row.name for row in listing.rows(repository)) == ["car", "first"]
         assert "new-0" not in run.watched.states()

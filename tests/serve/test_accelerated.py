@@ -12,7 +12,7 @@ import toy
 from serving import first_line, launch, png, served, stop_and_read
 from slime_export.graph.accelerators import KINDS, accelerator
 from slime_repository import contract
-from slime_repository.config_text import CPU
+from slime_repository.config import CPU
 
 pytestmark = pytest.mark.triton
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pytest
-from toy import PARTS, build_repository
+from toy import described_repository
 from tritonclient.grpc import InferenceServerClient
 
 from serving import Served, png, served
@@ -19,20 +18,6 @@ from slime_client import Access, Mask, Segmenter, SegmenterError, aio, segmenter
 from slime_client.cli import main
 
 pytestmark = pytest.mark.triton
-
-
-def described_repository(folder: Path) -> Path:
-    """The toy's, with a name and a colour for each of its parts."""
-    repository = build_repository(folder)
-    config = repository / "toy" / "config.pbtxt"
-    parameters = {"parts": [f"part {number}" for number in range(PARTS)], "colours": [[9, 9, 9]] * PARTS}
-    text = "".join(
-        f'parameters {{ key: "{key}" value {{ string_value: {json.dumps(json.dumps(value))} }} }}\n'
-        for key, value in parameters.items()
-    )
-    kept = [line for line in config.read_text().splitlines(keepends=True) if 'key: "parts"' not in line]
-    config.write_text("".join(kept) + text)
-    return repository
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +99,7 @@ def test_the_command(server: Served, image: npt.NDArray[np.uint8], tmp_path: Pat
 
 def test_a_key_opens_listing_and_shared_memory(image: npt.NDArray[np.uint8], tmp_path: Path) -> None:
     (tmp_path / "key").write_text("0123456789abcdef-0123456789abcdef\n")
-    access = Access(access_key=tmp_path / "key")
+    access = Access(admin_key_file=tmp_path / "key")
     repository = described_repository(tmp_path / "repository")
     with served(repository, "--admin-key-file", str(tmp_path / "key")) as server:
         with pytest.raises(SegmenterError) as caught:

@@ -10,10 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from slime_serve import leftovers
-from slime_serve.leftovers import Leftovers
+from slime_serve import stubs as stubs_module
 from slime_serve.memory import FOLDER, Orphan
-from slime_serve.stubs import Stub, Stubs
+from slime_serve.stubs import Leftovers, Stub, Stubs
 
 MIB = 1 << 20
 KEPT = 64 << 10
@@ -61,8 +60,8 @@ def test_only_idle_processes_are_ended(
     monkeypatch: pytest.MonkeyPatch, region: Path, process: subprocess.Popen[bytes], used: str
 ) -> None:
     clock, cpu = [100.0], [0.0]
-    monkeypatch.setattr(leftovers.time, "monotonic", lambda: clock[0])
-    monkeypatch.setattr(leftovers, "cpu_seconds", lambda pid: cpu[0])
+    monkeypatch.setattr(stubs_module.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(stubs_module, "cpu_seconds", lambda pid: cpu[0])
     stub = Stub(pid=process.pid, model="was", region=region.name)
     stubs = Stubs(os.getpid())
     monkeypatch.setattr(stubs, "_known", {stub.pid: stub})
@@ -71,7 +70,7 @@ def test_only_idle_processes_are_ended(
     for _ in range(10):
         found.look()
         assert process.poll() is None and region.exists()
-        clock[0] += leftovers.SETTLED_SECONDS / 10
+        clock[0] += stubs_module.SETTLED_SECONDS / 10
     for _ in range(3):
         clock[0] += 10
         cpu[0] += 5 if used == "much" else 0

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from serving import launch
-from slime_serve import manifest
-from slime_serve.errors import UsageError
+from slime_repository import manifest
+from slime_repository.errors import RepositoryError
 
 
 def fact(path: Path) -> dict[str, Any]:
@@ -64,7 +64,7 @@ def test_models_that_others_put_there_and_caches_are_not_looked_at(repository: P
 )  # fmt: skip
 def test_what_is_not_as_published_is_one_line(repository: Path, change: Callable[[Path], object], line: str) -> None:
     change(repository)
-    with pytest.raises(UsageError, match=line) as refused:
+    with pytest.raises(RepositoryError, match=line) as refused:
         manifest.verify(repository)
     assert "--no-verify" in str(refused.value) and "\n" not in str(refused.value)
 
@@ -83,7 +83,7 @@ def test_either_side_of_a_change_under_way(repository: Path) -> None:
         step()
         assert manifest.verify(repository)
     config.write_text("neither")
-    with pytest.raises(UsageError, match=r"car/config\.pbtxt is not what"):
+    with pytest.raises(RepositoryError, match=r"car/config\.pbtxt is not what"):
         manifest.verify(repository)
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
-from test_serving import picture, refused
+from asking import picture, refused
 from tritonclient import grpc
 
-from serving import Served, metrics, png
+from serving import Served, metrics, png, served
 
 pytestmark = pytest.mark.triton
 
@@ -15,12 +17,14 @@ def grown(before: dict[str, float], after: dict[str, float], name: str) -> float
     return after[name] - before.get(name, 0.0)
 
 
-def test_counted(toy_server: Served) -> None:
-    toy_server.segment("toy", png(picture(20, 30)))
-    before = metrics(toy_server)
-    for _ in range(3):
-        toy_server.segment("toy", png(picture(200, 300)))
-    after = metrics(toy_server)
+def test_counted(toy_repository: Path) -> None:
+    # The launcher's probes are requests too.
+    with served(toy_repository, "--probe", "3600") as server:
+        server.segment("toy", png(picture(20, 30)))
+        before = metrics(server)
+        for _ in range(3):
+            server.segment("toy", png(picture(200, 300)))
+        after = metrics(server)
     assert grown(before, after, 'slime_masks_total{model="was"}') == 3
     assert 0 < grown(before, after, 'slime_margin_total{model="was"}') <= 3
     assert 0 <= grown(before, after, 'slime_foreground_total{model="was"}') <= 3

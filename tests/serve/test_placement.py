@@ -12,20 +12,21 @@ from typing import Any
 
 import numpy as np
 import pytest
+from asking import in_process, picture
 from google.protobuf import text_format  # type: ignore[import-untyped]
-from test_serving import in_process, picture
 from tritonclient import grpc
 from tritonclient.grpc import model_config_pb2
 
 from processes import descendants
 from serving import png, served
-from slime_serve import ServerSettings, UsageError, placement, repository
-from slime_serve.view import View
+from slime_repository import contents
+from slime_serve import ServerSettings, UsageError, placement
+from slime_serve.placement import View
 
 
 def changed(folder: Path, **settings: object) -> dict[str, Any]:
     asked = ServerSettings(repository=folder, **settings)  # type: ignore[arg-type]
-    configs = placement.overrides(repository.read(folder), asked)
+    configs = placement.overrides(contents.read(folder), asked)
     return {name: text_format.Parse(text, model_config_pb2.ModelConfig()) for name, text in configs.items()}
 
 
@@ -50,14 +51,14 @@ def test_only_encoders_are_cached(toy_repository: Path) -> None:
 
 
 def test_the_server_sees_what_is_changed_and_then_the_repository(toy_repository: Path, tmp_path: Path) -> None:
-    found = repository.read(toy_repository)
+    found = contents.read(toy_repository)
     own = {path: path.read_bytes() for path in toy_repository.rglob("*") if path.is_file()}
     view = View(tmp_path)
     for count in (3, 2):  # also where something was shown before
         view.change(
             found, placement.overrides(found, ServerSettings(repository=toy_repository, instances={"was": count}))
         )
-        seen = repository.read(view.path)
+        seen = contents.read(view.path)
         assert (seen.segmenters, seen.parts) == (found.segmenters, found.parts)
         assert seen.configs["was"].instance_group[0].count == count
         assert seen.configs["toy_unet"] == found.configs["toy_unet"]

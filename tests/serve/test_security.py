@@ -12,15 +12,15 @@ from typing import Any
 import numpy as np
 import pytest
 import trustme
-from test_client_on_triton import described_repository
-from test_serving import picture
+from asking import picture
+from toy import described_repository
 from tritonclient import grpc
 from tritonclient.utils import InferenceServerException
 
 import slime_client
 from serving import Served, png, served
+from slime_client import Access
 from slime_export.errors import ServerError
-from slime_export.publish.server_control import Access
 from slime_export.publish.server_control import Server as Publisher
 from slime_serve import Security, UsageError
 
@@ -167,7 +167,7 @@ def test_an_open_server_has_a_key_that_nobody_knows(tls_server: Served, files: P
 
 @pytest.mark.triton
 def test_the_key_opens(key_server: Served, files: Path) -> None:
-    Publisher(key_server.grpc, Access(key_file=files / "admin")).load("toy")
+    Publisher(key_server.grpc, Access(admin_key_file=files / "admin")).load("toy")
     with pytest.raises(ServerError, match="restricted"):
         Publisher(key_server.grpc).load("toy")
     wrong = {"triton-grpc-protocol-slime-key": KEY[1:]}
@@ -177,8 +177,8 @@ def test_the_key_opens(key_server: Served, files: Path) -> None:
 
 @pytest.mark.triton
 def test_publishing_over_mutual_tls(mutual_server: Served, files: Path) -> None:
-    certificates = {"ca": files / "ca.pem", "certificate": files / "client.pem", "private_key": files / "client.key"}
-    Publisher(url(mutual_server), Access(key_file=files / "admin", **certificates)).load("toy")
+    certificates = {"tls_ca": files / "ca.pem", "tls_cert": files / "client.pem", "tls_key": files / "client.key"}
+    Publisher(url(mutual_server), Access(admin_key_file=files / "admin", **certificates)).load("toy")
     with pytest.raises(ServerError, match="restricted"):
         Publisher(url(mutual_server), Access(**certificates)).load("toy")
 
@@ -242,14 +242,14 @@ def test_no_key_on_the_loopback_unless_asked_for() -> None:
 
 def test_the_client_of_ours_over_mutual_tls(mutual_server: Served, files: Path) -> None:
     address, ca = url(mutual_server), files / "ca.pem"
-    access = slime_client.Access(
-        ca=ca, certificate=files / "client.pem", key=files / "client.key", access_key=files / "admin"
+    access = Access(
+        tls_ca=ca, tls_cert=files / "client.pem", tls_key=files / "client.key", admin_key_file=files / "admin"
     )
     with slime_client.Segmenter(address, "toy", access=access) as segmenter:
         assert segmenter.segment(picture(20, 30)).array.shape == (20, 30)
     assert [each.name for each in slime_client.segmenters(address, access=access)] == ["toy"]
     once = slime_client.Retry(attempts=1)
-    for less in (slime_client.Access(ca=ca), slime_client.Access()):
+    for less in (Access(tls_ca=ca), Access()):
         with pytest.raises(slime_client.SegmenterError) as caught:
             slime_client.Segmenter(address, "toy", access=less, retry=once, timeout=5)
         assert caught.value.code == "UNAVAILABLE"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -33,6 +34,20 @@ def build_repository(folder: Path, segmenter: str = "toy") -> Path:
     _publish(folder / contract.VAE_ENCODER, encoder, _encoder())
     add_segmenter(folder, segmenter, READING)
     return folder
+
+
+def described_repository(folder: Path) -> Path:
+    """The repository of `build_repository`, with a name and a colour for each of the segmenter's parts."""
+    repository = build_repository(folder)
+    config = repository / "toy" / "config.pbtxt"
+    parameters = {"parts": [f"part {number}" for number in range(PARTS)], "colours": [[9, 9, 9]] * PARTS}
+    text = "".join(
+        f'parameters {{ key: "{key}" value {{ string_value: {json.dumps(json.dumps(value))} }} }}\n'
+        for key, value in parameters.items()
+    )
+    kept = [line for line in config.read_text().splitlines(keepends=True) if 'key: "parts"' not in line]
+    config.write_text("".join(kept) + text)
+    return repository
 
 
 def add_segmenter(folder: Path, segmenter: str, reading: contract.Reading) -> None:

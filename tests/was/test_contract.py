@@ -2,28 +2,21 @@
 
 from __future__ import annotations
 
+import ast
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from slime_repository import contract
-from slime_repository.config_text import Accelerator
+from slime_repository.config import Accelerator, parsed
 from slime_repository.contract import Reading, Variant, Versions
 from slime_repository.shared_contract import segmenters_config
-from slime_was import Postprocess
+from slime_was import Postprocess, tensors
 
 REPOSITORY = Path(__file__).resolve().parents[2] / "model_repository"
 
 RESERVED = ("vae_encoder", "tiny_encoder_fp16", "car_unet", "car_unet_weighted")
-
-
-def parsed(text: str) -> Any:
-    pytest.importorskip("tritonclient.grpc")
-    from google.protobuf import text_format  # type: ignore[import-untyped]
-    from tritonclient.grpc import model_config_pb2
-
-    return text_format.Parse(text, model_config_pb2.ModelConfig())
 
 
 def ensemble(**changes: Any) -> str:
@@ -193,3 +186,24 @@ def test_words_a_form_does_not_know() -> None:
     with pytest.raises(ValueError, match="precision: got 'fp8', expected one of fp32, fp16, bf16, int8"):
         Variant(precision="fp8")
     assert contract.encoder_name("vae", "int8") == "vae_encoder"
+
+
+@pytest.mark.parametrize("model", ["preprocess", "was", "segmenters"])
+def test_served_models_use_the_contracts_tensors(model: str) -> None:
+    """Two of the models cannot import the names, and write them out."""
+    config = parsed((REPOSITORY / model / "config.pbtxt").read_text())
+    wanted = {tensor.name for tensor in (*config.input, *config.output)}
+    known = {value for name, value in vars(tensors).items() if name.isupper()}
+    used: set[str] = set()
+    for path in (REPOSITORY / model / "1" / "model.py", *(REPOSITORY / model).glob("slime_store/*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value.isupper():
+                used.add(node.value)
+            if (
+                isinstance(node, ast.Attribute)
+                and isinstance(node.value, ast.Name)
+                and node.value.id == "tensors"
+                and model == "was"
+            ):
+                used.add(getattr(tensors, node.attr))
+    assert wanted <= known and used == wanted

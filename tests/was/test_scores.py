@@ -159,5 +159,5 @@ def test_weighting_travels_as_a_vector() -> None:
     "change", [{"threshold": 2.0}, {"side": 0}, {"patches": 2, "patch_side": 0.4}, {"edge_tolerance": -1.0}]
 )
 def test_values_out_of_range(change: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="weighting: got"):
+    with pytest.raises(ValueError, match="postprocess: got"):
         Postprocess(**change)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import re
-
 import pytest
 
 from slime_repository import contract
 from slime_repository import shared_contract as shared
+from slime_repository.config import parsed
 from slime_repository.contract import Versions
 from slime_repository.shared_contract import Group
 from slime_repository.variant import Variant
@@ -39,23 +38,22 @@ def test_rooms_for_parts(parts: int, most: int) -> None:
 
 @pytest.mark.parametrize("maps", ["weighted", "averaged"])
 def test_every_tensor_of_the_ensemble_comes_from_a_step_before(maps: str) -> None:
-    text = shared.shared_ensemble_config(group(maps), Versions(preprocess=3, unet=2), {"backbone": "b"})
+    config = parsed(shared.shared_ensemble_config(group(maps), Versions(preprocess=3, unet=2), {"backbone": "b"}))
     known = {"IMAGE", "SEGMENTER"}
-    for step in text.split("  step {")[1:]:
-        taken, given = (re.findall(rf'{way}_map {{ key: "(\w+)"', step) for way in ("input", "output"))
-        assert set(taken) <= known
-        known |= set(given)
+    for step in config.ensemble_scheduling.step:
+        assert set(step.input_map.values()) <= known
+        known |= set(step.output_map.values())
     assert known >= {"MASK", "SCORES", "DESCRIPTION"}
-    assert (
-        'model_name: "segmenters"\n    model_version: 3' in text and '"form" value { string_value: "shared" }' in text
-    )
+    first = config.ensemble_scheduling.step[0]
+    assert (first.model_name, first.model_version) == ("segmenters", 3)
+    assert config.parameters["form"].string_value == "shared"
 
 
 def test_the_unets_inputs_are_what_segmenters_gives() -> None:
-    given = set(re.findall(r'output \[{ name: "(\w+)"', shared.segmenters_config()))
-    taken = set(re.findall(r'input \[{ name: "(\w+)"', shared.shared_unet_config(group())))
-    assert taken - {"LATENTS"} <= given
-    text = shared.shared_unet_config(group())
-    assert 'name: "NOISE", data_type: TYPE_FP32, dims: [8, 16, 16]' in text
-    assert 'name: "ACCUMULATED", data_type: TYPE_FP32, dims: [8, 16, 16]' in text
-    assert 'name: "SELF", data_type: TYPE_FP32, dims: [256, 256]' in shared.shared_unet_config(group("averaged"))
+    given = {tensor.name for tensor in parsed(shared.segmenters_config()).output}
+    unet = parsed(shared.shared_unet_config(group()))
+    sizes = {tensor.name: list(tensor.dims) for tensor in (*unet.input, *unet.output)}
+    assert {tensor.name for tensor in unet.input} - {"LATENTS"} <= given
+    assert (sizes["NOISE"], sizes["ACCUMULATED"]) == ([8, 16, 16], [8, 16, 16])
+    averaged = parsed(shared.shared_unet_config(group("averaged")))
+    assert {tensor.name: list(tensor.dims) for tensor in averaged.output}["SELF"] == [256, 256]

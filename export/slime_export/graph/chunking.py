@@ -1,4 +1,4 @@
-"""Attention of an ONNX graph in chunks of queries, so that scores of all queries by all keys never exist at once.
+"""Cuts attention of an ONNX graph into chunks of queries, so that no scores of all queries by all keys exist at once.
 
     softmax(Q K') V, row by row: each chunk of Q gives its own rows of the result.
 
@@ -18,15 +18,15 @@ from dataclasses import dataclass
 import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
+from slime_export.graph.inspection import Shape, inferred
 from slime_export.graph.onnx_export import replace
-from slime_export.graph.shapes import Shape, inferred
 
 CHUNK_BYTES = 1 << 25  # of scores, float32
 _QUERIES = -2
 
 
 def rewritten(model: ModelProto, chunk_bytes: int = CHUNK_BYTES) -> int:
-    """Cuts, in `model` itself, every attention whose scores are larger than `chunk_bytes`; how many."""
+    """Cut, in `model` itself, every attention whose scores are larger than `chunk_bytes`; return how many."""
     shapes = inferred(model).shapes
     found = [each for each in _attentions(model) if each.chunks(shapes, chunk_bytes) > 1]
     ends = {each.values.output[0]: each for each in found}
@@ -45,7 +45,7 @@ def rewritten(model: ModelProto, chunk_bytes: int = CHUNK_BYTES) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class _Attention:
-    """scores = Q K', softmax, values = weights V; nobody else reads the first two."""
+    """The nodes of scores = Q K', its softmax, and values = weights V; no other node reads the first two."""
 
     scores: NodeProto
     softmax: NodeProto
@@ -56,7 +56,7 @@ class _Attention:
         return math.ceil(4 * math.prod(shape) / chunk_bytes) if shape else 1
 
     def bounds(self, shapes: Mapping[str, Shape], chunk_bytes: int) -> Iterator[TensorProto]:
-        """Where each chunk begins and ends, and the axis."""
+        """Return the constants that say where each chunk begins and ends, and along which axis."""
         shape, chunks = shapes[self.scores.input[0]], self.chunks(shapes, chunk_bytes)
         for each in range(chunks + 1):
             begin = np.array([shape[_QUERIES] * each // chunks], np.int64)

@@ -1,8 +1,8 @@
-"""TensorRT engines: model.onnx to model.plan, on the machine, and for the GPU, that will serve it.
+"""Builds TensorRT engines: model.onnx to model.plan, on the machine, and for the GPU, that will serve it.
 
-Networks are strongly typed: precision is what the ONNX file says, which is the one way TensorRT 11 knows. The batch
+Networks are strongly typed: precision is what the ONNX file says, the only way that TensorRT 11 knows. The batch
 is dynamic, everything else is not. TensorRT is imported when an engine is built, never before; its errors, which it
-logs and does not raise, come back as one line.
+logs and does not raise, become one line.
 
 Knows nothing of segmenters or repositories.
 """
@@ -50,13 +50,13 @@ class Options:
 
 
 def timing_cache(repository: Path) -> Path:
-    """Where the kernels' times of a repository's engines are kept: beside it, because in it they would be a model."""
+    """Return the file that keeps kernels' times for a repository: beside it, where it is not taken for a model."""
     root = repository.resolve()
     return root.with_name(f".{root.name}.tensorrt-timing")
 
 
 def module() -> ModuleType:
-    """The `tensorrt` package. Raises ExportError, which says what to install, where there is none."""
+    """Return the `tensorrt` package. Raises ExportError, which says what to install, where there is none."""
     try:
         return importlib.import_module("tensorrt")
     except (ImportError, OSError) as error:  # the second where its libraries are missing
@@ -67,7 +67,7 @@ def module() -> ModuleType:
 
 
 def build(onnx_path: Path, folder: Path, options: Options | None = None, say: Say = print) -> Path:
-    """Writes `folder`/model.plan, whole, from an ONNX file with a dynamic batch; returns its path.
+    """Write `folder`/model.plan, whole, from an ONNX file with a dynamic batch; return its path.
 
     `folder` must exist. Takes minutes for Stable Diffusion's sizes; `say` is told the stages. Raises ExportError where
     there is no TensorRT, or it lacks what `options` wants, and EngineError where it refuses the graph or finds no GPU.
@@ -76,7 +76,7 @@ def build(onnx_path: Path, folder: Path, options: Options | None = None, say: Sa
     log = logger(trt)
     builder = _builder(trt, log)
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-    # Held until the end: weights stay the parser's.
+    # Held until the end, because the weights stay the parser's.
     parser = trt.OnnxParser(network, log)
     # By its path, so that weights in a file of their own are found beside it.
     if not parser.parse_from_file(str(onnx_path)):
@@ -90,12 +90,13 @@ def build(onnx_path: Path, folder: Path, options: Options | None = None, say: Sa
     with whole(folder / FILE) as waiting:
         waiting.write_bytes(plan)
     if options.timing_cache is not None:
-        _keep(timings, options.timing_cache)
+        with whole(options.timing_cache) as waiting:
+            waiting.write_bytes(timings.serialize())
     return folder / FILE
 
 
 def configured(trt: ModuleType, builder: Any, network: Any, options: Options) -> Any:
-    """A builder's configuration: the batch's profile, limits and switches."""
+    """Return a builder's configuration: the batch's profile, limits and switches."""
     config = builder.create_builder_config()
     config.add_optimization_profile(_profile(builder, network, options))
     if options.workspace_bytes is not None:
@@ -114,7 +115,7 @@ def configured(trt: ModuleType, builder: Any, network: Any, options: Options) ->
 
 
 def logger(trt: ModuleType) -> Any:
-    """A logger that keeps errors, a line each, in `errors`, and prints nothing."""
+    """Return a logger that keeps errors, a line each, in `errors`, and prints nothing."""
 
     class Log(trt.ILogger):  # type: ignore[misc, name-defined]
         def __init__(self) -> None:
@@ -139,7 +140,7 @@ def _builder(trt: ModuleType, log: Any) -> Any:
 
 
 def _profile(builder: Any, network: Any, options: Options) -> Any:
-    """One profile from batch 1 to the largest, for every input."""
+    """Return one profile from batch 1 to the largest, for every input."""
     profile = builder.create_optimization_profile()
     for index in range(network.num_inputs):
         tensor = network.get_input(index)
@@ -155,7 +156,7 @@ def _profile(builder: Any, network: Any, options: Options) -> Any:
 
 
 def _timings(config: Any, path: Path | None, say: Say) -> Any:
-    """The kernels' times that are known, attached to `config`; none where they are another GPU's or version's."""
+    """Attach the kernels' times in `path` to `config`; none where they are another GPU's or version's."""
     known = path.read_bytes() if path is not None and path.exists() else b""
     cache = config.create_timing_cache(known)
     if cache is None or not config.set_timing_cache(cache, False):
@@ -165,13 +166,8 @@ def _timings(config: Any, path: Path | None, say: Say) -> Any:
     return cache
 
 
-def _keep(timings: Any, path: Path) -> None:
-    with whole(path) as waiting:
-        waiting.write_bytes(timings.serialize())
-
-
 def _progress(trt: ModuleType, say: Say) -> Any:
-    """Tells `say` the outermost stages of a build."""
+    """Return a monitor that tells `say` the outermost stages of a build."""
 
     class Progress(trt.IProgressMonitor):  # type: ignore[misc, name-defined]
         def __init__(self) -> None:
@@ -191,7 +187,7 @@ def _progress(trt: ModuleType, say: Say) -> Any:
 
 
 def _parser_error(parser: Any, log: Any) -> str:
-    """The first thing the parser did not like, with its node."""
+    """Return the parser's first error, with its node."""
     if not parser.num_errors:
         return _last(log)
     error = parser.get_error(0)

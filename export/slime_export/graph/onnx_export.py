@@ -1,4 +1,4 @@
-"""PyTorch modules to ONNX files: traced, constants folded, dead nodes gone, checked, written whole.
+"""Writes PyTorch modules as ONNX files: traced, constants folded, dead nodes dropped, checked, written whole.
 
 The exporter is PyTorch's tracing one (`dynamo=False`). For an SD-shaped UNet the other one takes 37 s in place of
 3 s and gives a graph that runs at the same speed in ONNX Runtime. What it leaves behind is tidied here: constants
@@ -21,7 +21,7 @@ import onnx
 import torch
 from onnx import ModelProto, NodeProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
-from torch import Tensor, nn
+from torch import nn
 
 from slime_export.errors import ExportError
 
@@ -49,7 +49,7 @@ class Signature:
 
 
 def write(module: nn.Module, signature: Signature, folder: Path, external_over: int = EXTERNAL_OVER) -> Path:
-    """Traces `module` on float32 inputs with a dynamic batch and writes `folder`/model.onnx; returns its path.
+    """Trace `module` on float32 inputs with a dynamic batch, write `folder`/model.onnx, and return its path.
 
     `folder` must exist and hold no model. Weights go to model.onnx.data beside it, a plain file, where the model
     has more than `external_over` bytes. Raises ExportError when the file is not what old runtimes load.
@@ -58,7 +58,7 @@ def write(module: nn.Module, signature: Signature, folder: Path, external_over: 
 
 
 def save(model: ModelProto, folder: Path, external_over: int = EXTERNAL_OVER) -> Path:
-    """Writes `folder`/model.onnx as `write` does; `model` has no weights afterwards where they lie beside the file."""
+    """Write `folder`/model.onnx as `write` does. Weights that go beside the file are taken out of `model`."""
     path = folder / FILE
     # Not ByteSize(), which serialises and so fails for just the models in question.
     external = sum(len(each.raw_data) for each in model.graph.initializer) > external_over
@@ -71,7 +71,7 @@ def save(model: ModelProto, folder: Path, external_over: int = EXTERNAL_OVER) ->
 
 
 def check(path: Path) -> None:
-    """Raises ExportError unless the file is valid ONNX of an opset and IR version that old runtimes load."""
+    """Raise ExportError unless the file is valid ONNX of an opset and IR version that old runtimes load."""
     try:
         onnx.checker.check_model(str(path))
     except onnx.checker.ValidationError as error:
@@ -87,7 +87,7 @@ def check(path: Path) -> None:
 
 
 def tidy(model: ModelProto, signature: Signature) -> ModelProto:
-    """The same graph with its constants folded, only nodes that reach an output, and named dimensions."""
+    """Fold the graph's constants, drop nodes that reach no output, and name its dimensions; `model` itself changes."""
     _constants_to_initializers(model)
     _fold(model)
     prune(model)
@@ -99,7 +99,7 @@ def tidy(model: ModelProto, signature: Signature) -> ModelProto:
 
 
 def prune(model: ModelProto) -> None:
-    """Drops nodes no output needs, and weights no node needs."""
+    """Drop nodes that no output needs, and weights that no node needs."""
     needed = {output.name for output in model.graph.output}
     kept: list[NodeProto] = []
     for node in reversed(model.graph.node):
@@ -114,10 +114,10 @@ def _traced(module: nn.Module, signature: Signature, folder: Path) -> ModelProto
     # Batch 2, because PyTorch treats a size of 1 as special.
     examples = tuple(torch.zeros(2, *dims) for dims in signature.inputs.values())
     names = [*signature.inputs, *signature.outputs]
-    # On the disk that the model goes to: what it needs there is looked at, and /tmp may be small, or memory.
+    # On the disk that the model goes to, whose free space was looked at; /tmp may be small, or memory.
     holding = tempfile.TemporaryDirectory(dir=folder, prefix=".traced-")
     with holding as scratch, torch.no_grad(), warnings.catch_warnings():
-        # That the exporter is the old one, and that sizes become constants: both are meant.
+        # It warns that the exporter is the old one, and that sizes become constants; both are intended.
         warnings.simplefilter("ignore")
         torch.onnx.export(
             module.eval(),
@@ -145,7 +145,7 @@ def _constants_to_initializers(model: ModelProto) -> None:
 
 
 def _fold(model: ModelProto) -> None:
-    """Computes every node whose inputs are all constants, and keeps the results that other nodes read."""
+    """Compute every node whose inputs are all constants, and keep the results that other nodes read."""
     known = {each.name for each in model.graph.initializer}
     constant: list[NodeProto] = []
     rest: list[NodeProto] = []
@@ -162,7 +162,7 @@ def _fold(model: ModelProto) -> None:
 
 
 def _computed(model: ModelProto, nodes: list[NodeProto], results: list[str]) -> list[Any]:
-    """The constant nodes' results, by ONNX's own reference implementation: no size limit, no other rounding."""
+    """Return the constant nodes' results by ONNX's own reference implementation: no size limit, no other rounding."""
     if not results:
         return []
     inputs = {name for node in nodes for name in node.input}
@@ -181,13 +181,7 @@ def _name_dimensions(model: ModelProto, signature: Signature) -> None:
 
 
 def replace(field: Any, items: Iterable[Any]) -> None:
-    """A repeated field, such as a graph's nodes, holds `items` from now on, and nothing else."""
+    """Replace what a repeated field, such as a graph's nodes, holds by `items`."""
     kept = list(items)
     del field[:]
     field.extend(kept)
-
-
-def example_inputs(signature: Signature, batch: int, seed: int) -> dict[str, Tensor]:
-    """Random normal inputs (batch, ...) float32, the same for the same seed."""
-    generator = torch.Generator().manual_seed(seed)
-    return {name: torch.randn(batch, *dims, generator=generator) for name, dims in signature.inputs.items()}

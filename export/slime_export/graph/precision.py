@@ -1,13 +1,13 @@
-"""fp16 and bf16 written into an ONNX graph: weights and operations in the low type, inputs and outputs fp32.
+"""Writes fp16 or bf16 into an ONNX graph: weights and operations in the low type, inputs and outputs in fp32.
 
 What stays fp32, and why:
 - queries x keys, their scale and the softmax: SD 2.1-768 overflows there in fp16, and bf16's 8 bits blur the peaks;
 - InstanceNormalization (as GroupNorm is traced), other means, squares and roots: sums over whole images leave fp16's
   range. LayerNormalization may run in the low type: ONNX defines that it sums in fp32 (its `stash_type`);
-- the ends: what comes before the first product of matrices or convolution, and after the last. Maps are averaged
-  there, and constants handed out, so nothing would be won;
+- both ends of the graph, before the first product of matrices or convolution and after the last: there maps are
+  averaged and constants given out, so that nothing would be gained;
 - what is computed from sizes alone.
-Nodes that only move data take the type they are given, so that no type is changed to and fro.
+Nodes that only move data take the type they are given, so that no tensor is cast back and forth.
 
 Own code rather than onnxconverter-common: that knows no bf16, and one walk serves both.
 """
@@ -22,9 +22,8 @@ import ml_dtypes
 import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-from slime_export.graph.counts import PRODUCTS
+from slime_export.graph.inspection import PRODUCTS, inferred
 from slime_export.graph.onnx_export import BF16_OPSET, MAX_IR
-from slime_export.graph.shapes import inferred
 
 Low = Literal["fp16", "bf16"]
 
@@ -41,7 +40,7 @@ _ONE_INPUT = ("Resize",)
 
 
 def convert(model: ModelProto, precision: Low) -> ModelProto:
-    """A copy of the fp32 `model` that computes in `precision` where that is safe; weights must be loaded.
+    """Return a copy of the fp32 `model` that computes in `precision` where that is safe; weights must be loaded.
 
     fp16 keeps the opset; bf16 raises it to BF16_OPSET. Values past fp16's range become its largest ones.
     """
@@ -49,7 +48,7 @@ def convert(model: ModelProto, precision: Low) -> ModelProto:
 
 
 def attention_scores(model: ModelProto) -> set[str]:
-    """Outputs of the nodes between queries and keys, scaled, and the end of each softmax.
+    """Return the outputs of the nodes from queries and keys to the end of each softmax.
 
     Found backwards from every Softmax: through scales, masks and moves to the product of queries and keys (which are
     constants where they come from a text), and from there through the scales of either side.
@@ -69,7 +68,7 @@ def attention_scores(model: ModelProto) -> set[str]:
 def _back(
     names: Iterable[str], makers: Mapping[str, NodeProto], through: tuple[str, ...]
 ) -> tuple[list[NodeProto], list[NodeProto]]:
-    """Nodes behind tensors, walked backwards: those gone through (`through`, or moves), and those that stopped it."""
+    """Walk back from tensors; return the nodes passed (of types in `through`, or moves), and those where it stopped."""
     passed: dict[str, NodeProto] = {}
     stopped: dict[str, NodeProto] = {}
     waiting = list(names)
@@ -86,7 +85,7 @@ def _back(
 
 
 def _ends(model: ModelProto) -> set[str]:
-    """Outputs of the nodes before the first product, and after the last, on every way through the graph."""
+    """Return the outputs of the nodes before the first product, and after the last, on every path through the graph."""
     ends: set[str] = set()
     reached = {value.name for value in model.graph.input}
     for node in model.graph.node:
@@ -102,7 +101,7 @@ def _ends(model: ModelProto) -> set[str]:
 
 
 def _from_data(model: ModelProto) -> set[str]:
-    """Tensors that depend on what is in the inputs, not only on their sizes."""
+    """Return the tensors that depend on what is in the inputs, not only on their sizes."""
     found = {value.name for value in model.graph.input}
     for node in model.graph.node:
         if node.op_type != "Shape" and found.intersection(node.input):
@@ -112,7 +111,7 @@ def _from_data(model: ModelProto) -> set[str]:
 
 @dataclass
 class _Conversion:
-    """One walk through `model`, noting which tensors exist in which type by then."""
+    """One walk through `model` that notes which tensors exist in which type so far."""
 
     model: ModelProto
     precision: Low
@@ -146,7 +145,9 @@ class _Conversion:
 
     def step(self, node: NodeProto) -> None:
         if self._is_no_change(node):
-            self._rename(node)
+            source, target = node.input[0], node.output[0]
+            self.made_in[target] = self.made_in[source]
+            self.names[target, self.made_in[source]] = self.names[source, self.made_in[source]]
             return
         kind = self._type_of(node)
         fresh = NodeProto()
@@ -161,7 +162,7 @@ class _Conversion:
             self._as(name, TensorProto.FLOAT)
 
     def _made(self, name: str, kind: int) -> str:
-        """What a node's output is called; the graph's own outputs keep their name for fp32."""
+        """Name a node's output of this type; the graph's own outputs keep their name for fp32."""
         if name not in self.floats:
             return name
         self.made_in[name] = kind
@@ -169,17 +170,12 @@ class _Conversion:
         return self.names[name, kind]
 
     def _is_no_change(self, node: NodeProto) -> bool:
-        """A cast from fp32 to fp32, as tracing leaves where PyTorch's code says `.to(dtype)`."""
+        """Whether a node casts from fp32 to fp32, as tracing leaves where PyTorch's code says `.to(dtype)`."""
         both = {node.input[0] if node.input else "", *node.output} <= self.floats
         return node.op_type == "Cast" and both and node.output[0] not in self.outputs
 
-    def _rename(self, node: NodeProto) -> None:
-        source, target = node.input[0], node.output[0]
-        self.made_in[target] = self.made_in[source]
-        self.names[target, self.made_in[source]] = self.names[source, self.made_in[source]]
-
     def _type_of(self, node: NodeProto) -> int:
-        """The type this node computes in."""
+        """Return the type this node computes in."""
         if node.op_type in (*_MOVED, "Shape"):
             low = any(self.made_in.get(name) == self.low for name in node.input)
             return self.low if low else TensorProto.FLOAT
@@ -187,7 +183,7 @@ class _Conversion:
         return TensorProto.FLOAT if kept else self.low
 
     def _as(self, name: str, kind: int) -> str:
-        """What tensor `name` is called in type `kind`; made where it isn't there yet."""
+        """Return the name of tensor `name` in type `kind`; it is made where it isn't there yet."""
         if (name, kind) not in self.names:
             is_low = kind == self.low
             target = name if name in self.outputs and not is_low else f"{name}_{self.precision if is_low else 'fp32'}"
@@ -210,7 +206,7 @@ def _lowered(weight: TensorProto, name: str, kind: int) -> TensorProto:
 
 
 def _raised(model: ModelProto, opset: int) -> ModelProto:
-    """The same model in a newer opset. Of what is traced, only the axes of means have moved since opset 17."""
+    """Raise the opset of `model`. Of what is traced, only the axes of means have moved since opset 17."""
     for node in model.graph.node:
         if node.op_type.startswith("Reduce"):
             model.graph.initializer.extend(_axes_as_input(node))

@@ -1,4 +1,4 @@
-"""Which products of a graph suffer most from int8: groups of nodes, ranked by the error on the graph's outputs.
+"""Measures which products of a graph suffer most from int8: groups of nodes, ranked by the error on the outputs.
 
 One graph holds every product twice, in float and in int8, with a switch for each group. So one session measures all
 groups, each with one run: the error is what the outputs differ by when this group alone is in int8.
@@ -15,19 +15,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnx
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-from slime_export.graph.calibration import Feeds, session
+from slime_export.graph.runtimes import OnnxModel
 
+Feeds = Sequence[Mapping[str, npt.NDArray[Any]]]
 MOST_GROUPS = 128
 _SWITCHES = "switches"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Group:
-    """Nodes that were measured together, and the error they cause: of the output that suffers most, its mean square
-    root difference as a share of its own root mean square."""
+    """Nodes that were measured together, and the error they cause on the output that suffers most.
+
+    The error is the root mean square of the difference, as a share of the output's own root mean square.
+    """
 
     name: str
     nodes: tuple[str, ...]
@@ -35,19 +39,18 @@ class Group:
 
 
 def ranked(path: Path, quantised: Path, nodes: Sequence[str], feeds: Feeds) -> list[Group]:
-    """Groups of `nodes`, the worst first. `path` is the float model, `quantised` the same with `nodes` in int8."""
+    """Return groups of `nodes`, the worst first. `path` is the float model, `quantised` has `nodes` in int8."""
     groups = grouped(nodes)
     with tempfile.TemporaryDirectory(dir=quantised.parent) as scratch:
-        model = _switched(path, quantised, list(groups.values()), Path(scratch))
-        running = session(model, Path(scratch))
-        errors = np.mean([_errors(running, feed, len(groups)) for feed in feeds], axis=0)
+        switched = OnnxModel(_switched(path, quantised, list(groups.values()), Path(scratch)), weights=Path(scratch))
+        errors = np.mean([_errors(switched, feed, len(groups)) for feed in feeds], axis=0)
     pairs = zip(groups.items(), errors, strict=True)
     found = [Group(name=name, nodes=tuple(each), error=float(error)) for (name, each), error in pairs]
     return sorted(found, key=lambda group: -group.error)
 
 
 def grouped(nodes: Sequence[str], most: int = MOST_GROUPS) -> dict[str, list[str]]:
-    """Each node alone, or with those whose names have the same beginning, up to a `/`, where they are too many."""
+    """Put each node in a group alone or, where these are more than `most`, together with those of the same scope."""
     depth = max(name.count("/") for name in nodes)
     for kept in range(depth + 1, -1, -1):
         groups: dict[str, list[str]] = {}
@@ -58,30 +61,34 @@ def grouped(nodes: Sequence[str], most: int = MOST_GROUPS) -> dict[str, list[str
     return groups
 
 
-def _errors(running: Any, feed: Mapping[str, Any], groups: int) -> list[float]:
-    """The error of each group alone."""
-    exact = running.run(None, {**feed, _SWITCHES: np.zeros(groups, bool)})
+def _errors(switched: OnnxModel, feed: Mapping[str, Any], groups: int) -> list[float]:
+    """Return the error of each group alone."""
+    exact = switched({**feed, _SWITCHES: np.zeros(groups, bool)})
+    scales = {name: float(np.linalg.norm(value.ravel())) or 1.0 for name, value in exact.items()}
     found = []
     for one in np.eye(groups, dtype=bool):
-        outputs = running.run(None, {**feed, _SWITCHES: one})
-        found.append(max(_error(got, expected) for got, expected in zip(outputs, exact, strict=True)))
+        got = switched({**feed, _SWITCHES: one})
+        errors = [float(np.linalg.norm((got[name] - exact[name]).ravel())) / scales[name] for name in exact]
+        found.append(max(error if np.isfinite(error) else float("inf") for error in errors))
     return found
 
 
-def _error(got: Any, expected: Any) -> float:
-    scale = float(np.linalg.norm(expected.ravel())) or 1.0
-    error = float(np.linalg.norm((got - expected).ravel())) / scale
-    return error if np.isfinite(error) else float("inf")
-
-
 def _switched(path: Path, quantised: Path, groups: Sequence[Sequence[str]], folder: Path) -> ModelProto:
-    """The float graph with an If at each product; its weights, where they lie beside a file, are linked to `folder`."""
-    floats, ints = (_linked(each, folder / name) for each, name in ((path, "float.data"), (quantised, "int8.data")))
-    branches = _Branches(ints)
-    gate = {name: f"{_SWITCHES}/{index}" for index, group in enumerate(groups) for name in group}
-    nodes = [_either(node, branches, gate[node.name]) if node.name in gate else node for node in floats.graph.node]
-    ones = numpy_helper.from_array(np.ones(len(groups), np.int64), f"{_SWITCHES}/ones")
+    """Return the float graph with an If at each product; weights that lie beside a file are linked into `folder`."""
+    floats, ints = _linked(path, folder / "float.data"), _linked(quantised, folder / "int8.data")
+    makers = {output: node for node in ints.graph.node for output in node.output}
+    readers = {name: node for node in ints.graph.node for name in node.input}
+    by_name = {node.name: node for node in ints.graph.node}
     gates = [f"{_SWITCHES}/{index}" for index in range(len(groups))]
+    gate_of = {name: gate for gate, group in zip(gates, groups, strict=True) for name in group}
+    nodes = []
+    for node in floats.graph.node:
+        if node.name in gate_of:
+            in_int8 = _in_int8(by_name[node.name], makers, readers)
+            nodes.append(_either(node, in_int8, gate_of[node.name]))
+        else:
+            nodes.append(node)
+    ones = numpy_helper.from_array(np.ones(len(groups), np.int64), f"{_SWITCHES}/ones")
     weights = {each.name: each for each in (*ints.graph.initializer, *floats.graph.initializer)}
     graph = helper.make_graph(
         [helper.make_node("Split", [_SWITCHES, ones.name], gates), *nodes],
@@ -94,72 +101,58 @@ def _switched(path: Path, quantised: Path, groups: Sequence[Sequence[str]], fold
 
 
 def _linked(path: Path, target: Path) -> ModelProto:
-    """The model in `path`, without the weights that lie in a file beside it; that file is `target`, too, then."""
+    """Load the model without the weights in a file beside it; the model names `target`, a link to that file."""
     model = onnx.load(str(path), load_external_data=False)
     for tensor in model.graph.initializer:
         for entry in tensor.external_data:
             if entry.key == "location":
                 if not target.exists():
-                    _link(path.parent / entry.value, target)
+                    try:
+                        os.link(path.parent / entry.value, target)
+                    except OSError:  # another filesystem, or one without links
+                        shutil.copyfile(path.parent / entry.value, target)
                 entry.value = target.name
     return model
 
 
-def _link(source: Path, target: Path) -> None:
-    try:
-        os.link(source, target)
-    except OSError:  # another filesystem, or one without links
-        shutil.copyfile(source, target)
+def _in_int8(product: NodeProto, makers: Mapping[str, NodeProto], readers: Mapping[str, NodeProto]) -> list[NodeProto]:
+    """Return the nodes that one product needs in a quantised graph, from its float inputs to its float output."""
+    found = []
+    for name in product.input:
+        # What dequantises an input, after what quantises it (weights are stored quantised).
+        after = makers.get(name)
+        if after is not None and after.op_type == "DequantizeLinear":
+            before = makers.get(after.input[0])
+            found += [before] if before is not None and before.op_type == "QuantizeLinear" else []
+            found.append(after)
+    found.append(product)
+    rounding = readers.get(product.output[0])
+    if rounding is not None and rounding.op_type == "QuantizeLinear":
+        found += [rounding, readers[rounding.output[0]]]
+    return found
 
 
-def _either(node: NodeProto, branches: _Branches, gate: str) -> NodeProto:
-    """An If that runs `node` in int8 where `gate` is true."""
-    alone = NodeProto()
-    alone.CopyFrom(node)
-    alone.output[0] = f"{node.name}|float"
-    then = _branch(branches.of(node), f"{node.name}|int8")
-    otherwise = _branch([alone], f"{node.name}|float")
-    return helper.make_node("If", [gate], [node.output[0]], name=node.name, then_branch=then, else_branch=otherwise)
+def _either(node: NodeProto, in_int8: Sequence[NodeProto], gate: str) -> NodeProto:
+    """Return an If that runs `in_int8` where `gate` is true, and the float `node` elsewhere."""
+    return helper.make_node(
+        "If",
+        [gate],
+        [node.output[0]],
+        name=node.name,
+        then_branch=_branch(in_int8, f"{node.name}|int8"),
+        else_branch=_branch([node], f"{node.name}|float"),
+    )
 
 
 def _branch(nodes: Sequence[NodeProto], name: str) -> GraphProto:
-    output = helper.make_tensor_value_info(nodes[-1].output[0], TensorProto.FLOAT, None)
-    return helper.make_graph(nodes, name, [], [output])
-
-
-class _Branches:
-    """The nodes that one product needs in a quantised graph, from its float inputs to its float output."""
-
-    def __init__(self, model: ModelProto) -> None:
-        self._makers = {output: node for node in model.graph.node for output in node.output}
-        self._readers = {name: node for node in model.graph.node for name in node.input}
-        self._products = {node.name: node for node in model.graph.node}
-
-    def of(self, node: NodeProto) -> list[NodeProto]:
-        product = self._products[node.name]
-        found = [each for name in product.input for each in self._behind(name)]
-        found.append(product)
-        after = self._readers.get(product.output[0])
-        if after is not None and after.op_type == "QuantizeLinear":
-            found += [after, self._readers[after.output[0]]]
-        return _renamed(found, node.name)
-
-    def _behind(self, name: str) -> list[NodeProto]:
-        """What dequantises an input, after what quantises it (weights are stored quantised)."""
-        node = self._makers.get(name)
-        if node is None or node.op_type not in ("QuantizeLinear", "DequantizeLinear"):
-            return []
-        return [*(self._behind(node.input[0]) if node.op_type == "DequantizeLinear" else []), node]
-
-
-def _renamed(nodes: Sequence[NodeProto], prefix: str) -> list[NodeProto]:
-    """Copies whose tensors have names of their own; what comes from outside keeps its name."""
-    made = {name for node in nodes for name in node.output}
+    """Return a graph of copies whose tensors have names of their own; what comes from outside keeps its name."""
+    made = {output for node in nodes for output in node.output}
     copies = []
     for node in nodes:
         copy = NodeProto()
         copy.CopyFrom(node)
-        copy.input[:] = [f"{prefix}|{name}" if name in made else name for name in node.input]
-        copy.output[:] = [f"{prefix}|{name}" for name in node.output]
+        copy.input[:] = [f"{name}|{each}" if each in made else each for each in node.input]
+        copy.output[:] = [f"{name}|{each}" for each in node.output]
         copies.append(copy)
-    return copies
+    output = helper.make_tensor_value_info(copies[-1].output[0], TensorProto.FLOAT, None)
+    return helper.make_graph(copies, name, [], [output])

@@ -1,4 +1,4 @@
-"""3 x 3 convolutions of an fp32 ONNX graph as Winograd's minimal filtering F(4x4, 3x3): a quarter of the products.
+"""Rewrites 3 x 3 convolutions of an fp32 ONNX graph as Winograd's F(4x4, 3x3): a quarter of the products.
 
 ONNX Runtime convolves directly on a CPU, close to what the machine can multiply; fewer products are all that is left
 to gain. The image is cut into tiles of 6 x 6 that overlap by 2; each gives 4 x 4 results (Lavin and Gray, Fast
@@ -25,16 +25,17 @@ import numpy as np
 import numpy.typing as npt
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
+from slime_export.graph.inspection import Shape, inferred
 from slime_export.graph.onnx_export import prune, replace
-from slime_export.graph.shapes import Shape, inferred
 
 TILE, RESULT = 6, 4
-# The fewest that were seen to gain, a quarter of the time (docs/export.md): transforming a channel costs the same,
-# whatever it saves.
+# The fewest channels that were measured to gain, a quarter of the time (docs/export.md): transforming a channel costs
+# the same, whatever it saves.
 LEAST_CHANNELS = 128
 # Transformed filters are four times as large; where an image has fewer tiles, they are most of what there is to read.
 LEAST_TILES = 256
-# Of a band's transformed tiles, which are 2.25 times the image. Larger ones are a little faster, and live at once.
+# Most bytes of a band's transformed tiles, which are 2.25 times the image. Larger bands are a little faster, and take
+# their memory at once.
 BAND_BYTES = 80_000_000
 
 _B = np.array(
@@ -56,7 +57,7 @@ _DEFAULTS: dict[str, object] = {"strides": [1, 1], "dilations": [1, 1], "group":
 
 
 def rewritten(model: ModelProto, least_channels: int = LEAST_CHANNELS, least_tiles: int = LEAST_TILES) -> int:
-    """Replaces, in `model` itself, the convolutions that gain by it; how many. Weights must be loaded.
+    """Replace, in `model` itself, the convolutions that gain by it; return how many. Weights must be loaded.
 
     Those are 3 x 3, dense, of stride 1, with a margin of 1, on sides that are multiples of 4.
     """
@@ -73,7 +74,7 @@ def rewritten(model: ModelProto, least_channels: int = LEAST_CHANNELS, least_til
 
 
 def transformed(filters_KC33: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """G g G' of each filter: (36, K, C) float32."""
+    """Return G g G' of each filter: (36, K, C) float32."""
     places_66KC = np.einsum("ia,kcab,jb->ijkc", _G, filters_KC33.astype(np.float64), _G, optimize=True)
     flat: npt.NDArray[np.float32] = places_66KC.reshape(TILE * TILE, *filters_KC33.shape[:2]).astype(np.float32)
     return flat
@@ -81,7 +82,7 @@ def transformed(filters_KC33: npt.NDArray[np.float32]) -> npt.NDArray[np.float32
 
 @dataclass(frozen=True, kw_only=True)
 class _Convolution:
-    """One that may be replaced. source: (B, C, H, W)."""
+    """A convolution that may be replaced. source: (B, C, H, W)."""
 
     node: NodeProto
     source: Shape
@@ -100,7 +101,7 @@ class _Convolution:
             yield numpy_helper.from_array(np.array(sizes, np.int64), self._named(name))
 
     def nodes(self) -> Iterator[NodeProto]:
-        """X -> d, one channel at a time -> B' d B -> summed over channels at each place -> A' m A -> Y."""
+        """Yield X -> d, one channel at a time -> B' d B -> summed over channels at each place -> A' m A -> Y."""
         yield self._node("Reshape", "alone", self.node.input[0], self._named("to_alone"))
         results = []
         for band in range(self.bands):
@@ -115,7 +116,7 @@ class _Convolution:
         yield helper.make_node("Sum", last, self.node.output, name=self.node.name)
 
     def _band(self, band: int) -> Iterator[NodeProto]:
-        """Its rows, with a margin of one row where there is one, to its results."""
+        """Yield what takes a band's rows, with the rows beside them as a margin, to its results."""
 
         def each(op: str, output: str, *inputs: str, **attributes: object) -> NodeProto:
             return self._node(op, f"{output}_{band}", *inputs, **attributes)
@@ -135,7 +136,7 @@ class _Convolution:
 
     @property
     def bands(self) -> int:
-        """As few as keep a band's transformed tiles within BAND_BYTES, all of the same height."""
+        """The fewest bands of equal height whose transformed tiles stay within BAND_BYTES."""
         _, channels, height, width = self.source
         rows = height // RESULT
         most = BAND_BYTES // (4 * TILE * TILE * channels * width // RESULT)
@@ -167,7 +168,7 @@ class _Convolution:
 
 
 def _is_plain(node: NodeProto) -> bool:
-    """Whether it is a 3 x 3 convolution that keeps the image's size."""
+    """Whether a node is a 3 x 3 convolution that keeps the image's size."""
     if node.op_type != "Conv":
         return False
     said = {each.name: helper.get_attribute_value(each) for each in node.attribute}
@@ -187,7 +188,7 @@ def _replace(model: ModelProto, found: Mapping[str, _Convolution]) -> None:
 
 
 def _ends() -> Iterator[TensorProto]:
-    """What transforms the image's tiles, and the sums: the same for all."""
+    """Yield the filters that transform the image's tiles, and the sums: the same for all convolutions."""
     inwards = np.einsum("ia,jb->ijab", _B, _B).reshape(TILE * TILE, 1, TILE, TILE)
     outwards = np.einsum("ai,bj->ijab", _A, _A).reshape(TILE * TILE, 1, RESULT, RESULT)
     yield numpy_helper.from_array(inwards.astype(np.float32), _INPUT)

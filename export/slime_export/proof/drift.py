@@ -1,4 +1,6 @@
-"""Where two networks that should answer alike begin to differ: their blocks' outputs, compared in the order they run.
+"""Finds where two networks that should answer alike begin to differ: their blocks' outputs, in the order they run.
+
+Compared are an fp32 graph with PyTorch's modules, or a lower precision with its fp32 graph, on the first image.
 
 A block is a resnet, a group of attention layers, or a change of resolution, by the name it has in diffusers. In a
 graph it is found by its nodes' names, which tracing takes from the modules, so that a graph of another precision has
@@ -8,9 +10,7 @@ the same ones.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,11 @@ from onnx import ModelProto
 from torch import nn
 
 from slime_export.graph.onnx_export import FILE
-from slime_export.proof.difference import difference
+from slime_export.graph.runtimes import CPU, OnnxModel, providers_for
+from slime_export.proof.references import References
+from slime_export.proof.report import Drift, difference
+from slime_optimize.method.prediction import Predictor
+from slime_was.tensors import LATENTS, PIXELS
 
 Arrays = Mapping[str, npt.NDArray[Any]]
 # Of a block's largest value; what is usual stays below it.
@@ -32,19 +36,32 @@ _BLOCK = re.compile(rf"(?:/maps/passes\.0/unet|/model)?/(.*?(?:{_KINDS})\.\d+)/"
 _MOVES = ("Cast", "QuantizeLinear", "DequantizeLinear")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Drift:
-    """The first block past a limit, or the one that differs most; `largest` as a share of its largest value."""
+def encoder_from_pytorch(predictor: Predictor, answers: References, encoder: Path) -> Drift | None:
+    """Find the drift of the fp32 encoder in the folder `encoder` from PyTorch's."""
+    first = answers.first(1)
+    model = predictor.backbone.encoder_model(predictor.segmenter.settings.encoder)
+    expected = _of_modules(model, lambda: predictor.latents(first.images))
+    return found(_of_graph(encoder / FILE, {PIXELS: first.crops_B3SS}), expected)
 
-    layer: str
-    largest: float
 
-    def __str__(self) -> str:
-        return f"{self.layer} drifts first ({self.largest:.2g} of its largest value)"
+def unet_from_pytorch(predictor: Predictor, answers: References, unet: Path, inputs: Arrays) -> Drift | None:
+    """Find the drift of the fp32 UNet in the folder `unet` from PyTorch's; `inputs` are given beside LATENTS."""
+    first = answers.first(1)
+    latents = predictor.latents(first.images)
+    expected = _of_modules(predictor.backbone.unet, lambda: predictor.maps(latents))
+    return found(_of_graph(unet / FILE, {LATENTS: first.tensors[LATENTS], **inputs}), expected)
+
+
+def from_fp32(answers: References, exact: Path, low: Path, precision: str, *, encoder: bool) -> Drift | None:
+    """Find the drift of the network in the folder `low`, of this precision, from the fp32 one in `exact`."""
+    first = answers.first(1)
+    inputs = {PIXELS: first.crops_B3SS} if encoder else {LATENTS: first.tensors[LATENTS]}
+    got = _of_graph(low / FILE, inputs, providers_for(precision))
+    return found(got, _of_graph(exact / FILE, inputs), NOTED[precision])
 
 
 def found(got: Arrays, expected: Arrays, noted: float = NOTED["fp32"]) -> Drift | None:
-    """Compares blocks that both have, of the same shape, in `expected`'s order; None where there are none."""
+    """Compare blocks that both have, of the same shape, in `expected`'s order; None where there are none."""
     both = [name for name in expected if name in got and got[name].shape == expected[name].shape]
     gaps = [Drift(layer=name, largest=_largest(got[name], expected[name])) for name in both]
     past = [each for each in gaps if not each.largest <= noted]
@@ -55,8 +72,18 @@ def _largest(got: npt.NDArray[Any], expected: npt.NDArray[Any]) -> float:
     return difference(got.astype(np.float32), expected.astype(np.float32)).largest
 
 
-def blocks(model: ModelProto) -> dict[str, str]:
-    """Block -> the tensor that leaves it, in the graph's order."""
+def _of_graph(path: Path, inputs: Arrays, providers: tuple[str, ...] = CPU) -> Arrays:
+    """Return what leaves each block of the ONNX file for these inputs."""
+    model = onnx.load(str(path), load_external_data=False)
+    blocks = _blocks(model)
+    there = {value.name for value in model.graph.output}
+    model.graph.output.extend(onnx.helper.make_empty_tensor_value_info(each) for each in {*blocks.values()} - there)
+    answers = OnnxModel(model, providers, weights=path.parent)(inputs)
+    return {block: answers[tensor] for block, tensor in blocks.items() if tensor in answers}
+
+
+def _blocks(model: ModelProto) -> dict[str, str]:
+    """Return the tensor that leaves each block, in the graph's order."""
     last: dict[str, str] = {}
     for node in model.graph.node:
         match = _BLOCK.match(node.name)
@@ -67,30 +94,8 @@ def blocks(model: ModelProto) -> dict[str, str]:
     return last
 
 
-def of_graph(path: Path, inputs: Arrays, run: Callable[[Path], Callable[[Any], Arrays]]) -> dict[str, npt.NDArray[Any]]:
-    """What leaves each block of the ONNX file for these inputs; `run` makes a runnable model of a file."""
-    with _opened(path) as (opened, names):
-        answers = run(opened)(inputs)
-    return {block: answers[tensor] for block, tensor in names.items() if tensor in answers}
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[tuple[Path, dict[str, str]]]:
-    """A file beside the model, and its weights, that also gives out what leaves each block."""
-    model = onnx.load(str(path), load_external_data=False)
-    names = blocks(model)
-    there = {value.name for value in model.graph.output}
-    model.graph.output.extend(onnx.helper.make_empty_tensor_value_info(each) for each in {*names.values()} - there)
-    opened = path.with_name(f"opened-{FILE}")
-    onnx.save_model(model, str(opened))
-    try:
-        yield opened, names
-    finally:
-        opened.unlink()
-
-
-def of_modules(model: nn.Module, run: Callable[[], object]) -> dict[str, npt.NDArray[Any]]:
-    """What leaves each block of a PyTorch model the first time it is called in `run`."""
+def _of_modules(model: nn.Module, run: Callable[[], object]) -> Arrays:
+    """Return what leaves each block of a PyTorch model the first time it is called in `run`."""
     kept: dict[str, npt.NDArray[Any]] = {}
 
     def remember(name: str) -> Any:

@@ -1,26 +1,28 @@
 """Compares exported models with PyTorch: the same images in ONNX Runtime (or an engine) and through Predictor.
 
-Each model is compared on the same input, and the masks end to end, from pixels on.
+Each model is compared on the same input, and the masks end to end, from pixels on. For the mean IoU the exported models
+segment annotated images as the server does, without a server.
 
-Shape suffixes: B batch, C crops, P parts, S image side, h x w the maps, N = h*w.
+Shape suffixes: B batch, C crops, P parts, S image side, h x w the maps, N = h*w, H x W an image.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
-from slime_export.proof.difference import Difference as Difference
-from slime_export.proof.difference import difference as difference
-from slime_export.proof.exported import Network, mask_of
+import slime_was
+from slime_export.graph.runtimes import Network
 from slime_export.proof.references import References, answered
-from slime_export.proof.references import random_images as random_images
-from slime_export.proof.report import Comparison, Report
-from slime_export.proof.session import OnnxModel as OnnxModel
-from slime_optimize.method.predict import Predictor
-from slime_was.tensors import ACCUMULATED, LATENTS, PIXELS
+from slime_export.proof.report import Comparison, Report, difference
+from slime_image import cropped, fit
+from slime_optimize.evaluation import Data, Segments, confusions
+from slime_optimize.method.prediction import Predictor
+from slime_optimize.metrics import report
+from slime_was import Postprocess
+from slime_was.tensors import ACCUMULATED, CROSS, LATENTS, PIXELS, POSTPROCESS, SELF
 
 Array = npt.NDArray[np.float32]
 Image = npt.NDArray[np.uint8]
@@ -30,29 +32,36 @@ FEWER_BATCHES, MANY_PIXELS = (1, 2), 256 * 256
 
 
 def batches(image_size: int) -> tuple[int, ...]:
-    """The batches that models of images of this side are compared at."""
+    """Return the batches that models of images of this side are compared at."""
     return FEWER_BATCHES if image_size**2 > MANY_PIXELS else BATCHES
 
 
 def trial_images(predictor: Predictor, *given: Image | None, seed: int = 0) -> list[Image]:
-    """Images for the largest batch: those that are given, and fresh ones drawn from `seed`."""
+    """Return images for the largest batch: those that are given, and fresh ones drawn from `seed`."""
     size = predictor.backbone.image_size
     drawn = random_images(np.random.default_rng(seed), max(batches(size)), size)
     first = [image for image in given if image is not None][: len(drawn)]
     return [*first, *drawn[len(first) :]]
 
 
+def random_images(generator: np.random.Generator, count: int, size: int) -> list[Image]:
+    """Return coloured clouds, uint8 (size, size, 3): coarse noise enlarged, because no image is white noise."""
+    coarse = [generator.integers(0, 256, (side, side, 3), np.uint8) for side in generator.integers(4, 33, count)]
+    fitted = [fit(each, size).transpose(1, 2, 0) for each in coarse]
+    return [np.clip((each + 1) * 127.5, 0, 255).astype(np.uint8) for each in fitted]
+
+
 def compare(
     predictor: Predictor, encoder: Network, unet: Network, *, image: Image | None = None, seed: int = 0
 ) -> Report:
-    """Both models against `predictor`, on images drawn from `seed`; `image` takes the place of the first."""
+    """Compare both models with `predictor` on images drawn from `seed`; `image` takes the place of the first."""
     images = trial_images(predictor, image, seed=seed)
     references = answered(predictor, images, weighted=ACCUMULATED in unet.outputs, own_error=False)
     return Report(comparisons=measured(references, unet, encoded(references, encoder)))
 
 
 def encoded(references: References, encoder: Network) -> dict[int, Array]:
-    """The encoder's latents at each batch."""
+    """Return the encoder's latents at each batch."""
     sizes = batches(references.fitted_B3SS.shape[-1])
     return {batch: encoder({PIXELS: references.first(batch).crops_B3SS})[LATENTS] for batch in sizes}
 
@@ -60,33 +69,64 @@ def encoded(references: References, encoder: Network) -> dict[int, Array]:
 def measured(
     references: References, unet: Network, latents: Mapping[int, Array] | None = None
 ) -> tuple[Comparison, ...]:
-    """The UNet at each batch, on PyTorch's latents; masks from `latents` of the exported encoder, where given."""
-    sizes = batches(references.fitted_B3SS.shape[-1])
-    return tuple(
-        _measured(references.first(batch), unet, None if latents is None else latents[batch]) for batch in sizes
-    )
-
-
-def _measured(references: References, unet: Network, latents_B4hw: Array | None) -> Comparison:
-    expected = references.tensors
-    got = unet({LATENTS: expected[LATENTS]})
-    served = got
-    if latents_B4hw is not None:
-        served, got = unet({LATENTS: latents_B4hw}), got | {LATENTS: latents_B4hw}
-    masks = zip(_masks(references, served), references.masks, strict=True)
-    return Comparison(
-        batch=len(references.images),
-        tensors={name: difference(got[name], expected[name]) for name in expected if name in got},
-        mask_agreement=float(np.mean([(one == other).mean() for one, other in masks])),
-    )
+    """Compare the UNet at each batch, on PyTorch's latents; masks are made from `latents` of the exported encoder."""
+    found = []
+    for batch in batches(references.fitted_B3SS.shape[-1]):
+        these = references.first(batch)
+        expected = these.tensors
+        got = unet({LATENTS: expected[LATENTS]})
+        served = got
+        if latents is not None:
+            served, got = unet({LATENTS: latents[batch]}), got | {LATENTS: latents[batch]}
+        masks = zip(_masks(these, served), these.masks, strict=True)
+        comparison = Comparison(
+            batch=batch,
+            tensors={name: difference(got[name], expected[name]) for name in expected if name in got},
+            mask_agreement=float(np.mean([(one == other).mean() for one, other in masks])),
+        )
+        found.append(comparison)
+    return tuple(found)
 
 
 def _masks(references: References, maps: Mapping[str, Array]) -> list[Image]:
     crops = len(references.crops_B3SS) // len(references.images)
-    pairs = enumerate(zip(references.fitted_B3SS, references.images, strict=True))
-    return [
-        mask_of(
-            {name: value[turn * crops : (turn + 1) * crops] for name, value in maps.items()}, fitted, image.shape[:2]
-        )
-        for turn, (fitted, image) in pairs
-    ]
+    masks = []
+    for index, (fitted_3SS, image) in enumerate(zip(references.fitted_B3SS, references.images, strict=True)):
+        of_image = {name: value[index * crops : (index + 1) * crops] for name, value in maps.items()}
+        masks.append(mask_of(of_image, fitted_3SS, image.shape[:2]))
+    return masks
+
+
+def mask_of(maps: Mapping[str, Array], fitted_3SS: Array, size: tuple[int, ...]) -> Image:
+    """Return the mask of `size` (H,W) that the maps of one image's crops give."""
+    postprocess = Postprocess.from_vector(maps[POSTPROCESS][0])
+    attended = maps[ACCUMULATED] if ACCUMULATED in maps else maps[SELF]
+    scores_Phw = slime_was.scores(maps[CROSS], attended, postprocess)
+    guided_PGG = slime_was.sharpened(scores_Phw, postprocess, fitted_3SS)
+    mask_HW: Image = slime_was.segment(guided_PGG, size[0], size[1]).astype(np.uint8, copy=False)
+    return mask_HW
+
+
+class ExportedSegmenter:
+    """A segmenter's two exported networks as one thing that segments, with its post-processing and channel order."""
+
+    batch_size = 1
+
+    def __init__(self, encoder: Network, unet: Network, postprocess: Postprocess, channel_order: str) -> None:
+        self._encoder, self._unet, self._postprocess, self._order = encoder, unet, postprocess, channel_order
+
+    def masks(self, images_HW3: Sequence[Image], *, use_was: bool = True) -> list[Image]:
+        """RGB uint8 images of any sizes -> their masks, uint8 (H,W)."""
+        assert use_was, "a served segmenter always uses WAS maps"
+        postprocess, masks = self._postprocess, []
+        for image_HW3 in images_HW3:
+            fitted_3SS = fit(image_HW3, postprocess.side, self._order)
+            crops_B3SS = cropped(fitted_3SS, postprocess.crops, postprocess.crop_side)
+            maps = self._unet({LATENTS: self._encoder({PIXELS: crops_B3SS})[LATENTS]})
+            masks.append(mask_of(maps, fitted_3SS, image_HW3.shape[:2]))
+        return masks
+
+
+def mean_iou(segments: Segments, data: Data) -> float:
+    """Return the mean IoU over the parts, in points, which optimize/evaluate.py prints first."""
+    return report(confusions(segments, data), data.parts).mean

@@ -17,14 +17,15 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from slime_export.proof.difference import Difference, difference
-from slime_export.publish.record import Check, png
-from slime_image import fit
-from slime_optimize.method.predict import Predictor
+from slime_export.proof.report import Difference, difference
+from slime_optimize.method.prediction import Predictor
+from slime_repository.record import Check, png
 from slime_was.tensors import ACCUMULATED, CROSS, LATENTS, POSTPROCESS, SELF
 
 Array = npt.NDArray[np.float32]
 Image = npt.NDArray[np.uint8]
+# Beside the tensors' names: the WAS maps that an image's mask is made from.
+_WAS = "WAS"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +43,7 @@ class References:
     own_error: Mapping[str, Difference]
 
     def first(self, images: int) -> References:
-        """Of the first few images alone."""
+        """Return the references of the first few images alone."""
         crops = images * len(self.crops_B3SS) // len(self.images)
         return replace(
             self,
@@ -54,64 +55,54 @@ class References:
         )
 
     def check(self, agreement: float, training: bool) -> Check:
-        """What has to be answered to the first image; whether that is the one it was learned from."""
+        """Return what a server has to answer to the first image; `training`: whether the segmenter learned from it."""
         return Check(image=png(self.images[0]), mask_HW=self.masks[0], agreement=agreement, training_image=training)
 
 
 def answered(predictor: Predictor, images: Sequence[Image], *, weighted: bool, own_error: bool) -> References:
-    """Runs PyTorch on `images`, one after the other, and on the first once more in float64 where `own_error`."""
+    """Run PyTorch on `images`, one after the other, and on the first once more in float64 where `own_error`."""
     fitted_B3SS = predictor.pixels(images)
     each = [_tensors(predictor, predictor.latents([image]), weighted) for image in images]
-    pairs = zip(each, fitted_B3SS, [(image.shape[0], image.shape[1]) for image in images], strict=True)
+    arrays = [{name: tensor.cpu().numpy() for name, tensor in one.items()} for one in each]
+    postprocess = predictor.segmenter.settings.postprocess(predictor.backbone.image_size).vector()
+    tensors = {name: np.concatenate([one[name] for one in arrays]) for name in arrays[0] if name != _WAS}
+    masks = [
+        predictor.finish(one[CROSS], one[_WAS], fitted, (image.shape[0], image.shape[1]))
+        for one, fitted, image in zip(each, fitted_B3SS, images, strict=True)
+    ]
     return References(
         images=images,
         fitted_B3SS=fitted_B3SS,
         crops_B3SS=predictor.crops(fitted_B3SS),
-        tensors={name: np.concatenate([one.arrays[name] for one in each]) for name in each[0].arrays},
-        masks=[predictor.finish(one.cross, one.was, fitted, size) for one, fitted, size in pairs],
-        own_error=_own_error(predictor, images[0], each[0], weighted) if own_error else {},
+        tensors=tensors | {POSTPROCESS: np.repeat(postprocess[np.newaxis], len(tensors[LATENTS]), axis=0)},
+        masks=masks,
+        own_error=_own_error(predictor, images[0], arrays[0], weighted) if own_error else {},
     )
 
 
-def random_images(generator: np.random.Generator, count: int, size: int) -> list[Image]:
-    """Coloured clouds, uint8 (size, size, 3): coarse noise enlarged, because no image is white noise."""
-    coarse = [generator.integers(0, 256, (side, side, 3), np.uint8) for side in generator.integers(4, 33, count)]
-    fitted = [fit(each, size).transpose(1, 2, 0) for each in coarse]
-    return [np.clip((each + 1) * 127.5, 0, 255).astype(np.uint8) for each in fitted]
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Answer:
-    """One image: the tensors to compare with, and what masks are made from."""
-
-    arrays: Mapping[str, npt.NDArray[Any]]
-    cross: Tensor
-    was: Tensor
-
-
-def _tensors(predictor: Predictor, latents_B4hw: Tensor, weighted: bool) -> _Answer:
+def _tensors(predictor: Predictor, latents_B4hw: Tensor, weighted: bool) -> dict[str, Tensor]:
+    """Return the tensors of one image by name, and under _WAS what its mask is made from."""
     # Two implementations: WAS never has an N x N map, and the averaged maps are looked at for themselves.
     cross_BPhw, was_BPhw = predictor.maps(latents_B4hw)
-    found = {LATENTS: latents_B4hw, CROSS: cross_BPhw}
-    found |= {ACCUMULATED: was_BPhw} if weighted else {SELF: predictor.full_maps(latents_B4hw)[1]}
-    postprocess = predictor.segmenter.settings.postprocess(predictor.backbone.image_size).vector()
-    arrays = {name: tensor.cpu().numpy() for name, tensor in found.items()}
-    constant = {POSTPROCESS: np.repeat(postprocess[np.newaxis], len(latents_B4hw), axis=0)}
-    return _Answer(arrays=arrays | constant, cross=cross_BPhw, was=was_BPhw)
+    read = {ACCUMULATED: was_BPhw} if weighted else {SELF: predictor.full_maps(latents_B4hw)[1]}
+    return {LATENTS: latents_B4hw, CROSS: cross_BPhw, **read, _WAS: was_BPhw}
 
 
-def _own_error(predictor: Predictor, image: Image, fp32: _Answer, weighted: bool) -> dict[str, Difference]:
-    """Latents from the same pixels, maps from the same latents."""
-    names = (LATENTS, CROSS, ACCUMULATED if weighted else SELF)
+def _own_error(
+    predictor: Predictor, image: Image, fp32: Mapping[str, npt.NDArray[Any]], weighted: bool
+) -> dict[str, Difference]:
+    """Return how far fp32 is from float64: latents from the same pixels, maps from the same latents."""
+    names = (CROSS, ACCUMULATED if weighted else SELF)
     with _doubled(predictor) as exact:
         latents = exact.latents([image]).cpu().numpy()
-        maps = _tensors(exact, torch.from_numpy(fp32.arrays[LATENTS]).to(exact.backbone.device).double(), weighted)
-    return {name: difference(fp32.arrays[name], latents if name == LATENTS else maps.arrays[name]) for name in names}
+        maps = _tensors(exact, torch.from_numpy(fp32[LATENTS]).to(exact.backbone.device).double(), weighted)
+    found = {LATENTS: difference(fp32[LATENTS], latents)}
+    return found | {name: difference(fp32[name], maps[name].cpu().numpy()) for name in names}
 
 
 @contextmanager
 def _doubled(predictor: Predictor) -> Iterator[Predictor]:
-    """The same weights as float64, in place: one copy of 866 M of them is enough. fp32 comes back as it was."""
+    """Convert the same weights to float64, in place: one copy of 866 M of them is enough. fp32 comes back as it was."""
     backbone = predictor.backbone
     models = (backbone.unet, backbone.encoder_model(predictor.segmenter.settings.encoder))
     try:

@@ -1,6 +1,7 @@
-"""What a comparison with PyTorch found, the limits it is held to, and the report that lies beside a model.
+"""What a comparison with PyTorch found, the limits it is held to, and the report that is written beside a model.
 
-    parity.json   form, comparisons (by batch), limits, PyTorch's own error, mean IoU, what is in the graphs, failures
+    parity.json   variant, settings changed at export, comparisons (by batch), limits, PyTorch's own error, mean IoU,
+                  what is in the graphs, failures
 
 Differences are shares of the largest value of PyTorch's tensor; agreement is a share of pixels, 0 to 1.
 """
@@ -13,14 +14,32 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from slime_export.errors import ParityError
-from slime_export.graph.counts import Counts
-from slime_export.proof.difference import Difference
-from slime_export.proof.drift import Drift
+from slime_export.graph.inspection import Counts
 from slime_optimize.files import write_text
 from slime_repository.variant import Variant
 
 FILE = "parity.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Difference:
+    """Largest and mean absolute difference of two tensors, as shares of the reference's largest value."""
+
+    largest: float
+    mean: float
+
+
+def difference(got: npt.NDArray[Any], expected: npt.NDArray[Any]) -> Difference:
+    """Compare two tensors. Raises ParityError where their shapes differ."""
+    if got.shape != expected.shape:
+        raise ParityError(f"parity: got shape {got.shape}, expected {expected.shape}; nothing was published")
+    scale = max(float(np.abs(expected).max()), float(np.finfo(np.float32).tiny))
+    gap = np.abs(got - expected)
+    return Difference(largest=float(gap.max()) / scale, mean=float(gap.mean()) / scale)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,8 +52,19 @@ class Comparison:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Drift:
+    """The first block past a limit, or the one that differs most; `largest` as a share of its largest value."""
+
+    layer: str
+    largest: float
+
+    def __str__(self) -> str:
+        return f"{self.layer} drifts first ({self.largest:.2g} of its largest value)"
+
+
+@dataclass(frozen=True, kw_only=True)
 class Gate:
-    """Past any of it nothing is published; None is no limit."""
+    """The limits of a comparison: past any of them nothing is published. None is no limit."""
 
     own_error_times: float | None = 4.0  # of what PyTorch's fp32 itself errs by, against float64
     relative: float = 1e-4  # where PyTorch errs by less: fp32 sums in another order give about 1e-5
@@ -42,7 +72,7 @@ class Gate:
     iou_points: float | None = None
 
     def limit(self, own_error: float) -> float | None:
-        """The largest relative difference of a tensor that PyTorch's fp32 errs in by `own_error`."""
+        """Return the largest difference allowed in a tensor that PyTorch's own fp32 errs in by `own_error`."""
         return None if self.own_error_times is None else max(self.relative, self.own_error_times * own_error)
 
 
@@ -51,7 +81,7 @@ LOWER = Gate(own_error_times=None, mask_agreement=0.99, iou_points=1.0)
 
 
 def gate_of(precision: str) -> Gate:
-    """fp32 is to be exact; lower precisions are held to their masks."""
+    """Return a precision's limits: fp32 has to be exact, lower precisions are held to their masks."""
     return EXACT if precision == "fp32" else LOWER
 
 
@@ -69,7 +99,8 @@ class Score:
 class Report:
     """All that was measured of one export; `failures` is empty where everything is within `gate`.
 
-    own_error: PyTorch's fp32 against float64, by tensor. graphs: of the models that are published.
+    own_error: PyTorch's fp32 against float64, by tensor. graphs: of the models that are published. settings_changed:
+    the test-time settings that were changed at export, with the values it was proven with.
     """
 
     comparisons: tuple[Comparison, ...]
@@ -79,21 +110,22 @@ class Report:
     score: Score | None = None
     graphs: Mapping[str, Counts] = field(default_factory=dict)
     drift: Drift | None = None
+    settings_changed: Mapping[str, Any] = field(default_factory=dict)
 
     def limit(self, tensor: str) -> float | None:
-        """What the tensor's largest difference may be, or None."""
+        """Return what the tensor's largest difference may be, or None."""
         own = self.own_error.get(tensor)
         return self.gate.limit(own.largest if own else 0.0)
 
     @property
     def failures(self) -> list[str]:
-        """One line for each limit that is not kept, written so that NaN fails."""
+        """One line for each limit that is not kept. Comparisons are written so that NaN fails."""
         found = []
         for each in self.comparisons:
-            for name, difference in each.tensors.items():
-                if (limit := self.limit(name)) is not None and not difference.largest <= limit:
+            for name, gap in each.tensors.items():
+                if (limit := self.limit(name)) is not None and not gap.largest <= limit:
                     found.append(
-                        f"{name} at batch {each.batch} differs by {difference.largest:.2g} of the largest value, "
+                        f"{name} at batch {each.batch} differs by {gap.largest:.2g} of the largest value, "
                         f"expected at most {limit:.2g}"
                     )
             if not each.mask_agreement >= self.gate.mask_agreement:
@@ -101,31 +133,26 @@ class Report:
                     f"masks at batch {each.batch} agree on {100 * each.mask_agreement:.3f} % of pixels, expected "
                     f"{100 * self.gate.mask_agreement:g} %"
                 )
-        return found + self._lost()
-
-    def begins_with(self, tensor: str) -> bool:
-        """Whether the first failure is this tensor's."""
-        return self.failures[0].startswith(tensor)
-
-    def _lost(self) -> list[str]:
-        if self.score is None or self.gate.iou_points is None:
-            return []
-        lost = self.score.before - self.score.after
-        within = lost <= self.gate.iou_points
-        return [] if within else [f"mean IoU falls by {lost:.2f} points, expected at most {self.gate.iou_points:g}"]
+        if self.score is not None and self.gate.iou_points is not None:
+            lost = self.score.before - self.score.after
+            if not lost <= self.gate.iou_points:
+                found.append(f"mean IoU falls by {lost:.2f} points, expected at most {self.gate.iou_points:g}")
+        return found
 
     def require(self) -> None:
-        """Raises ParityError, naming the first failure and where it begins, unless everything is within the gate."""
+        """Raise ParityError, naming the first failure and where it begins, unless everything is within the gate."""
         if self.failures:
             where = f"; {self.drift}" if self.drift else ""
             raise ParityError(f"parity: {self.failures[0]}{where}; nothing was published")
 
     def table(self) -> str:
-        """For people: a line for each tensor and batch, for the masks, for each graph."""
-        lines = ["batch  tensor      largest    mean"]
+        """Return lines for people: one for each tensor and batch, for the masks, and for each graph."""
+        changed = ", ".join(f"{name} {value}" for name, value in self.settings_changed.items())
+        lines = [f"settings changed at export: {changed}"] if changed else []
+        lines.append("batch  tensor      largest    mean")
         for each in self.comparisons:
-            for name, difference in each.tensors.items():
-                lines.append(f"{each.batch:>5}  {name:<9}  {difference.largest:.2e}  {difference.mean:.2e}")
+            for name, gap in each.tensors.items():
+                lines.append(f"{each.batch:>5}  {name:<9}  {gap.largest:.2e}  {gap.mean:.2e}")
             lines.append(f"{each.batch:>5}  masks      {100 * each.mask_agreement:.3f} % of pixels agree")
         for name, own in self.own_error.items():
             limit = self.limit(name)
@@ -134,15 +161,18 @@ class Report:
         if self.score:
             images = f"{self.score.images} images of {self.score.source}"
             lines.append(f"mean IoU on {images}: {self.score.before:.2f} in PyTorch, {self.score.after:.2f} exported")
-        lines += [_of_graph(name, counts) for name, counts in self.graphs.items()]
+        for name, counts in self.graphs.items():
+            shares = ", ".join(f"{100 * counts.share(each):.1f} % {each}" for each in counts.macs_by_precision)
+            macs, megabytes = counts.macs / 1e9, counts.bytes / 1e6
+            lines.append(f"{name}: {counts.nodes} nodes, {macs:.3g} GMAC an image ({shares}), {megabytes:.1f} MB")
         return "\n".join(lines)
 
     def write(self, folder: Path) -> None:
-        """Writes parity.json into `folder`, which must exist."""
+        """Write parity.json into `folder`, which must exist."""
         write_text(folder / FILE, json.dumps(self.as_json(), indent=2) + "\n")
 
     def as_json(self) -> dict[str, Any]:
-        """Everything, and the limits and failures that follow from it."""
+        """Return everything as plain JSON values, with the limits and failures that follow from it."""
         tensors = {name for each in self.comparisons for name in each.tensors}
         limits = {name: self.limit(name) for name in sorted(tensors)}
         return asdict(self) | {
@@ -154,10 +184,3 @@ class Report:
             },
             "failures": self.failures,
         }
-
-
-def _of_graph(name: str, counts: Counts) -> str:
-    shares = ", ".join(f"{100 * counts.share(each):.1f} % {each}" for each in counts.macs_by_precision)
-    return (
-        f"{name}: {counts.nodes} nodes, {counts.macs / 1e9:.3g} GMAC an image ({shares}), {counts.bytes / 1e6:.1f} MB"
-    )

@@ -1,4 +1,8 @@
-"""Triton model ``preprocess``: IMAGE bytes to PIXELS, SIZE, GUIDE_IMAGE. The work is slime_image's."""
+"""Triton model ``preprocess``: encoded image to the networks' input. Arguments and errors only; slime_image works.
+
+IMAGE (bytes) to PIXELS (crops, 3, S, S), SIZE (height, width upright), and GUIDE_IMAGE (3, S, S) where it is asked for.
+The tensors' names are those of slime_was.tensors, which is not importable from here.
+"""
 
 from __future__ import annotations
 
@@ -16,20 +20,19 @@ class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
         parameters = json.loads(args["model_config"])["parameters"]
         values = {name: value["string_value"] for name, value in parameters.items()}
-        self.image_size = int(values["image_size"])
+        self.image_size, self.crop_side = int(values["image_size"]), int(values["crop_side"])
         self.channel_order = values["channel_order"]
         self.crops = json.loads(values["crops"]) or [[0, 0]]
-        self.crop_side = int(values["crop_side"])
         self.metrics = _Metrics(args["model_name"])
 
     def execute(self, requests: list[Any]) -> list[Any]:
+        """Answer the requests one by one, because each image has a size of its own."""
         return [self._respond(request) for request in requests]
 
     def _respond(self, request: Any) -> Any:
         if request.is_cancelled():
             return _failed("the request was cancelled", pb_utils.TritonError.CANCELLED)
         try:
-            # One by one, because each image has a size of its own.
             data = pb_utils.get_input_tensor_by_name(request, "IMAGE").as_numpy()
             begun = time.monotonic()
             image_HW3 = slime_image.decode(data.item())
@@ -51,24 +54,27 @@ class TritonPythonModel:
 
 
 class _Metrics:
+    """Counters at Triton's metrics endpoint."""
+
     def __init__(self, model: str) -> None:
-        self.families = []  # A metric ends with its family.
-        seconds = self._family("slime_stage_seconds_total", "Time in a stage of a Python model")
+        # Kept, because a counter ends with its family.
+        self.families = [
+            _counter("slime_stage_seconds_total", "Time in a stage of a Python model"),
+            _counter("slime_decode_failures_total", "Images that were refused"),
+        ]
+        seconds, failures = self.families
         self.stages = {stage: seconds.Metric(labels={"model": model, "stage": stage}) for stage in ("decode", "fit")}
-        failures = self._family("slime_decode_failures_total", "Images that were refused")
         self.failures = failures.Metric(labels={"model": model})
 
-    def _family(self, name: str, description: str) -> Any:
-        self.families.append(
-            pb_utils.MetricFamily(name=name, description=description, kind=pb_utils.MetricFamily.COUNTER)
-        )
-        return self.families[-1]
-
     def took(self, stage: str, begun: float) -> float:
-        """Now, which the next stage begins with."""
+        """Count the time since `begun` to a stage, and return now, when the next stage begins."""
         now = time.monotonic()
         self.stages[stage].increment(now - begun)
         return now
+
+
+def _counter(name: str, description: str) -> Any:
+    return pb_utils.MetricFamily(name=name, description=description, kind=pb_utils.MetricFamily.COUNTER)
 
 
 def _failed(message: str, code: int) -> Any:

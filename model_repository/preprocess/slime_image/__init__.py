@@ -1,4 +1,4 @@
-"""Images in: decoding, EXIF orientation, fitting and normalising, written once for training, export and the server.
+"""Reads images: decoding, EXIF orientation, fitting and normalising, once for training, export and the server.
 
 Needs Pillow and numpy; Python 3.10 and later. It lies beside the server's model so that Triton can import it.
 """

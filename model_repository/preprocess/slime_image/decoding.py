@@ -1,4 +1,4 @@
-"""Encoded bytes to upright RGB pixels, with the limits a server needs: few formats, pixels counted before decoding.
+"""Decodes images into upright RGB pixels, with a server's limits: few formats, pixels counted before decoding.
 
 It knows nothing of networks or sizes to fit. Every problem of the data is an ``ImageError`` of one line.
 """
@@ -38,7 +38,7 @@ class ImageError(ValueError):
 
 
 def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> npt.NDArray[np.uint8]:
-    """Pixels of an encoded JPEG, PNG or WebP: uint8 (H, W, 3) RGB, turned upright by its EXIF orientation.
+    """Return the pixels of an encoded JPEG, PNG or WebP: uint8 (H, W, 3) RGB, turned upright by its EXIF orientation.
 
     Grayscale, 16-bit, palette and CMYK become RGB; transparency is laid over white; of several frames the first
     counts. Raw pixels are taken as they are: ``P6 W H 255``, white space, W * H * 3 bytes (binary PPM).
@@ -69,7 +69,7 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> npt.NDArray[np.uint8]:
 
 
 def load(path: str | os.PathLike[str], max_pixels: int = MAX_PIXELS) -> npt.NDArray[np.uint8]:
-    """``decode`` of a file; ImageError names the path, also where the file is missing or cannot be read."""
+    """Decode a file. ImageError names the path, also where the file is missing or cannot be read."""
     try:
         data = Path(path).read_bytes()
     except OSError as error:
@@ -82,7 +82,7 @@ def load(path: str | os.PathLike[str], max_pixels: int = MAX_PIXELS) -> npt.NDAr
 
 
 def _open(data: bytes) -> Image.Image:
-    """Reads the header only."""
+    """Open an image, which reads its header only."""
     try:
         with warnings.catch_warnings():
             # Pillow warns from 89 megapixels on; the limit here is ours.

@@ -1,4 +1,4 @@
-"""Pixels of any size to the square the network reads, and masks alike. Squashed, as in the paper's evaluation."""
+"""Fits images and masks of any size to the square that the networks read, squashed as in the paper's evaluation."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ CHANNEL_ORDERS = ("rgb", "bgr")
 
 
 def fit(image_HW3: npt.NDArray[np.uint8], size: int, channel_order: str = "rgb") -> npt.NDArray[np.float32]:
-    """The network's input: float32 (3, size, size) in [-1, 1], from uint8 RGB (H, W, 3).
+    """Return the networks' input: float32 (3, size, size) in [-1, 1], from uint8 RGB (H, W, 3).
 
     The whole image is squashed to the square; bicubic, antialiased where it shrinks; untouched where it has the
     size already. `channel_order` "bgr" is for embeddings learned on images read that way round. Raises ValueError
@@ -36,7 +36,7 @@ def fit(image_HW3: npt.NDArray[np.uint8], size: int, channel_order: str = "rgb")
 
 
 def fit_mask(mask_HW: npt.NDArray[np.uint8], size: int) -> npt.NDArray[np.uint8]:
-    """A mask of part numbers squashed to uint8 (size, size) by the nearest pixel, so that no new numbers appear."""
+    """Return a mask of part numbers squashed to uint8 (size, size), by the nearest pixel so that no number is new."""
     if mask_HW.ndim != 2 or mask_HW.dtype != np.uint8:
         raise ValueError(f"mask: got {mask_HW.dtype} {mask_HW.shape}, expected uint8 (H, W)")
     _check(size)
@@ -46,7 +46,7 @@ def fit_mask(mask_HW: npt.NDArray[np.uint8], size: int) -> npt.NDArray[np.uint8]
 def cropped(
     pixels_3SS: npt.NDArray[np.float32], corners: Sequence[tuple[int, int]], side: int
 ) -> npt.NDArray[np.float32]:
-    """Square crops of a fitted image, each enlarged bilinearly to its size: float32 (crops, 3, S, S).
+    """Return square crops of a fitted image, each enlarged bilinearly to its size: float32 (crops, 3, S, S).
 
     corners: (top, left) of each in pixels, side: of the crops. A crop as large as the image is the image.
     """

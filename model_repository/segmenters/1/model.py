@@ -1,6 +1,8 @@
-"""Triton model ``segmenters``: a segmenter's name to its description, and with IMAGE to what its networks are given.
+"""Triton model ``segmenters``: a segmenter's name to its description, and with an image to its networks' input.
 
-Arguments and errors only; the work is slime_store's and slime_image's. An empty name asks for the list of all.
+SEGMENTER to DESCRIPTION (JSON; the list of all names for an empty one), and with IMAGE to PIXELS, SIZE, GUIDE_IMAGE,
+TEXT, NOISE, PART_MASK and POSTPROCESS. Arguments and errors only; slime_store and slime_image work. The tensors' names
+are those of slime_was.tensors, which is not importable from here.
 """
 
 from __future__ import annotations
@@ -53,7 +55,10 @@ class TritonPythonModel:
 
 
 class _Metrics:
-    """Requests by segmenter, where Triton knows only the ensemble of them all; never more names than the store has."""
+    """Counters at Triton's metrics endpoint: requests by segmenter, where Triton knows only their group's ensemble.
+
+    Only names that the store has are counted, so that their number stays small.
+    """
 
     def __init__(self, model: str) -> None:
         self._model = model
@@ -73,7 +78,7 @@ def _counter(name: str, description: str) -> Any:
 
 
 def _read(data: bytes, entry: slime_store.Entry, wanted: list[str]) -> Any:
-    """The image as this segmenter reads it, its embedding for each crop, and its weighting."""
+    """Return the image as this segmenter reads it, its embedding for each crop, and its postprocessing."""
     told = entry.description
     image_HW3 = slime_image.decode(data)
     fitted_3SS = slime_image.fit(image_HW3, told["image_size"], told["channel_order"])
@@ -81,7 +86,7 @@ def _read(data: bytes, entry: slime_store.Entry, wanted: list[str]) -> Any:
     tensors = {
         "PIXELS": pixels_C3SS,
         "SIZE": np.array(image_HW3.shape[:2], np.int32),
-        # One pixel where nothing follows the image's edges: an ensemble wants every tensor.
+        # An ensemble wants every tensor, so one pixel stands for an image whose edges nothing follows.
         "GUIDE_IMAGE": fitted_3SS if told["guided"] else fitted_3SS[:, :1, :1],
         "POSTPROCESS": entry.postprocess[np.newaxis],
         **entry.given(len(pixels_C3SS)),

@@ -1,4 +1,4 @@
-"""Segmenters of the shared form as files, looked up by name. Imports numpy and safetensors alone."""
+"""Looks up segmenters of the shared form, which are files, by name. Imports numpy and safetensors alone."""
 
 from slime_store.store import Entry, Store, StoreError, UnknownSegmenterError, content, write
 

@@ -1,8 +1,8 @@
-"""One file for each segmenter: what the shared UNet is given in place of constants, and what clients are told.
+"""Reads and writes segmenters as files: what a shared UNet is given in place of constants, and what clients are told.
 
     STORE/NAME.safetensors   TEXT (T,D), NOISE (4R,h,w), POSTPROCESS (LENGTH,), float32; its header: the description
 
-A file is replaced whole, so a reader has the old segmenter or the new one. Its header alone tells parts and colours.
+A file is replaced whole, so a reader has the old segmenter or the new one.
 
 T text tokens, D text width, R draws of noise, h x w the map.
 """
@@ -33,16 +33,16 @@ _DESCRIPTION = "description"
 
 
 class StoreError(ValueError):
-    """A file that is no segmenter; one line, without its path."""
+    """A file is no segmenter. The message is one line without the file's path, which clients may not see."""
 
 
 class UnknownSegmenterError(StoreError):
-    """No segmenter of that name."""
+    """There is no segmenter of that name."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """TEXT (T,D), NOISE (4R,h,w), POSTPROCESS (LENGTH,), float32, and the description, a JSON object.
+    """One segmenter: TEXT (T,D), NOISE (4R,h,w), POSTPROCESS (LENGTH,), float32, and its description, a JSON object.
 
     The description has at least parts, colours, model (the ensemble that serves it), image_size, channel_order, crops,
     crop_side, guided and most_parts.
@@ -54,30 +54,30 @@ class Entry:
     description: Mapping[str, Any]
 
     def given(self, batch: int) -> dict[str, Array]:
-        """What the shared UNet is given beside LATENTS: TEXT (B,T,D), NOISE (B,4R,h,w), PART_MASK (B,P), float32.
+        """Return what the shared UNet is given beside LATENTS, for B images or crops of this segmenter, float32.
 
-        For B images or crops of this segmenter; PART_MASK is 1 in the rooms that its parts take, which come first.
+        TEXT (B,T,D), NOISE (B,4R,h,w) and PART_MASK (B,P), which is 1 in the part slots that are taken, the first ones.
         """
-        present_P = (np.arange(self.description["most_parts"]) < len(self.description["parts"])).astype(np.float32)
-        each = {"TEXT": self.text_TD, "NOISE": self.noise_Xhw, "PART_MASK": present_P}
+        taken_P = (np.arange(self.description["most_parts"]) < len(self.description["parts"])).astype(np.float32)
+        each = {"TEXT": self.text_TD, "NOISE": self.noise_Xhw, "PART_MASK": taken_P}
         return {name: np.repeat(value[np.newaxis], batch, axis=0) for name, value in each.items()}
 
 
 class Store:
-    """The folder's segmenters; each is read when first asked for, and again when its file has changed."""
+    """The segmenters of a folder. Each is read when it is first asked for, and again when its file has changed."""
 
     def __init__(self, folder: Path, kept: int = KEPT) -> None:
         self.folder, self._kept = folder, kept
         self._entries: OrderedDict[str, tuple[tuple[int, int, int], Entry]] = OrderedDict()
 
     def names(self) -> list[str]:
-        """Of all segmenters, in order; those that are being checked, which begin with a dot, are left out."""
+        """Return the names of all segmenters, in order, without those being checked, which begin with a dot."""
         if not self.folder.is_dir():
             return []
         return sorted(each.stem for each in self.folder.glob(f"*{ENDING}") if not each.name.startswith("."))
 
     def get(self, name: str) -> Entry:
-        """The segmenter as it is now. Raises UnknownSegmenterError, or StoreError for a file that cannot be used."""
+        """Return the segmenter as it is now. Raises UnknownSegmenterError, or StoreError for a damaged file."""
         path = self.path(name)
         try:
             stat = path.stat()
@@ -94,14 +94,14 @@ class Store:
         return known[1]
 
     def path(self, name: str) -> Path:
-        """Of the segmenter's file. Raises UnknownSegmenterError for what no segmenter is called, such as a path."""
+        """Return the path of a segmenter's file. Raises UnknownSegmenterError for what is no name, such as a path."""
         if not _NAME.fullmatch(name):
             raise UnknownSegmenterError(f"segmenter {name[:80]!r}: not a name; expected letters, digits, _ and -")
         return self.folder / (name + ENDING)
 
 
 def read(path: Path) -> Entry:
-    """The file's segmenter. Raises StoreError."""
+    """Return the segmenter that a file holds. Raises StoreError."""
     try:
         with safe_open(os.fspath(path), framework="numpy") as file:
             description = json.loads(file.metadata()[_DESCRIPTION])
@@ -112,7 +112,7 @@ def read(path: Path) -> Entry:
 
 
 def write(path: Path, entry: Entry) -> None:
-    """Puts the segmenter's file in place, whole, in an existing folder."""
+    """Put the segmenter's file in place, whole, in an existing folder."""
     beside = path.with_name(f"{path.name}.partial")
     with beside.open("wb") as file:
         file.write(content(entry))
@@ -122,7 +122,7 @@ def write(path: Path, entry: Entry) -> None:
 
 
 def content(entry: Entry) -> bytes:
-    """Of the segmenter's file."""
+    """Return the content of a segmenter's file."""
     tensors = dict(zip(_TENSORS, (entry.text_TD, entry.noise_Xhw, entry.postprocess), strict=True))
     plain = {name: np.ascontiguousarray(tensor, np.float32) for name, tensor in tensors.items()}
     made: bytes = save(plain, {_DESCRIPTION: json.dumps(dict(entry.description), ensure_ascii=False)})

@@ -1,6 +1,7 @@
-"""From attention maps to masks, and the contract of the served models. Needs numpy alone; Python 3.10 and later.
+"""From attention maps to masks, and the names of the tensors between the served models. Needs numpy alone.
 
-It lies beside the server's model so that Triton's Python stub can import it; everything else imports it too.
+It lies beside the server's model, so that Triton's Python stub can import it, and runs on Python 3.10 and later.
+Training and export import it too, so that the maths is written once.
 """
 
 from slime_was.interpolation import interpolation_matrix

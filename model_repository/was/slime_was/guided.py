@@ -1,4 +1,4 @@
-"""Joint bilateral upsampling: scores enlarged so that their edges follow the image's.
+"""Enlarges scores so that their edges follow the image's: joint bilateral upsampling.
 
 Maps are coarse, and a bilinear enlargement blurs parts over their outlines: the paper's own weakness, tiny parts.
 Here each fine pixel takes a mean of the scores around it, weighted by distance and by likeness of colour
@@ -26,7 +26,7 @@ FINEST = 4  # pixels of the result for each sample of the map, at most: cost gro
 
 
 def joint_bilateral(scores_Phw: ArrayT, image_3SS: ArrayT, tolerance: float) -> ArrayT:
-    """Scores (P, h, w) and the image (3, S, S) in [-1, 1], of one kind, to scores (P, G, G) with G <= S.
+    """Return scores (P, G, G), G <= S, from scores (P, h, w) and the image (3, S, S) in [-1, 1], both of one kind.
 
     ``tolerance``: the standard deviation g of a colour's difference, for channels of 0..1. S must be a multiple of h;
     G is the largest divisor of S up to FINEST * h.
@@ -42,10 +42,10 @@ def joint_bilateral(scores_Phw: ArrayT, image_3SS: ArrayT, tolerance: float) -> 
 
 
 def _smoothed(both_Xgg: ArrayT, parts: int, step: int, tolerance: float) -> ArrayT:
-    """J (P, G, G), from scores and colours (P + 3, g, g) that reach beyond it on every side.
+    """Return J (P, G, G) from scores and colours (P + 3, g, g), which reach beyond it on every side.
 
-    Rows lie end to end, so that a neighbour is `apart` further on, and every operation runs over one long line; what
-    crosses from row to row ends in columns that are cut off. k(x, y) = k(y, x): one weight serves both pixels.
+    Rows lie end to end, so that a neighbour is `apart` places further on and every operation runs over one long line.
+    What crosses from row to row ends in columns that are cut off. As k(x, y) = k(y, x), one weight serves both pixels.
     """
     reach, wide = REACH * step, both_Xgg.shape[-1]
     side = wide - 2 * reach
@@ -57,7 +57,7 @@ def _smoothed(both_Xgg: ArrayT, parts: int, step: int, tolerance: float) -> Arra
     total_PL, weights_L = (each.reshape(*each.shape[:-2], side * wide) for each in (total_PGg, weights_Gg))
     total_PL, weights_L = total_PL[:, : last - first], weights_L[: last - first]
     total_PL += scores_PL[:, first:last]
-    # Written over at every turn: new arrays would cost more than what is computed into them.
+    # Reused in every turn of the loop, because new arrays would cost more than what is computed into them.
     apart_3L, weighted_PL = 0 * guide_3L, 0 * total_PL
     lib = library(both_Xgg)
     for down, right in _HALF:
@@ -74,7 +74,7 @@ def _smoothed(both_Xgg: ArrayT, parts: int, step: int, tolerance: float) -> Arra
 
 
 def _likeness(apart_3L: ArrayT, distance: float, tolerance: float) -> ArrayT:
-    """exp(-|a|^2 / 2 g^2 - distance), in the first of the three lines."""
+    """Return exp(-|a|^2 / 2 g^2 - distance), written over the first of the three lines."""
     apart_3L *= apart_3L
     weight_L: ArrayT = apart_3L[0]
     weight_L += apart_3L[1]
@@ -90,7 +90,7 @@ def _guide_side(side: int, map_side: int) -> int:
 
 
 def _reduced(image_3SS: ArrayT, side: int) -> ArrayT:
-    """Means over squares."""
+    """Return the image reduced to side x side, each pixel the mean of a square."""
     block = image_3SS.shape[-1] // side
     if block == 1:
         return image_3SS
@@ -99,7 +99,7 @@ def _reduced(image_3SS: ArrayT, side: int) -> ArrayT:
 
 
 def _padded(maps_XGG: ArrayT, width: int) -> ArrayT:
-    """The outermost values go on beyond the edge."""
+    """Return the maps with their outermost values repeated beyond each edge."""
     side = maps_XGG.shape[-1]
     places = [min(max(i - width, 0), side - 1) for i in range(side + 2 * width)]
     lib = library(maps_XGG)

@@ -1,4 +1,4 @@
-"""Bilinear enlargement as matrix products, for numpy arrays and torch tensors alike; imports numpy alone.
+"""Enlarges maps bilinearly by matrix products, for numpy arrays and torch tensors alike; imports numpy alone.
 
 Shapes: P parts, h x w the map, H x W what it is enlarged to.
 """
@@ -17,7 +17,7 @@ ArrayT = TypeVar("ArrayT", bound=Any)
 
 @lru_cache(maxsize=64)
 def interpolation_matrix(size_in: int, size_out: int) -> npt.NDArray[np.float32]:
-    """Bilinear weights (size_out, size_in) float32 between lines of samples; each row sums to 1.
+    """Return bilinear weights (size_out, size_in) float32 between lines of samples; each row sums to 1.
 
     Half-pixel centres, clamped at the edges, not antialiased: one axis of
     ``torch.nn.functional.interpolate(mode="bilinear", align_corners=False)``.
@@ -37,7 +37,7 @@ def interpolation_matrix(size_in: int, size_out: int) -> npt.NDArray[np.float32]
 
 
 def enlarge(maps_Xhw: ArrayT, height: int, width: int) -> ArrayT:
-    """Maps (..., h, w) to (..., height, width), as ``interpolate(mode="bilinear", align_corners=False)`` does."""
+    """Enlarge maps (..., h, w) to (..., height, width) like ``interpolate(mode="bilinear", align_corners=False)``."""
     map_height, map_width = maps_Xhw.shape[-2:]
     rows_Hh = like(interpolation_matrix(map_height, height), maps_Xhw)
     columns_wW = like(interpolation_matrix(map_width, width).T, maps_Xhw)
@@ -46,10 +46,10 @@ def enlarge(maps_Xhw: ArrayT, height: int, width: int) -> ArrayT:
 
 
 def extremes(maps_Xhw: ArrayT, height: int, width: int) -> tuple[ArrayT, ArrayT]:
-    """Minima and maxima (..., 1, 1) of what ``enlarge`` would give, from a few of its lines.
+    """Return minima and maxima (..., 1, 1) of what ``enlarge`` would give, from a few of its lines.
 
     Between four samples of the map the enlargement is bilinear, so the extremes lie on the outermost of its lines
-    there: two a sample of the map instead of height / h.
+    there: two for each sample of the map instead of height / h.
     """
     map_height, map_width = maps_Xhw.shape[-2:]
     rows_Rh = like(_outer_lines(map_height, height), maps_Xhw)
@@ -58,7 +58,7 @@ def extremes(maps_Xhw: ArrayT, height: int, width: int) -> tuple[ArrayT, ArrayT]
 
 
 def lowest_highest(maps_Xhw: ArrayT) -> tuple[ArrayT, ArrayT]:
-    """Minima and maxima (..., 1, 1) of maps (..., h, w)."""
+    """Return minima and maxima (..., 1, 1) of maps (..., h, w)."""
     flat_XN = maps_Xhw.reshape(*maps_Xhw.shape[:-2], -1)
     if is_numpy(flat_XN):
         return flat_XN.min(-1)[..., None, None], flat_XN.max(-1)[..., None, None]
@@ -67,7 +67,7 @@ def lowest_highest(maps_Xhw: ArrayT) -> tuple[ArrayT, ArrayT]:
 
 @lru_cache(maxsize=16)
 def _outer_lines(size_in: int, size_out: int) -> npt.NDArray[np.float32]:
-    """The rows of ``interpolation_matrix`` whose neighbour lies between other samples."""
+    """Return the rows of ``interpolation_matrix`` whose neighbour lies between other samples."""
     matrix = interpolation_matrix(size_in, size_out)
     first = (matrix > 0).argmax(1)
     changes = np.flatnonzero(np.diff(first))
@@ -77,17 +77,17 @@ def _outer_lines(size_in: int, size_out: int) -> npt.NDArray[np.float32]:
 
 
 def is_numpy(array: Any) -> bool:
-    """Whether it is numpy's rather than torch's."""
+    """Return whether it is numpy's rather than torch's."""
     return isinstance(array, np.ndarray)
 
 
 def like(matrix: npt.NDArray[np.float32], example: ArrayT) -> ArrayT:
-    """``matrix`` as the same kind, dtype and device as ``example``."""
+    """Return ``matrix`` as the same kind, dtype and device as ``example``."""
     same: Any = matrix.astype(example.dtype, copy=False) if is_numpy(example) else example.new_tensor(matrix)
     converted: ArrayT = same
     return converted
 
 
 def library(example: Any) -> Any:
-    """numpy or torch, whichever ``example`` is of; this package never imports the latter."""
+    """Return numpy or torch, whichever ``example`` is of; this package never imports the latter."""
     return np if is_numpy(example) else sys.modules["torch"]

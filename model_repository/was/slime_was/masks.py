@@ -1,4 +1,4 @@
-"""From scores to a mask: enlargement and argmax in bands of rows.
+"""Turns scores into a mask: enlargement and argmax, in bands of rows.
 
 The same code runs on numpy arrays (the server) and on torch tensors (training, evaluation), so both give the
 same mask.
@@ -24,7 +24,7 @@ BAND_ELEMENTS_GPU = 1 << 25
 
 
 def segment(scores_Phw: ArrayT, height: int, width: int) -> ArrayT:
-    """The mask: scores enlarged bilinearly to height x width, then the best part of each pixel.
+    """Return the mask: scores enlarged bilinearly to height x width, then the best part of each pixel.
 
     scores_Phw: (P, h, w) float32, 1 <= P <= 256. Returns (height, width) uint8 part numbers, of the same kind and
     on the same device; ties go to the lowest number. Equal to ``interpolate(...).argmax`` of torch up to
@@ -36,7 +36,7 @@ def segment(scores_Phw: ArrayT, height: int, width: int) -> ArrayT:
     parts, map_height, map_width = scores_Phw.shape
     columns_wW = like(interpolation_matrix(map_width, width).T, scores_Phw)
     rows_Hh = like(interpolation_matrix(map_height, height), scores_Phw)
-    # (h, P*w): one small product then gives any band of rows for all parts at once.
+    # As (h, P*w), so that one small product gives any band of rows for all parts at once.
     lines_hX = scores_Phw.swapaxes(0, 1).reshape(map_height, parts * map_width)
     mask_HW = _empty_mask(scores_Phw, height, width)
     band = max(1, _band_elements(scores_Phw) // (parts * width))

@@ -1,4 +1,4 @@
-"""What may differ from plain WAS between two segmenters, as one value that travels with their maps."""
+"""What may differ from plain WAS between two segmenters, as one value that is sent along with their maps."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ import numpy.typing as npt
 
 @dataclass(frozen=True, kw_only=True)
 class Postprocess:
-    """How maps become scores. The defaults are eq. 6 and nothing else.
+    """How maps become scores; by default by eq. 6 and nothing else.
 
-    A served UNet gives it out as a constant float32 vector beside its maps (`vector`), so that one `was` model
-    serves them all.
+    A served UNet puts it out as a constant float32 vector beside its maps (`vector`), so that one `was` model serves
+    all segmenters.
     """
 
     threshold: float = 0.0  # a part whose cross map stays under it everywhere scores 0
-    drop_background: bool = False  # the threshold holds for part 0 too; published code
-    # The first part that is kept counts only where its cross map is above its own mean; published code.
+    drop_background: bool = False  # the threshold holds for part 0 too, as in the published code
+    # The first part that is kept counts only where its cross map is above its own mean, as in the published code.
     suppress_first_part: bool = False
-    rescale: bool = False  # each WAS map affinely onto its cross map's [min, max]; published code
+    rescale: bool = False  # each WAS map onto its cross map's [min, max], as in the published code
     side: int = 512  # S: pixels of the square that an image is fitted into; rescaling and patches happen there
     patches: int = 1  # crops a side, evenly spread; 1 is the whole image
     patch_side: float = 1.0  # of a crop, as a share of S
@@ -39,25 +39,25 @@ class Postprocess:
 
     @property
     def crops(self) -> tuple[tuple[int, int], ...]:
-        """(top, left) of every crop of the S x S image, row by row."""
+        """Return (top, left) of every crop of the S x S image, row by row."""
         room = self.side - self.crop_side
         starts = [0] if self.patches == 1 else [round(room * i / (self.patches - 1)) for i in range(self.patches)]
         return tuple((top, left) for top in starts for left in starts)
 
     @property
     def crop_side(self) -> int:
-        """Pixels of a crop's side."""
+        """Return the pixels of a crop's side."""
         return max(1, round(self.patch_side * self.side))
 
     def vector(self) -> npt.NDArray[np.float32]:
-        """(LENGTH,) float32, the fields in order."""
+        """Return the fields in order, float32 (LENGTH,)."""
         return np.array(astuple(self), np.float32)
 
     @classmethod
     def from_vector(cls, vector: npt.NDArray[np.float32]) -> Postprocess:
-        """What `vector` gave. Raises ValueError for another length or values out of range."""
+        """Return what `vector` was made of. Raises ValueError for another length or values out of range."""
         if vector.shape != (LENGTH,):
-            raise ValueError(f"weighting: got shape {vector.shape}, expected ({LENGTH},); export the segmenter again")
+            raise ValueError(f"postprocess: got shape {vector.shape}, expected ({LENGTH},); export the segmenter again")
         values = zip(fields(cls), vector.tolist(), strict=True)
         return cls(**{each.name: _KINDS[str(each.type)](value) for each, value in values})
 
@@ -71,4 +71,4 @@ LENGTH = len(fields(Postprocess))
 
 def _check(holds: bool, name: str, got: object, expected: str) -> None:
     if not holds:
-        raise ValueError(f"weighting: got {name} {got}, expected {expected}")
+        raise ValueError(f"postprocess: got {name} {got}, expected {expected}")

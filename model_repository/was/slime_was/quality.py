@@ -1,4 +1,4 @@
-"""What an answer tells of itself, without a truth to compare it with. For watching a running server.
+"""Measures answers without a truth to compare them with, for watching a running server.
 
 Shapes: P parts (background first), h x w the map, H x W the mask.
 """
@@ -10,14 +10,14 @@ import numpy.typing as npt
 
 
 def foreground(mask_HW: npt.NDArray[np.uint8]) -> float:
-    """Share of the pixels that belong to a part, 0 to 1."""
+    """Return the share of the pixels that belong to a part, 0 to 1."""
     return float(np.count_nonzero(mask_HW)) / mask_HW.size
 
 
 def margin(scores_Phw: npt.NDArray[np.float32]) -> float:
-    """How clearly the argmax wins, 0 to 1: (best - second) / (best - worst) of each map pixel, in the mean.
+    """Return how clearly the argmax wins, 0 to 1: the mean over pixels of (best - second) / (best - worst).
 
-    Near 0 the parts are as good as drawn by lot, which another kind of image or a broken network does. A pixel where
+    Near 0 the parts are as good as chosen by chance, as with another kind of image or a broken network. A pixel where
     all parts score alike counts as 0, and so does a segmenter of one part.
     """
     if len(scores_Phw) < 2:

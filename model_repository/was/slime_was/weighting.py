@@ -1,4 +1,4 @@
-"""From attention maps to the scores that a mask is the argmax of: WAS (eq. 6) and what may be added to it.
+"""Turns attention maps into the scores that a mask is the argmax of: WAS (eq. 6) and what may follow it.
 
 The same code runs on numpy arrays (the server) and on torch tensors (training, evaluation), so both give the
 same scores. It knows nothing of images, models or files, and imports numpy alone.
@@ -21,7 +21,7 @@ ArrayT = TypeVar("ArrayT", bound=Any)
 
 
 def accumulate(cross_PN: ArrayT, self_NN: ArrayT) -> ArrayT:
-    """Weighted accumulated self-attention, eq. 6: ``WAS[p, q] = sum_k self[q, k] * cross[p, k]``.
+    """Return weighted accumulated self-attention, eq. 6: ``WAS[p, q] = sum_k self[q, k] * cross[p, k]``.
 
     cross_PN: (..., P, N) float, each part's cross-attention. self_NN: (..., N, N) float, row q is what pixel q
     attends to. Leading dimensions broadcast. Returns (..., P, N) of the same kind and dtype.
@@ -31,7 +31,7 @@ def accumulate(cross_PN: ArrayT, self_NN: ArrayT) -> ArrayT:
 
 
 def scores(cross_BPhw: ArrayT, attended: ArrayT, postprocess: Postprocess) -> ArrayT:
-    """The WAS maps of one image, from the maps of its crops; the mask is their argmax, once sharpened and enlarged.
+    """Return the scores of one image from the maps of its crops; the mask is their argmax, once sharpened and enlarged.
 
     cross_BPhw: (B, P, h, w). attended: self-attention (B, N, N) with N = h*w, or (B, P, h, w), what a UNet has
     already accumulated from it. Returns (P, h, w), or (P, S, S) where patches are merged. Raises ValueError where the
@@ -57,7 +57,7 @@ def _accumulated(cross_BPhw: ArrayT, self_BNN: ArrayT, postprocess: Postprocess)
 
 
 def prepared(cross_BPhw: ArrayT, postprocess: Postprocess) -> ArrayT:
-    """The cross maps as eq. 6 takes them: unchanged, or with the first kept part suppressed under its mean."""
+    """Return the cross maps as eq. 6 takes them: unchanged, or with the first kept part suppressed under its mean."""
     if not postprocess.suppress_first_part:
         return cross_BPhw
     kept_BP = _kept(cross_BPhw, postprocess)
@@ -68,7 +68,7 @@ def prepared(cross_BPhw: ArrayT, postprocess: Postprocess) -> ArrayT:
 
 
 def finished(cross_BPhw: ArrayT, was_BPhw: ArrayT, postprocess: Postprocess) -> ArrayT:
-    """What comes after eq. 6: absent parts at 0, rescaling, patches merged; (P, h, w) or (P, S, S)."""
+    """Return WAS maps rescaled, absent parts at 0, and patches merged: (P, h, w) or (P, S, S)."""
     expected = len(postprocess.crops)
     if len(cross_BPhw) != expected:
         raise ValueError(f"maps: got {len(cross_BPhw)} crops, expected {expected}, as the segmenter's patches say")
@@ -82,7 +82,7 @@ def finished(cross_BPhw: ArrayT, was_BPhw: ArrayT, postprocess: Postprocess) -> 
 
 
 def sharpened(scores_Phw: ArrayT, postprocess: Postprocess, image_3SS: ArrayT | None) -> ArrayT:
-    """Scores whose edges follow those of the fitted image (3, S, S) in [-1, 1], where `edge_tolerance` is above 0.
+    """Return scores whose edges follow those of the fitted image (3, S, S) in [-1, 1], if `edge_tolerance` is above 0.
 
     Returns (P, G, G), G at most S, or the scores themselves. Raises ValueError where the image is wanted and None.
     """
@@ -95,7 +95,7 @@ def sharpened(scores_Phw: ArrayT, postprocess: Postprocess, image_3SS: ArrayT | 
 
 
 def _kept(cross_BPhw: ArrayT, postprocess: Postprocess) -> Any:
-    """(B, P) bool: parts whose cross map reaches the threshold; background always, unless it may be dropped."""
+    """Return (B, P) bool: parts whose cross map reaches the threshold, and the background unless it may be dropped."""
     kept_BP = (cross_BPhw >= float(postprocess.threshold)).any(-1).any(-1)
     if not postprocess.drop_background:
         kept_BP[:, 0] = True
@@ -103,7 +103,7 @@ def _kept(cross_BPhw: ArrayT, postprocess: Postprocess) -> Any:
 
 
 def _rescaled(was_BPhw: ArrayT, cross_BPhw: ArrayT, side: int) -> ArrayT:
-    """Each map so that, enlarged to side x side, it spans exactly its cross map's [min, max].
+    """Return each map changed so that, enlarged to side x side, it spans exactly its cross map's [min, max].
 
     An affine map commutes with the enlargement, so it is applied before.
     """
@@ -121,7 +121,7 @@ def _positive(spans: ArrayT) -> ArrayT:
 
 
 def _merged(scores_BPhw: ArrayT, kept_BP11: ArrayT, postprocess: Postprocess) -> ArrayT:
-    """Crops put back in their places: each part the mean over the crops that kept it; (P, S, S)."""
+    """Return the crops put back in their places, (P, S, S): each part is the mean over the crops that kept it."""
     side = postprocess.crop_side
     parts = scores_BPhw.shape[1]
     total_PSS = _zeros(scores_BPhw, (parts, postprocess.side, postprocess.side))
@@ -140,5 +140,5 @@ def _zeros(example: ArrayT, shape: tuple[int, ...]) -> ArrayT:
 
 
 def _whole(flags: Any) -> Any:
-    """Flags as whole numbers, because numpy and torch differ in what they let be summed."""
+    """Return flags as whole numbers, because numpy and torch differ in what they let be summed."""
     return flags.astype(np.int32) if hasattr(flags, "astype") else flags.int()

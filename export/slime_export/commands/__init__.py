@@ -1,0 +1,1 @@
+"""The commands of this package, each a module with `main(argv, prog)`."""
