@@ -21,9 +21,9 @@ from torch.nn import functional
 from slime_backbone.models import LATENT, build_text_encoder, build_unet
 from slime_backbone.scene import COUNTS, Scene, parts_of, scene
 from slime_optimize.backbone import Backbone
-from slime_optimize.data.examples import Example
-from slime_optimize.method.predict import Predictor
-from slime_optimize.method.train import optimise
+from slime_optimize.data.annotations import Example
+from slime_optimize.method.prediction import Predictor
+from slime_optimize.method.training import optimise
 from slime_optimize.metrics import Report, confusion, report
 from slime_optimize.settings import Settings
 from slime_was import segment

@@ -25,7 +25,7 @@ from slime_backbone.autoencoder import SCALE_FILE, encode_all, to_tensor
 from slime_backbone.corpus import Corpus, corpus
 from slime_backbone.models import build_tiny_vae
 from slime_backbone.training import Figures, Run, TrainingError
-from slime_optimize.method.augment import apply_view, draw_view, recoloured
+from slime_optimize.method.augmentation import apply_view, draw_view, recoloured
 from slime_optimize.settings import Settings
 
 IDENTITY_FILE = "distillation.json"

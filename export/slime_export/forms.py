@@ -17,7 +17,7 @@ from slime_export.graph import tracing
 from slime_export.graph.runtimes import Network, opened
 from slime_export.options import ExportOptions
 from slime_export.shared_form import entry_of, group_of
-from slime_optimize.method.predict import Predictor
+from slime_optimize.method.prediction import Predictor
 from slime_optimize.segmenter import Segmenter
 from slime_repository import layout
 from slime_repository.variant import Variant

@@ -28,7 +28,7 @@ from slime_export.room import require_room
 from slime_optimize import training_image
 from slime_optimize.errors import InputError
 from slime_optimize.evaluation import Data, read_data
-from slime_optimize.method.predict import Predictor, load_predictor
+from slime_optimize.method.prediction import Predictor, load_predictor
 from slime_optimize.segmenter import Segmenter
 from slime_repository import layout
 from slime_repository.variant import Variant

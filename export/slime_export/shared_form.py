@@ -11,7 +11,7 @@ import json
 from collections.abc import Mapping
 
 from slime_export.graph.tracing import LATENT_CHANNELS
-from slime_optimize.method.passes import passes
+from slime_optimize.method.prediction import passes
 from slime_optimize.segmenter import Segmenter
 from slime_repository.shared_contract import Group, most_parts
 from slime_repository.variant import Variant
@@ -31,7 +31,7 @@ def group_of(segmenter: Segmenter, variant: Variant) -> Group:
         "generation": GENERATION,
         "backbone": segmenter.backbone_hash,
         "most_parts": most,
-        "passes": [[each.timestep, each.draw, each.mirrored] for each in passes(segmenter.settings)],
+        "passes": [[each.timestep, each.sample, each.mirrored] for each in passes(segmenter.settings)],
         "variant": variant.parameters(),
         **{name: settings[name] for name in names},
     }

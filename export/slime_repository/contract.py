@@ -1,13 +1,13 @@
-"""The served models' contract: tensor names, types and shapes, written once; it renders Triton's ``config.pbtxt``.
+"""Says which models serve a segmenter, with their tensors' types and shapes, and writes their ``config.pbtxt``.
 
     IMAGE > preprocess > PIXELS > vae_encoder > LATENTS > NAME_unet > CROSS, SELF, POSTPROCESS > was > MASK, SCORES
                        > SIZE, and GUIDE_IMAGE where the image guides the upsampling ------------->
 
-A UNet that weights gives ACCUMULATED in SELF's place. Its name, and the encoder's, follow from the form (form.py).
+A UNet that weights gives ACCUMULATED in SELF's place. Its name, and the encoder's, follow from the variant.
 
-One linear ensemble per segmenter. Only the two networks batch; the ends take one image of any size per request.
-Dimensions never include the batch of a batching model; -1 is any size. K parts, S image side, h x w map, N = h*w.
-Segmenters that read their images another way (channel order, patches) have a preprocess model of their own.
+Each segmenter is one linear ensemble. Only the two networks batch; the other models take one image of any size for each
+request. Segmenters that read their images another way (channel order, patches) have a preprocess model of their own.
+Dimensions never include the batch of a model that batches; -1 is any size. K parts, S image side, h x w map, N = h*w.
 """
 
 from __future__ import annotations
@@ -19,21 +19,8 @@ from dataclasses import dataclass, field, replace
 
 from slime_repository.config import Accelerator, Model, Queue, Step, Tensor, model_config
 from slime_repository.variant import UNET_SUFFIX, VAE_ENCODER, Variant, encoder_name, is_encoder, is_unet
+from slime_was import tensors as t
 from slime_was.options import LENGTH, MAX_PARTS, Postprocess
-from slime_was.tensors import (
-    ACCUMULATED,
-    CROSS,
-    GUIDE_IMAGE,
-    IMAGE,
-    LATENTS,
-    MASK,
-    PART_MASK,
-    PIXELS,
-    POSTPROCESS,
-    SCORES,
-    SELF,
-    SIZE,
-)
 
 # Also named by those who use the contract.
 __all__ = ["UNET_SUFFIX", "VAE_ENCODER", "Tensor", "Variant", "encoder_name", "is_encoder", "is_unet", "model_config"]
@@ -41,16 +28,16 @@ __all__ = ["UNET_SUFFIX", "VAE_ENCODER", "Tensor", "Variant", "encoder_name", "i
 PREPROCESS, WAS = "preprocess", "was"
 # What tensors were called before: a repository with any of them was made by older code, and cannot be joined with ours.
 OLD_TENSORS = frozenset({"WEIGHTING", "FITTED", "PRESENT", "WAS"})
-# Of the shared form (shared.py): the model that looks segmenters up, and how the names of the ensembles begin.
+# Of the shared form (shared_contract.py): the model that looks segmenters up, and how ensembles' names begin.
 SEGMENTERS, SHARED = "segmenters", "shared_"
 
 MAX_BATCH = 8
 # Latency budget of a request under overload: two full batches wait before the encoder while a third is encoded, five
 # seconds at the most. Before the encoder, so that nothing is refused once that has been paid for.
 ENCODER_QUEUE = Queue(size=2 * MAX_BATCH, seconds=5.0)
-# None before decoding: the batcher of a model with such a limit learned up to a second late that the model was free
-# (seen with Triton 2.51), and requests waited for nothing. Decoding is quick, and refuses by size.
-# The answers of one batch of latents reach the UNet one after the other, within this time, and run as one batch again.
+# There is no limit before decoding: the batcher of a model with one learned up to a second late that the model was free
+# (seen with Triton 2.51), and requests waited for nothing. Decoding is quick, and refuses images by their size.
+# The latents of one batch reach the UNet one after the other, within this time, and run as one batch again.
 UNET_DELAY_US = 1000
 # What the committed preprocess/config.pbtxt carries; a repository of another backbone has its own.
 DEFAULT_IMAGE_SIZE = 512
@@ -89,7 +76,7 @@ class Reading:
 
     @property
     def model(self) -> str:
-        """The preprocess model that reads so: `preprocess`, or a name that tells what is different."""
+        """Return the preprocess model that reads so: `preprocess`, or a name that tells what is different."""
         words = [PREPROCESS]
         if self.channel_order != "rgb":
             words.append(self.channel_order)
@@ -99,7 +86,7 @@ class Reading:
 
 
 def unet_name(segmenter: str, variant: Variant | None = None) -> str:
-    """The model behind a segmenter's maps. Raises ValueError where the segmenter's name cannot be served."""
+    """Return the model behind a segmenter's maps. Raises ValueError where the segmenter's name cannot be served."""
     reserved = segmenter in (WAS, SEGMENTERS) or segmenter.startswith(SHARED)
     reserved |= is_preprocess(segmenter) or is_encoder(segmenter) or is_unet(segmenter)
     if reserved or not _NAME.fullmatch(segmenter):
@@ -112,14 +99,14 @@ def unet_name(segmenter: str, variant: Variant | None = None) -> str:
 
 
 def is_preprocess(model: str) -> bool:
-    """Whether a model of this name reads images."""
+    """Return whether a model of this name reads images."""
     return model == PREPROCESS or model.startswith(f"{PREPROCESS}_")
 
 
 def preprocess_config(reading: Reading | None = None) -> str:
-    """Encoded image to the backbone's input, in [-1, 1], and SIZE (height, width) upright.
+    """Return the configuration of the model from IMAGE to PIXELS, GUIDE_IMAGE and SIZE (height, width upright).
 
-    PIXELS (crops, 3, S, S) for the networks; GUIDE_IMAGE (3, S, S) the whole image, whatever the crops.
+    PIXELS (crops, 3, S, S) in [-1, 1] are for the networks; GUIDE_IMAGE (3, S, S) is the whole image in any case.
     """
     reading = reading or Reading()
     crops = reading.postprocess.crops if reading.postprocess.patches > 1 else ()
@@ -128,7 +115,7 @@ def preprocess_config(reading: Reading | None = None) -> str:
             name=reading.model,
             backend="python",
             inputs=(IMAGE_TENSOR,),
-            outputs=(Tensor(name=PIXELS, dtype="FP32", dims=(-1, 3, -1, -1)), SIZE_TENSOR, GUIDE_IMAGE_TENSOR),
+            outputs=(Tensor(name=t.PIXELS, dtype="FP32", dims=(-1, 3, -1, -1)), SIZE_TENSOR, GUIDE_IMAGE_TENSOR),
             parameters={
                 "image_size": str(reading.image_size),
                 "channel_order": reading.channel_order,
@@ -149,9 +136,10 @@ def vae_encoder_config(
     accelerator: Accelerator | None = None,
     tiny: str | None = None,
 ) -> str:
-    """PIXELS (batch, 3, S, S) to LATENTS (batch, C, h, w): posterior mean times scaling factor, or the tiny encoder's.
+    """Return the configuration of the model from PIXELS (batch, 3, S, S) to LATENTS (batch, C, h, w).
 
-    ``backbone``: content hash of the repository's one backbone; ``tiny``: of its tiny encoder, where it is that one.
+    They are the posterior's mean times the scaling factor, or the tiny encoder's. ``backbone``: content hash of the
+    repository's one backbone; ``tiny``: that of its tiny encoder, where it is this one.
     """
     variant = variant or Variant()
     return model_config(
@@ -159,7 +147,7 @@ def vae_encoder_config(
             name=variant.encoder_model,
             backend=variant.backend,
             max_batch_size=MAX_BATCH,
-            inputs=(Tensor(name=PIXELS, dtype="FP32", dims=(3, image_size, image_size)),),
+            inputs=(Tensor(name=t.PIXELS, dtype="FP32", dims=(3, image_size, image_size)),),
             outputs=(latents(latent_channels, latent_size),),
             parameters={"backbone": backbone} | ({"tiny_encoder": tiny} if tiny else {}),
             accelerator=accelerator,
@@ -170,8 +158,8 @@ def vae_encoder_config(
 
 
 def map_names(variant: Variant) -> tuple[str, str, str]:
-    """What a UNet of this form gives out, and `was` takes in."""
-    return (CROSS, ACCUMULATED if variant.weighted else SELF, POSTPROCESS)
+    """Return what a UNet of this variant gives out, and `was` takes in."""
+    return (t.CROSS, t.ACCUMULATED if variant.weighted else t.SELF, t.POSTPROCESS)
 
 
 def unet_config(
@@ -184,16 +172,22 @@ def unet_config(
     variant: Variant | None = None,
     accelerator: Accelerator | None = None,
 ) -> str:
-    """LATENTS (batch, C, h, w) to CROSS (batch, K, h, w), POSTPROCESS (batch, LENGTH), baked, and one of two.
+    """Return the configuration of the model from LATENTS (batch, C, h, w) to a segmenter's maps.
 
-    averaged: SELF (batch, N, N). weighted: ACCUMULATED (batch, K, h, w).
+    CROSS (batch, K, h, w), POSTPROCESS (batch, LENGTH), a constant, and by the variant one of two. averaged: SELF
+    (batch, N, N). weighted: ACCUMULATED (batch, K, h, w).
     """
     if not 2 <= parts <= MAX_PARTS:
         raise ValueError(f"parts: got {parts}, expected 2 to {MAX_PARTS} with the background; paint fewer parts")
     variant = variant or Variant()
     # K is left open: all versions of a model share this file, and the next may have more parts.
     each_part, pixels = (-1, latent_size, latent_size), latent_size * latent_size
-    dims = {CROSS: each_part, ACCUMULATED: each_part, SELF: (pixels, pixels), POSTPROCESS: (LENGTH,)}
+    dims = {
+        t.CROSS: each_part,
+        t.ACCUMULATED: each_part,
+        t.SELF: (pixels, pixels),
+        t.POSTPROCESS: (LENGTH,),
+    }
     return model_config(
         Model(
             name=unet_name(segmenter, variant),
@@ -210,22 +204,23 @@ def unet_config(
 
 
 def was_config() -> str:
-    """Maps of one image's crops, their weighting, SIZE and maybe GUIDE_IMAGE to MASK (H, W) and SCORES (K, h, w).
+    """Return the configuration of the model from the maps of one image's crops to MASK (H, W) and SCORES (K, h, w).
 
-    SELF or ACCUMULATED, as the UNet gives them. PART_MASK (crops, P), of 1 and 0, where maps have slots for more parts.
+    It takes SELF or ACCUMULATED, as the UNet gives them; PART_MASK (crops, P), of 1 and 0, where maps have slots for
+    more parts; and GUIDE_IMAGE where the image guides the upsampling.
     """
     return model_config(
         Model(
             name=WAS,
             backend="python",
             inputs=(
-                Tensor(name=CROSS, dtype="FP32", dims=(-1, -1, -1, -1)),
-                Tensor(name=SELF, dtype="FP32", dims=(-1, -1, -1), optional=True),
-                Tensor(name=ACCUMULATED, dtype="FP32", dims=(-1, -1, -1, -1), optional=True),
-                Tensor(name=POSTPROCESS, dtype="FP32", dims=(-1, -1)),
+                Tensor(name=t.CROSS, dtype="FP32", dims=(-1, -1, -1, -1)),
+                Tensor(name=t.SELF, dtype="FP32", dims=(-1, -1, -1), optional=True),
+                Tensor(name=t.ACCUMULATED, dtype="FP32", dims=(-1, -1, -1, -1), optional=True),
+                Tensor(name=t.POSTPROCESS, dtype="FP32", dims=(-1, -1)),
                 SIZE_TENSOR,
                 replace(GUIDE_IMAGE_TENSOR, optional=True),
-                Tensor(name=PART_MASK, dtype="FP32", dims=(-1, -1), optional=True),
+                Tensor(name=t.PART_MASK, dtype="FP32", dims=(-1, -1), optional=True),
             ),
             outputs=ANSWER,
         )
@@ -240,18 +235,18 @@ def ensemble_config(
     reading: Reading | None = None,
     variant: Variant | None = None,
 ) -> str:
-    """The segmenter itself: IMAGE to MASK and SCORES, pinned to ``versions``.
+    """Return the configuration of the segmenter itself, from IMAGE to MASK and SCORES, pinned to ``versions``.
 
-    ``parameters``: what the client shows and checks (parts, colours, hashes); the form's words are added.
+    ``parameters``: what the client shows and checks (parts, colours, hashes); the variant's words are added.
     """
     reading, variant = reading or Reading(), variant or Variant()
-    guided = (GUIDE_IMAGE,) if reading.postprocess.edge_tolerance > 0 else ()
+    guided = (t.GUIDE_IMAGE,) if reading.postprocess.edge_tolerance > 0 else ()
     maps = map_names(variant)
     steps = (
-        Step(model=reading.model, version=versions.preprocess, inputs=(IMAGE,), outputs=(PIXELS, SIZE, *guided)),
-        Step(model=variant.encoder_model, version=versions.vae_encoder, inputs=(PIXELS,), outputs=(LATENTS,)),
-        Step(model=unet_name(segmenter, variant), version=versions.unet, inputs=(LATENTS,), outputs=maps),
-        Step(model=WAS, version=versions.was, inputs=(*maps, SIZE, *guided), outputs=(MASK, SCORES)),
+        Step(model=reading.model, version=versions.preprocess, inputs=(t.IMAGE,), outputs=(t.PIXELS, t.SIZE, *guided)),
+        Step(model=variant.encoder_model, version=versions.vae_encoder, inputs=(t.PIXELS,), outputs=(t.LATENTS,)),
+        Step(model=unet_name(segmenter, variant), version=versions.unet, inputs=(t.LATENTS,), outputs=maps),
+        Step(model=WAS, version=versions.was, inputs=(*maps, t.SIZE, *guided), outputs=(t.MASK, t.SCORES)),
     )
     return model_config(
         Model(
@@ -266,21 +261,22 @@ def ensemble_config(
 
 
 def warm_up(accelerator: Accelerator | None = None) -> tuple[int, ...]:
-    """Batch sizes to run before a network counts as loaded: each, as a GPU prepares itself for each.
+    """Return the batch sizes to run before a network counts as loaded: all, because a GPU prepares for each.
 
-    One alone where the network is for CPUs, which have nothing to prepare.
+    It is one alone where the network is for CPUs, which have nothing to prepare.
     """
     return (1,) if accelerator is not None and not accelerator.on_gpu else tuple(range(1, MAX_BATCH + 1))
 
 
 def latents(channels: int, size: int) -> Tensor:
-    return Tensor(name=LATENTS, dtype="FP32", dims=(channels, size, size))
+    """Return LATENTS for maps of `size` x `size`."""
+    return Tensor(name=t.LATENTS, dtype="FP32", dims=(channels, size, size))
 
 
-IMAGE_TENSOR = Tensor(name=IMAGE, dtype="STRING", dims=(1,))
-GUIDE_IMAGE_TENSOR = Tensor(name=GUIDE_IMAGE, dtype="FP32", dims=(3, -1, -1))
-SIZE_TENSOR = Tensor(name=SIZE, dtype="INT32", dims=(2,))
+IMAGE_TENSOR = Tensor(name=t.IMAGE, dtype="STRING", dims=(1,))
+GUIDE_IMAGE_TENSOR = Tensor(name=t.GUIDE_IMAGE, dtype="FP32", dims=(3, -1, -1))
+SIZE_TENSOR = Tensor(name=t.SIZE, dtype="INT32", dims=(2,))
 ANSWER = (
-    Tensor(name=MASK, dtype="UINT8", dims=(-1, -1)),
-    Tensor(name=SCORES, dtype="FP32", dims=(-1, -1, -1)),
+    Tensor(name=t.MASK, dtype="UINT8", dims=(-1, -1)),
+    Tensor(name=t.SCORES, dtype="FP32", dims=(-1, -1, -1)),
 )

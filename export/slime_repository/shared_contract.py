@@ -1,11 +1,11 @@
-"""The contract of the shared form: ONE UNet takes the text embedding as an input, and a segmenter is a file.
+"""Says which models serve the shared form: ONE UNet takes the text embedding as an input, and a segmenter is a file.
 
     IMAGE, SEGMENTER > segmenters > PIXELS > vae_encoder > LATENTS > GROUP_unet > CROSS, ACCUMULATED > was > MASK
                                   > TEXT, NOISE, PART_MASK ------------^
                                   > SIZE, POSTPROCESS, PART_MASK, GUIDE_IMAGE, and DESCRIPTION --------->
 
-A group is what segmenters must have in common to share a graph: timesteps, layers, readout, form. Everything else is
-in the segmenter's file, so requests for different segmenters of a group run in one batch.
+A group is what segmenters must have in common to share a graph: timesteps, layers, readout, variant. Everything else
+is in the segmenter's file, so requests for different segmenters of a group run in one batch.
 T text tokens, D text width, R draws of noise, P the most parts that the group takes, K those of a segmenter.
 """
 
@@ -32,20 +32,7 @@ from slime_repository.contract import (
     warm_up,
 )
 from slime_repository.variant import Variant
-from slime_was.tensors import (
-    DESCRIPTION,
-    GUIDE_IMAGE,
-    LATENTS,
-    MASK,
-    NOISE,
-    PART_MASK,
-    PIXELS,
-    POSTPROCESS,
-    SCORES,
-    SEGMENTER,
-    SIZE,
-    TEXT,
-)
+from slime_was import tensors as t
 
 STORE = "store"  # the folder of the segmenters' files, in the model's own
 TOKENS = 77
@@ -68,7 +55,7 @@ class Group:
 
     @property
     def name(self) -> str:
-        """Of the ensemble."""
+        """Return the ensemble's name."""
         return SHARED + self.key
 
     @property
@@ -77,30 +64,33 @@ class Group:
 
 
 def is_group(model: str) -> bool:
-    """Whether a model of this name is the ensemble of a group."""
+    """Return whether a model of this name is the ensemble of a group."""
     return _GROUP.fullmatch(model) is not None
 
 
 def most_parts(parts: int) -> int:
-    """How many parts the group of a segmenter of `parts` takes."""
+    """Return how many parts the group of a segmenter of `parts` takes."""
     return next(size for size in SIZES if size >= parts)
 
 
 def segmenters_config() -> str:
-    """SEGMENTER to DESCRIPTION (JSON; of all names for an empty one), and with IMAGE to what the networks are given."""
+    """Return the configuration of the model that looks segmenters up.
+
+    SEGMENTER to DESCRIPTION (JSON; all names for an empty one), and with IMAGE to what the networks are given.
+    """
     return model_config(
         Model(
             name=SEGMENTERS,
             backend="python",
             inputs=(replace(IMAGE_TENSOR, optional=True), _NAME),
             outputs=(
-                Tensor(name=PIXELS, dtype="FP32", dims=(-1, 3, -1, -1)),
+                Tensor(name=t.PIXELS, dtype="FP32", dims=(-1, 3, -1, -1)),
                 SIZE_TENSOR,
                 GUIDE_IMAGE_TENSOR,
-                Tensor(name=TEXT, dtype="FP32", dims=(-1, -1, -1)),
-                Tensor(name=NOISE, dtype="FP32", dims=(-1, -1, -1, -1)),
-                Tensor(name=PART_MASK, dtype="FP32", dims=(-1, -1)),
-                Tensor(name=POSTPROCESS, dtype="FP32", dims=(-1, -1)),
+                Tensor(name=t.TEXT, dtype="FP32", dims=(-1, -1, -1)),
+                Tensor(name=t.NOISE, dtype="FP32", dims=(-1, -1, -1, -1)),
+                Tensor(name=t.PART_MASK, dtype="FP32", dims=(-1, -1)),
+                Tensor(name=t.POSTPROCESS, dtype="FP32", dims=(-1, -1)),
                 _DESCRIBED,
             ),
             parameters={"store": STORE},
@@ -109,7 +99,10 @@ def segmenters_config() -> str:
 
 
 def shared_unet_config(group: Group) -> str:
-    """LATENTS and what a segmenter's file holds to CROSS and ACCUMULATED (batch, P, h, w), or SELF (batch, N, N)."""
+    """Return the configuration of the group's UNet: LATENTS and what a segmenter's file holds to its maps.
+
+    CROSS and ACCUMULATED (batch, P, h, w), or SELF (batch, N, N).
+    """
     side, pixels = group.latent_size, group.latent_size**2
     each_part = (group.most_parts, side, side)
     cross, maps, _ = map_names(group.variant)
@@ -130,32 +123,45 @@ def shared_unet_config(group: Group) -> str:
 
 
 def unet_inputs(group: Group) -> tuple[Tensor, ...]:
-    """What the shared UNet takes beside LATENTS."""
+    """Return what the shared UNet takes beside LATENTS."""
     side, channels = group.latent_size, group.latent_channels
     return (
-        Tensor(name=TEXT, dtype="FP32", dims=(TOKENS, group.text_width)),
-        Tensor(name=NOISE, dtype="FP32", dims=(channels * group.noise_samples, side, side)),
-        Tensor(name=PART_MASK, dtype="FP32", dims=(group.most_parts,)),
+        Tensor(name=t.TEXT, dtype="FP32", dims=(TOKENS, group.text_width)),
+        Tensor(name=t.NOISE, dtype="FP32", dims=(channels * group.noise_samples, side, side)),
+        Tensor(name=t.PART_MASK, dtype="FP32", dims=(group.most_parts,)),
     )
 
 
 def shared_ensemble_config(group: Group, versions: Versions, parameters: Mapping[str, str]) -> str:
-    """IMAGE and SEGMENTER to MASK, SCORES and the DESCRIPTION that they go with, pinned to ``versions``.
+    """Return the configuration of the group's ensemble, pinned to ``versions``.
 
+    IMAGE and SEGMENTER to MASK, SCORES and the DESCRIPTION that they go with.
     ``versions.preprocess`` is that of `segmenters`.
     """
-    maps, given = map_names(group.variant)[:2], (TEXT, NOISE, PART_MASK)
-    rest = (POSTPROCESS, PART_MASK, SIZE, GUIDE_IMAGE)
+    maps, given = map_names(group.variant)[:2], (t.TEXT, t.NOISE, t.PART_MASK)
+    rest = (t.POSTPROCESS, t.PART_MASK, t.SIZE, t.GUIDE_IMAGE)
     steps = (
         Step(
             model=SEGMENTERS,
             version=versions.preprocess,
-            inputs=(IMAGE_TENSOR.name, SEGMENTER),
-            outputs=(PIXELS, SIZE, GUIDE_IMAGE, *given, POSTPROCESS, DESCRIPTION),
+            inputs=(IMAGE_TENSOR.name, t.SEGMENTER),
+            outputs=(
+                t.PIXELS,
+                t.SIZE,
+                t.GUIDE_IMAGE,
+                *given,
+                t.POSTPROCESS,
+                t.DESCRIPTION,
+            ),
         ),
-        Step(model=group.variant.encoder_model, version=versions.vae_encoder, inputs=(PIXELS,), outputs=(LATENTS,)),
-        Step(model=group.unet, version=versions.unet, inputs=(LATENTS, *given), outputs=maps),
-        Step(model=WAS, version=versions.was, inputs=(*maps, *rest), outputs=(MASK, SCORES)),
+        Step(
+            model=group.variant.encoder_model,
+            version=versions.vae_encoder,
+            inputs=(t.PIXELS,),
+            outputs=(t.LATENTS,),
+        ),
+        Step(model=group.unet, version=versions.unet, inputs=(t.LATENTS, *given), outputs=maps),
+        Step(model=WAS, version=versions.was, inputs=(*maps, *rest), outputs=(t.MASK, t.SCORES)),
     )
     return model_config(
         Model(
@@ -169,5 +175,5 @@ def shared_ensemble_config(group: Group, versions: Versions, parameters: Mapping
     )
 
 
-_NAME = Tensor(name=SEGMENTER, dtype="STRING", dims=(1,))
-_DESCRIBED = Tensor(name=DESCRIPTION, dtype="STRING", dims=(1,))
+_NAME = Tensor(name=t.SEGMENTER, dtype="STRING", dims=(1,))
+_DESCRIBED = Tensor(name=t.DESCRIPTION, dtype="STRING", dims=(1,))

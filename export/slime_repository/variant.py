@@ -1,4 +1,4 @@
-"""How a segmenter's networks were exported: the words `export/build.py` takes, and the models' names that follow.
+"""Says how networks were exported, in the words of `export/build.py`, and which models' names follow from that.
 
 Two versions of one Triton model share its config.pbtxt, so networks with other outputs, or for another backend, are
 models of their own. A precision is not: inputs and outputs stay float32.
@@ -21,7 +21,7 @@ _BACKENDS = {"onnx": "onnxruntime", "tensorrt": "tensorrt"}
 
 @dataclass(frozen=True, kw_only=True)
 class Variant:
-    """averaged: CROSS and SELF leave the UNet, Python weights. weighted: CROSS and ACCUMULATED, and no N x N map."""
+    """One way of exporting. averaged: CROSS and SELF leave the UNet; weighted: CROSS and ACCUMULATED, no N x N map."""
 
     maps: str = "averaged"
     precision: str = "fp32"
@@ -36,42 +36,42 @@ class Variant:
 
     @property
     def weighted(self) -> bool:
-        """Whether the UNet itself weights."""
+        """Return whether the UNet itself weights."""
         return self.maps == "weighted"
 
     @property
     def backend(self) -> str:
-        """Triton's backend for the networks."""
+        """Return Triton's backend for the networks."""
         return _BACKENDS[self.format]
 
     @property
     def encoder_model(self) -> str:
-        """The encoder that serves beside this UNet."""
+        """Return the encoder that serves beside this UNet."""
         return encoder_name(self.encoder, self.precision, self.format)
 
     @property
     def unet_suffix(self) -> str:
-        """What the UNet's name has after the segmenter's."""
+        """Return what the UNet's name has after the segmenter's."""
         return UNET_SUFFIX + "_weighted" * self.weighted + _of_format(self.format)
 
     def parameters(self) -> dict[str, str]:
-        """For the ensemble's parameters."""
+        """Return the words, for the ensemble's parameters."""
         return asdict(self)
 
 
 def encoder_name(encoder: str = "vae", precision: str = "fp32", format: str = "onnx") -> str:
-    """The model that encodes images; a repository may hold several of its one backbone. int8 UNets keep a fp32 one."""
+    """Return the model that encodes images; a repository may hold several. int8 UNets keep an fp32 one."""
     name = {"vae": VAE_ENCODER, "tiny": TINY_ENCODER}[encoder]
     return name + (f"_{precision}" if precision in ("fp16", "bf16") else "") + _of_format(format)
 
 
 def is_encoder(model: str) -> bool:
-    """Whether a model of this name encodes images."""
+    """Return whether a model of this name encodes images."""
     return model in _ENCODERS
 
 
 def is_unet(model: str) -> bool:
-    """Whether a model of this name gives a segmenter's maps."""
+    """Return whether a model of this name gives a segmenter's maps."""
     return model.endswith(UNET_SUFFIXES)
 
 

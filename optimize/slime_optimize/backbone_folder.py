@@ -1,52 +1,210 @@
-"""Models in diffusers layout on disk: which files count, what identifies them, and where they come from.
+"""A backbone on disk, in diffusers layout: find it, check its shape, hash it, and load its models.
 
-Only safetensors are ever read, never pickles or remote code.
+The layout is a folder with unet, vae, text_encoder, tokenizer and scheduler; it may also hold a second encoder of
+images, tiny_vae, and settings that suit the backbone, slime.json. Only safetensors weights are ever read, never pickles
+or remote code. The shape is checked from the config files, before any weight is read.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from slime_optimize.errors import BackboneError, first_line
 
-DIFFUSERS = "diffusion_pytorch_model"
-TRANSFORMERS = "model"
+TOKENS = 77  # of the text encoder of Stable Diffusion 1.x and 2.x
+TINY_FOLDER = "tiny_vae"
+SETTINGS_FILE = "slime.json"
+_PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
+_STEM = "diffusion_pytorch_model"  # name of diffusers' weights, without a suffix
+_STEMS = {"unet": _STEM, "vae": _STEM, "text_encoder": "model", TINY_FOLDER: _STEM}
+_TINY_FILES = [f"{at}{name}" for at in ("", f"{TINY_FOLDER}/") for name in ("config.json", f"{_STEM}.safetensors")]
+_FILES = [f"{part}/*.json" for part in (*_PARTS, TINY_FOLDER)] + ["model_index.json", SETTINGS_FILE, "tokenizer/*"]
+_FILES += [f"{part}/{stem}.safetensors" for part, stem in _STEMS.items()]
 
 
-def used_files(model: Path, stem: str = DIFFUSERS) -> list[Path]:
-    """The config and the weights that are loaded, so that other variants beside them change nothing."""
-    weights = _plain_weights(model, stem) or list(model.glob(f"{stem}.fp16*.safetensors"))
-    return [model / "config.json", *sorted(weights)]
+@dataclass(frozen=True, kw_only=True)
+class ModelFolder:
+    """One model: config.json, and weights called `stem`: plain ones, or else half-precision ones beside them."""
+
+    path: Path
+    stem: str = _STEM
+
+    def files(self) -> list[Path]:
+        """Return the config and the weights that are loaded; other files beside them change nothing."""
+        weights = self._plain() or list(self.path.glob(f"{self.stem}.fp16*.safetensors"))
+        return [self.path / "config.json", *sorted(weights)]
+
+    def load(self, kind: Any, **options: Any) -> Any:
+        """Return the model as `kind`, a class of diffusers or transformers. Raises BackboneError without weights."""
+        if len(self.files()) < 2:
+            raise BackboneError(
+                f"backbone {self.path.parent}: has no {self.path.name}/{self.stem}.safetensors "
+                "(pickled weights are never read)"
+            )
+        variant = None if self._plain() else "fp16"
+        return kind.from_pretrained(self.path, use_safetensors=True, local_files_only=True, variant=variant, **options)
+
+    def _plain(self) -> list[Path]:
+        return [*self.path.glob(f"{self.stem}.safetensors"), *self.path.glob(f"{self.stem}-0*.safetensors")]
 
 
-def load_options(model: Path, stem: str = DIFFUSERS) -> dict[str, Any]:
-    """For `from_pretrained`: plain weights where they are there, else the half-precision ones published beside them."""
-    plain = bool(_plain_weights(model, stem))
-    half = any(model.glob(f"{stem}.fp16*.safetensors"))
-    if not plain and not half:
+def locate(name: str, subject: str = "backbone", also: str = "'embedded', ") -> tuple[Path, str]:
+    """Return the folder called `name`, or the files of a hub id, and the id to find them by again.
+
+    `subject` is what is looked for, `also` what else could have been given, for messages. Raises BackboneError.
+    """
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return folder, str(folder.resolve())
+    if folder.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
         raise BackboneError(
-            f"backbone {model.parent}: has no {model.name}/{stem}.safetensors (pickled weights are never read)"
+            f"{subject} {name}: no such folder; expected {also}a folder in diffusers layout, or a hub id"
         )
-    return {"use_safetensors": True, "local_files_only": True, "variant": None if plain else "fp16"}
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=_FILES if subject == "backbone" else _TINY_FILES)), name
+    except (OSError, ValueError, HfHubHTTPError, HFValidationError) as error:
+        raise BackboneError(
+            f"{subject} {name}: neither a folder nor a hub id that can be fetched ({first_line(error)}); "
+            f"expected {also}a folder in diffusers layout, or a hub id with the network there"
+        ) from error
 
 
-def digest(files: Iterable[tuple[str, Path]]) -> str:
-    """sha256 over labelled files."""
-    made = hashlib.sha256()
-    for label, path in files:
-        made.update(f"{label}\0".encode())
-        with path.open("rb") as stream:
-            while block := stream.read(1 << 22):
-                made.update(block)
-    return made.hexdigest()
+def read_recommended(folder: Path) -> dict[str, Any]:
+    """Return the settings that suit the backbone in `folder`, as presets.preset takes them."""
+    return _read_json(folder / SETTINGS_FILE) or {}
 
 
-def read_json(path: Path) -> dict[str, Any] | None:
-    """A JSON object, or None where there is no such file; BackboneError for anything else."""
+def content_hash(folder: Path) -> str:
+    """Return the sha256 of the configs and weights that decide what a segmenter of this backbone answers."""
+    files = [(part, path) for part in ("unet", "vae", "text_encoder") for path in _model(folder, part).files()]
+    files.append(("scheduler", _config_path(folder, "scheduler")))
+    return _digest((f"{part}/{path.name}", path) for part, path in files)
+
+
+def load_models(folder: Path, device: str | torch.device, dtype: torch.dtype) -> dict[str, Any]:
+    """Check the backbone's shape, then return its models by name, frozen and in evaluation mode.
+
+    Raises BackboneError, in one line, for what is not there, unreadable, or not of SD 1.x/2.x's shape.
+    """
+    from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+    from transformers import CLIPTokenizer
+    from transformers.utils import logging
+
+    _check_shape(folder, {part: _read_config(folder, part) for part in ("unet", "vae", "text_encoder", "scheduler")})
+    logging.disable_progress_bar()  # loading takes a moment; a bar for each model says nothing
+    try:
+        unet = _model(folder, "unet").load(UNet2DConditionModel, torch_dtype=dtype)
+        vae = _model(folder, "vae").load(AutoencoderKL, torch_dtype=dtype)
+        # Loaded once to see that it can be, and then again whenever it is called.
+        text_encoder = TextEncoder(folder=folder, device=device, dtype=dtype, config=load_text(folder, dtype).config)
+        tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
+        # Whatever sampler the folder names, only its noise levels are used, and DDIM knows them.
+        scheduler = DDIMScheduler.from_pretrained(folder / "scheduler", local_files_only=True)
+    except BackboneError:
+        raise
+    except Exception as error:  # foreign loaders raise of every kind; the user gets one line
+        raise BackboneError(f"backbone {folder}: its weights cannot be loaded ({first_line(error)})") from error
+    for model in (unet, vae):
+        model.to(device).eval().requires_grad_(False)
+    return {"unet": unet, "vae": vae, "text_encoder": text_encoder, "tokenizer": tokenizer, "scheduler": scheduler}
+
+
+def load_text(folder: Path, dtype: torch.dtype) -> Any:
+    """Return the backbone's CLIPTextModel, on the CPU."""
+    from transformers import CLIPTextModel
+
+    return _model(folder, "text_encoder").load(CLIPTextModel, dtype=dtype)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextEncoder:
+    """The text encoder, in memory only while it is called: a run encodes two prompts, and SD 2.1's has over 1 GB."""
+
+    folder: Path
+    device: str | torch.device
+    dtype: torch.dtype
+    config: Any
+
+    def __call__(self, ids_BT: Tensor) -> tuple[Tensor]:
+        encoder = load_text(self.folder, self.dtype).to(self.device).eval()
+        return (encoder(ids_BT)[0],)
+
+
+def load_tiny_model(
+    backbone: Path, where: str | None, shrinks: int, device: str | torch.device, dtype: torch.dtype
+) -> tuple[Any, str | None, str] | None:
+    """Return an AutoencoderTiny, the id to find it by again (None: in the backbone's folder), and its sha256.
+
+    It is the one at `where`, a folder or hub id, else the one in the folder of the `backbone`; None without one. Its
+    images must shrink `shrinks` times, as the VAE's do. Raises BackboneError, in one line, for what is not there,
+    unreadable, or of another shape.
+    """
+    from diffusers import AutoencoderTiny
+    from diffusers.utils import logging
+
+    folder, identity = locate(where, "tiny encoder", "") if where else (backbone, None)
+    path = folder if where and (folder / "config.json").is_file() else folder / TINY_FOLDER
+    config = _read_json(path / "config.json")
+    if config is None:
+        if not where:
+            return None
+        raise BackboneError(f"tiny encoder {where}: has no config.json; expected an AutoencoderTiny's folder or hub id")
+    got = 2 ** (len(config.get("num_encoder_blocks", (1, 3, 3, 3))) - 1)
+    reasons = {
+        f"is a {config.get('_class_name')}": config.get("_class_name") != "AutoencoderTiny",
+        f"has {config.get('latent_channels', 4)} latent channels": config.get("latent_channels", 4) != 4,
+        "shifts its latents": bool(config.get("shift_factor")),
+        f"shrinks images {got} times, the backbone's VAE {shrinks} times": got != shrinks,
+    }
+    for reason in (reason for reason, holds in reasons.items() if holds):
+        raise BackboneError(
+            f"tiny encoder {path}: {reason}; expected an AutoencoderTiny of the backbone's latents, "
+            "such as madebyollin/taesd for Stable Diffusion 1.x and 2.x"
+        )
+    model, verbosity = ModelFolder(path=path), logging.get_verbosity()
+    logging.set_verbosity_error()  # diffusers writes a key into every config that it then warns of
+    try:
+        loaded = model.load(AutoencoderTiny, torch_dtype=dtype).to(device).eval().requires_grad_(False)
+    except BackboneError:
+        raise
+    except Exception as error:  # foreign loaders raise of every kind; the user gets one line
+        raise BackboneError(f"tiny encoder {path}: its weights cannot be loaded ({first_line(error)})") from error
+    finally:
+        logging.set_verbosity(verbosity)
+    return loaded, identity, _digest((file.name, file) for file in model.files())  # the same wherever it lies
+
+
+def _model(folder: Path, part: str) -> ModelFolder:
+    return ModelFolder(path=folder / part, stem=_STEMS[part])
+
+
+def _config_path(folder: Path, part: str) -> Path:
+    return folder / part / ("scheduler_config.json" if part == "scheduler" else "config.json")
+
+
+def _read_config(folder: Path, part: str) -> dict[str, Any]:
+    path = _config_path(folder, part)
+    config = _read_json(path)
+    if config is None:
+        raise BackboneError(
+            f"backbone {folder}: has no {part}/{path.name}; expected a folder in diffusers layout ({', '.join(_PARTS)})"
+        )
+    return config
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    """Return a JSON object, or None where there is no such file; BackboneError for anything else."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -58,34 +216,48 @@ def read_json(path: Path) -> dict[str, Any] | None:
     return value
 
 
-def locate(name: str, wanted: Sequence[str], subject: str, also: str = "") -> tuple[Path, str]:
-    """A folder, or the `wanted` files of a hub id, and the id to find it by again.
+def _digest(files: Iterable[tuple[str, Path]]) -> str:
+    """Return the sha256 of files, each with a label."""
+    made = hashlib.sha256()
+    for label, path in files:
+        made.update(f"{label}\0".encode())
+        with path.open("rb") as stream:
+            while block := stream.read(1 << 22):
+                made.update(block)
+    return made.hexdigest()
 
-    `subject` is what is looked for, `also` what else could have been said, for BackboneError.
-    """
-    folder = Path(name).expanduser()
-    if folder.is_dir():
-        return folder, str(folder.resolve())
-    if folder.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
-        raise BackboneError(
-            f"{subject} {name}: no such folder; expected {also}a folder in diffusers layout, or a hub id"
+
+def _check_shape(folder: Path, configs: Mapping[str, Mapping[str, Any]]) -> None:
+    """Raise BackboneError, with the reason, for what is not the UNet, VAE and text encoder of SD 1.x or 2.x."""
+    unet, vae, text = configs["unet"], configs["vae"], configs["text_encoder"]
+    prediction = configs["scheduler"].get("prediction_type", "epsilon")
+    sizes = (unet.get("sample_size"), unet.get("cross_attention_dim"))
+    channels, latents = unet.get("in_channels", 4), vae.get("latent_channels", 4)
+    width, tokens = text.get("hidden_size"), text.get("max_position_embeddings")
+
+    def any_of(*names: str) -> bool:
+        return any(bool(unet.get(name)) for name in names)
+
+    reasons = {
+        f"its UNet is a {unet.get('_class_name')}": unet.get("_class_name") != "UNet2DConditionModel",
+        f"its VAE is a {vae.get('_class_name')}": vae.get("_class_name") != "AutoencoderKL",
+        "it has two text encoders and added conditions, as SDXL": any_of("addition_embed_type")
+        or (folder / "text_encoder_2").is_dir(),
+        "its UNet wants class labels": any_of("class_embed_type", "num_class_embeds"),
+        "its UNet projects its conditions": any_of("encoder_hid_dim_type", "encoder_hid_dim"),
+        f"its UNet takes {channels} channels (inpainting, or depth)": channels != 4,
+        "its UNet has no one square latent size or text width": not all(isinstance(x, int) for x in sizes),
+        "its UNet normalises or gates attention": any_of(
+            "cross_attention_norm", "only_cross_attention", "dual_cross_attention"
         )
-    return _download(name, wanted, subject, also), name
-
-
-def _plain_weights(model: Path, stem: str) -> list[Path]:
-    """One file, or numbered ones."""
-    return [*model.glob(f"{stem}.safetensors"), *model.glob(f"{stem}-0*.safetensors")]
-
-
-def _download(hub_id: str, wanted: Sequence[str], subject: str, also: str) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-
-    try:
-        return Path(snapshot_download(hub_id, allow_patterns=list(wanted)))
-    except (OSError, ValueError, HfHubHTTPError, HFValidationError) as error:
+        or unet.get("attention_type", "default") != "default",
+        f"its VAE has {latents} latent channels": latents != 4,
+        f"its text encoder is {width} wide, its UNet's text {sizes[1]}": text.get("hidden_size", 512) != sizes[1],
+        f"its text encoder holds {tokens} tokens": text.get("max_position_embeddings", TOKENS) != TOKENS,
+        f"it predicts {prediction}": prediction not in ("epsilon", "v_prediction"),
+    }
+    for reason in (reason for reason, holds in reasons.items() if holds):
         raise BackboneError(
-            f"{subject} {hub_id}: neither a folder nor a hub id that can be fetched ({first_line(error)}); "
-            f"expected {also}a folder in diffusers layout, or a hub id with the network there"
-        ) from error
+            f"backbone {folder}: {reason}; expected Stable Diffusion 1.x or 2.x (text-to-image), "
+            "such as SD 1.5 or SD 2.1-base"
+        )

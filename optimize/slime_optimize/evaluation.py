@@ -16,10 +16,9 @@ import numpy.typing as npt
 from PIL import Image
 
 from slime_image import fit_mask
-from slime_optimize.data.annotations import Example, load_example, read
-from slime_optimize.data.examples import dataset
+from slime_optimize.data.annotations import Example, dataset, load_example, read
 from slime_optimize.errors import InputError
-from slime_optimize.method.predict import Predictor
+from slime_optimize.method.prediction import Predictor
 from slime_optimize.metrics import Ints, confusion, image_score
 from slime_optimize.picture import colour_mask, sheet
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from typing import Any, NoReturn
 
@@ -21,42 +21,60 @@ SET_HELP = "change a setting that matters after learning, such as threshold=0.1;
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are one line, without the usage, and leave with exit code 2."""
+    """An argument parser whose errors are one line, without the usage, and leave with exit code 2.
+
+    `words` are the words of the command line: with --help-all among them, the help shows researchers' options too.
+    """
+
+    def __init__(self, words: Sequence[str] | None = None, **keywords: Any) -> None:
+        super().__init__(**keywords)
+        self.shows_all = HELP_ALL in (words or ())
+
+    def more(self, help: str) -> str:
+        """Return the help of a researchers' option: `help`, or what argparse takes for hidden."""
+        return help if self.shows_all else argparse.SUPPRESS
+
+    def add_help_all(self) -> None:
+        """Add --help-all itself."""
+        self.add_argument(HELP_ALL, action="help", help="show every option, researchers' too, and exit")
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"error: {message}; {self.prog} --help shows the options\n")
 
 
-def add_settings(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None, preset: str = "paper") -> None:
-    """Add an option for each setting, without defaults: one that is not given leaves nothing in the namespace.
+def add_settings(parser: Parser, preset: str = "paper") -> None:
+    """Add --help-all and an option for each setting; the help shows `preset`'s values.
 
-    `argv` are the words of the command line: with --help-all among them, the help shows every setting. It tells
-    `preset`'s values.
+    An option that is not given leaves nothing in the namespace.
     """
-    everything = argv is None or HELP_ALL in argv
+    parser.add_help_all()
     kinds, values = typing.get_type_hints(Settings), PRESETS[preset]
     groups: dict[str, argparse._ArgumentGroup] = {}
     for field in fields(Settings):
-        facts, shown = field.metadata, everything or field.metadata["main"]
-        title = facts["group"] if everything else "settings, in place of the preset's and the backbone's own"
+        facts = field.metadata
+        show: Callable[[str], str] = str if facts["main"] else parser.more
+        title = facts["group"] if parser.shows_all else "settings, in place of the preset's and the backbone's own"
         group = groups.get(title) or groups.setdefault(title, parser.add_argument_group(title))
         if kinds[field.name] is Layers:
             for role in ("cross", "self"):
-                text = f"{role}-{facts['help']}" if shown else argparse.SUPPRESS
-                group.add_argument(f"--{role}-layers", nargs="+", metavar="NAME", default=argparse.SUPPRESS, help=text)
+                group.add_argument(
+                    f"--{role}-layers",
+                    nargs="+",
+                    metavar="NAME",
+                    default=argparse.SUPPRESS,
+                    help=show(f"{role}-{facts['help']}"),
+                )
             continue
         text = f"{facts['help']} (preset {preset}: {_text(getattr(values, field.name))})".replace("%", "%%")
         group.add_argument(
             _option(field.name),
             default=argparse.SUPPRESS,
-            help=text if shown else argparse.SUPPRESS,
+            help=show(text),
             **_argument_type(kinds[field.name], facts["choices"]),
         )
     for old, new in OLD_NAMES.items():
         names = [_option(old), _option(f"no_{old}")] if kinds[new] is bool else [_option(old)]
         parser.add_argument(*names, action=_Renamed, nargs="*", const=_option(new), help=argparse.SUPPRESS)
-    if not everything or (argv and HELP_ALL in argv):
-        parser.add_argument(HELP_ALL, action="help", help="show every setting, researchers' too, and exit")
 
 
 class _Renamed(argparse.Action):

@@ -24,8 +24,8 @@ from PIL import Image
 
 from slime_optimize.data.annotations import Example
 from slime_optimize.data.validation import compared
-from slime_optimize.method.predict import Predictor
-from slime_optimize.method.train import LOSSES, Learned, Run
+from slime_optimize.method.prediction import Predictor
+from slime_optimize.method.training import LOSSES, Learned, Run
 from slime_optimize.picture import Pixels, colour_mask, overlay
 from slime_optimize.presets import PRESETS
 
@@ -37,7 +37,7 @@ _TITLES = {"ce": "cross entropy", "was": "WAS loss", "diffusion": "diffusion los
 _INK, _FAINT, _BEST = "#3367d6", "#b9cdf5", "#d1462f"
 
 
-def report_html(learned: Learned, run: Run, command: Sequence[str] = ()) -> str:
+def report_html(learned: Learned, run: Run, command: str = "") -> str:
     """The page. Takes a prediction of the first training image for each snapshot, and nothing else that is slow."""
     segmenter = learned.segmenter
     page = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
@@ -120,7 +120,7 @@ def _text(value: Any) -> str:
     return "–" if value is None else str(value)
 
 
-def _environment(learned: Learned, run: Run, command: Sequence[str]) -> dict[str, str]:
+def _environment(learned: Learned, run: Run, command: str) -> dict[str, str]:
     device = run.backbone.device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
     libraries = {**learned.segmenter.versions, "slime-serve": version("slime-serve")}
@@ -136,7 +136,7 @@ def _environment(learned: Learned, run: Run, command: Sequence[str]) -> dict[str
         "libraries": ", ".join(f"{name} {number}" for name, number in libraries.items()),
         "made": learned.segmenter.created,
     }
-    return shown | ({"command": " ".join(command)} if command else {})
+    return shown | ({"command": command} if command else {})
 
 
 def _duration(seconds: float) -> str:
@@ -146,7 +146,7 @@ def _duration(seconds: float) -> str:
 
 def _curves(learned: Learned) -> Figure:
     """A panel for each loss, and one for validation where there was one."""
-    panels = len(LOSSES) + bool(learned.found.iou_by_step)
+    panels = len(LOSSES) + bool(learned.measured.iou_by_step)
     figure = Figure(figsize=(3.1 * panels, 2.5), dpi=144, layout="constrained")
     places = figure.subplots(1, panels, squeeze=False)[0]
     for axes, name, losses_S in zip(places, LOSSES, learned.losses_SL.T.numpy(), strict=False):
@@ -154,10 +154,10 @@ def _curves(learned: Learned) -> Figure:
         axes.plot(steps, losses_S, color=_FAINT, linewidth=0.8)
         axes.plot(steps, _smooth(losses_S), color=_INK, linewidth=1.6)
         _label(axes, _TITLES[name])
-    if learned.found.iou_by_step:
-        measured, ious = zip(*sorted(learned.found.iou_by_step.items()), strict=True)
+    if learned.measured.iou_by_step:
+        measured, ious = zip(*sorted(learned.measured.iou_by_step.items()), strict=True)
         places[-1].plot(measured, ious, color=_INK, marker="o", markersize=3.5, linewidth=1.6)
-        places[-1].plot(learned.found.step, learned.found.iou_by_step[learned.found.step], "o", color=_BEST)
+        places[-1].plot(learned.measured.step, learned.measured.iou_by_step[learned.measured.step], "o", color=_BEST)
         _label(places[-1], "validation, mean IoU %")
     return figure
 

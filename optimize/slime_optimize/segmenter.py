@@ -21,11 +21,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
+from slime_optimize.backbone import TinyName
 from slime_optimize.errors import InputError, first_line
 from slime_optimize.files import whole, write_text
 from slime_optimize.method.seeds import sampled_noise
 from slime_optimize.settings import Settings, in_current_words
-from slime_optimize.tiny import TinyName
 
 FORMAT = 1
 WEIGHTS_FILE = "segmenter.safetensors"

@@ -71,33 +71,25 @@ def _grouped(names: Sequence[str]) -> str:
     return ", ".join(found) or "nothing (it has no attention of this kind)"
 
 
-def setting(
-    default: T,
-    group: str,
-    help: str,
-    *,
-    choices: tuple[str, ...] = (),
-    valid: Callable[[Any], bool] | None = None,
-    expected: str = "",
-    main: bool = False,
-) -> T:
-    """Return a dataclass field that carries its help, its choices or its range, and its group.
+Check = tuple[Callable[[Any], bool], str]  # whether a value is in range, and the range in words
+_ABOVE_0: Check = (lambda x: x > 0, "a number above 0")
+_FROM_0: Check = (lambda x: x >= 0, "0 or more")
+_FROM_1: Check = (lambda x: x >= 1, "1 or more")
+_PROBABILITY: Check = (lambda x: 0 <= x <= 1, "a chance from 0 to 1")
+_TIMESTEP: Check = (lambda t: 0 <= t < 1000, "0 to 999")
 
-    `valid` says whether a value is in range, `expected` says the range in words. `main` settings are shown by --help,
-    the others only by --help-all.
+
+def setting(
+    default: T, group: str, help: str, *, main: bool = False, choices: tuple[str, ...] = (), check: Check | None = None
+) -> T:
+    """Return a dataclass field that carries its group, its help, and its choices or range.
+
+    `main` settings are shown by --help, the others only by --help-all.
     """
     if choices:
-        valid, expected = choices.__contains__, " or ".join(choices)
-    facts = {"group": group, "help": help, "choices": choices, "valid": valid, "expected": expected, "main": main}
+        check = (choices.__contains__, " or ".join(choices))
+    facts = {"group": group, "help": help, "main": main, "choices": choices, "check": check}
     return field(default=default, metadata=facts)
-
-
-def _at_least(least: float) -> dict[str, Any]:
-    return {"valid": lambda value: value >= least, "expected": f"{least} or more"}
-
-
-def _probability() -> dict[str, Any]:
-    return {"valid": lambda value: 0 <= value <= 1, "expected": "a chance from 0 to 1"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,169 +100,120 @@ class Settings:
     """
 
     # Decisive: ten times more or less loses half the IoU.
-    learning_rate: float = setting(
-        0.1, RUN, "learning rate of Adam", valid=lambda x: x > 0, expected="a number above 0", main=True
-    )
+    learning_rate: float = setting(0.1, RUN, "learning rate of Adam", check=_ABOVE_0, main=True)
     schedule: str = setting(
-        "constant",
-        RUN,
-        "learning rate over the run: the same throughout, or falling to 0 along half a cosine",
-        choices=("constant", "cosine"),
+        "constant", RUN, "learning rate over the run; cosine lets it fall to 0", choices=("constant", "cosine")
     )
-    epochs: int = setting(200, RUN, "passes over the training images", **_at_least(1))
+    epochs: int = setting(200, RUN, "passes over the training images", check=_FROM_1)
     steps: int | None = setting(
         None,
         RUN,
         "optimisation steps, instead of epochs",
-        valid=lambda x: x is None or x >= 1,
-        expected="1 or more",
+        check=(lambda x: x is None or x >= 1, "1 or more"),
         main=True,
     )
-    batch_size: int = setting(1, RUN, "augmented views in each step", **_at_least(1), main=True)
-    # Noise and timesteps are drawn anew in every step.
-    steps_per_view: int = setting(
-        1, RUN, "steps that use the same encoded views; at 512 pixels, encoding is a third of a step", **_at_least(1)
-    )
+    batch_size: int = setting(1, RUN, "augmented views in each step", check=_FROM_1, main=True)
+    # Noise and timesteps are drawn anew in every step. At 512 pixels, encoding a view is a third of a step.
+    steps_per_view: int = setting(1, RUN, "steps that use the same encoded views; more save time", check=_FROM_1)
     t_opt: tuple[int, int] = setting(
         (5, 100),
         RUN,
-        "timesteps LOW to HIGH, both included, of which each step draws one for each view",
-        valid=lambda t: 0 <= t[0] <= t[1] < 1000,
-        expected="two timesteps LOW HIGH within 0 to 999",
+        "timesteps, both ends included, of which each view of a step gets a random one",
+        check=(lambda t: 0 <= t[0] <= t[1] < 1000, "two timesteps LOW HIGH within 0 to 999"),
     )
     prompt_word: str = setting(
         "part",
         RUN,
-        "word whose repetition gives the embeddings to start from",
-        valid=lambda word: bool(word.strip()),
-        expected="a word",
+        "word that is repeated for the embeddings to start from",
+        check=(lambda x: bool(x.strip()), "a word"),
     )
     prompt_times: str = setting(
-        "tokens",
-        RUN,
-        "how often that word is repeated: once for each of 77 tokens, or once for each part (published code)",
-        choices=("tokens", "parts"),
+        "tokens", RUN, "repeat it for each of 77 tokens, or for each part (published code)", choices=("tokens", "parts")
     )
 
-    alpha: float = setting(1.0, LOSSES, "weight of the WAS loss (eq. 8)", **_at_least(0))
+    alpha: float = setting(1.0, LOSSES, "weight of the WAS loss (eq. 8)", check=_FROM_0)
     # The diffusion loss keeps embeddings where the UNet understands them.
-    beta: float = setting(0.005, LOSSES, "weight of the diffusion loss (eq. 8)", **_at_least(0))
+    beta: float = setting(0.005, LOSSES, "weight of the diffusion loss (eq. 8)", check=_FROM_0)
     # "maps": -log of the part's own share of the softmax over all 77 tokens (the paper's A_ca);
-    # "logits": softmax over the parts of the mean raw logits.
+    # "logits": softmax over the parts of the mean raw logits (published code).
     cross_entropy: str = setting(
-        "maps",
-        LOSSES,
-        "what the cross entropy compares: the softmax maps over 77 tokens, or the parts' mean raw logits "
-        "(published code)",
-        choices=("maps", "logits"),
+        "maps", LOSSES, "cross entropy of maps over 77 tokens, or of the parts' mean logits", choices=("maps", "logits")
     )
+    # "tokens": the cross maps of eq. 3; "parts": the softmax over the parts of the mean logits (published code).
     was_source: str = setting(
-        "tokens",
-        LOSSES,
-        "what the WAS loss accumulates: the cross maps of eq. 3 over all tokens, or the softmax over the parts of the "
-        "mean logits (published code)",
-        choices=("tokens", "parts"),
+        "tokens", LOSSES, "what the WAS loss accumulates: maps over tokens, or over parts", choices=("tokens", "parts")
     )
     # The paper writes the sum, but with its alpha = 1 that drowns the cross entropy.
     was_reduction: str = setting("mean", LOSSES, "reduction of the WAS loss over pixels", choices=("mean", "sum"))
-    # With the paper's 1, a backbone that is unsure sees small parts everywhere.
+    # A part weighs (all pixels / its pixels) ** power. With the paper's 1, a backbone that is unsure sees small parts
+    # everywhere.
     class_weight_power: float = setting(
         1.0,
         LOSSES,
-        "exponent of a part's weight in the cross entropy, (all pixels / the part's pixels) ** exponent",
-        valid=lambda x: 0 <= x <= 1,
-        expected="an exponent from 0 to 1",
+        "exponent of a part's weight in the cross entropy",
+        check=(lambda x: 0 <= x <= 1, "an exponent from 0 to 1"),
     )
+    # "foreground": all but the background's pixels, and the background weighs 1 (published code).
     class_counts: str = setting(
-        "all",
-        LOSSES,
-        "pixels in the numerator of that weight: all, or all but the background's, which then weighs 1 "
-        "(published code)",
-        choices=("all", "foreground"),
+        "all", LOSSES, "pixels that a part's weight is a share of", choices=("all", "foreground")
     )
+    # 0 takes the conditional answer alone; the published code takes 100.
     guidance_scale: float = setting(
-        0.0,
-        LOSSES,
-        "classifier-free guidance of the noise in the diffusion loss; 0 takes the conditional answer alone and halves "
-        "the time of a step (published code: 100)",
-        **_at_least(0),
+        0.0, LOSSES, "classifier-free guidance in the diffusion loss; 0 halves the time of a step", check=_FROM_0
     )
 
-    channel_order: str = setting(
-        "rgb", NETWORK, "order in which the backbone gets an image's channels", choices=CHANNEL_ORDERS
-    )
+    channel_order: str = setting("rgb", NETWORK, "order in which the backbone gets channels", choices=CHANNEL_ORDERS)
     # A segmenter has to be served with the encoder that it was made with.
     encoder: str = setting(
-        "vae",
-        NETWORK,
-        "encoder of images: the backbone's VAE, or its tiny encoder, which is far cheaper",
-        choices=("vae", "tiny"),
-        main=True,
+        "vae", NETWORK, "encoder of images: the VAE, or the far cheaper tiny one", choices=("vae", "tiny"), main=True
     )
+    # After learning it is always the mean.
     posterior: str = setting(
-        "mean",
-        VIEWS,
-        "what is taken of the VAE's posterior in learning: its mean, or a sample (published code); later always the "
-        "mean",
-        choices=("mean", "sample"),
+        "mean", VIEWS, "the VAE's posterior in learning: mean, or sample (published code)", choices=("mean", "sample")
     )
     part_schedule: str = setting(
-        "run",
-        VIEWS,
-        "the part that a view must show: one after the other over the whole run, or beginning anew in each epoch",
-        choices=("run", "epoch"),
+        "run", VIEWS, "parts that views must show, in order: over the run, or in each epoch", choices=("run", "epoch")
     )
-    flip: float = setting(0.5, VIEWS, "probability of a mirrored view", **_probability())
+    flip: float = setting(0.5, VIEWS, "probability of a mirrored view", check=_PROBABILITY)
     crop: tuple[float, float] = setting(
         (0.5, 1.0),
         VIEWS,
         "range of the random square crop's side, as a share of the whole side",
-        valid=lambda x: 0 < x[0] <= x[1] <= 1,
-        expected="two fractions LOW HIGH in (0, 1]",
+        check=(lambda x: 0 < x[0] <= x[1] <= 1, "two fractions LOW HIGH in (0, 1]"),
     )
     rotation: float = setting(
-        30.0,
-        VIEWS,
-        "largest rotation in either direction, in degrees",
-        valid=lambda x: 0 <= x <= 180,
-        expected="0 to 180 degrees",
+        30.0, VIEWS, "largest rotation either way, in degrees", check=(lambda x: 0 <= x <= 180, "0 to 180 degrees")
     )
     blur: tuple[float, float] = setting(
         (0.0, 1.0),
         VIEWS,
         "range of the Gaussian blur's sigma, in pixels of a 512-pixel image",
-        valid=lambda x: 0 <= x[0] <= x[1],
-        expected="two sigmas LOW HIGH, 0 or more",
+        check=(lambda x: 0 <= x[0] <= x[1], "two sigmas LOW HIGH, 0 or more"),
     )
     # Not in the paper.
     recolour_probability: float = setting(
-        0.0, VIEWS, "probability that a part of a view gets a random mean colour", **_probability()
+        0.0, VIEWS, "probability that a part of a view gets a random mean colour", check=_PROBABILITY
     )
 
-    t_test: int = setting(
-        100, TEST, "timestep at which images are segmented", valid=lambda t: 0 <= t < 1000, expected="0 to 999"
-    )
+    t_test: int = setting(100, TEST, "timestep at which images are segmented", check=_TIMESTEP)
+    # Maps are averaged over all passes.
     extra_timesteps: tuple[int, ...] = setting(
         (),
         TEST,
-        "further timesteps, one UNet pass each; maps are averaged over all passes",
-        valid=lambda ts: all(0 <= t < 1000 for t in ts),
-        expected="timesteps from 0 to 999",
+        "further timesteps, a pass each",
+        check=(lambda x: all(map(_TIMESTEP[0], x)), "timesteps from 0 to 999"),
     )
     noise_samples: int = setting(
-        1, TEST, "noise samples at each timestep, one pass each", valid=lambda n: 1 <= n <= 16, expected="1 to 16"
+        1, TEST, "noise samples at each timestep, a pass each", check=(lambda x: 1 <= x <= 16, "1 to 16")
     )
     flip_average: bool = setting(False, TEST, "segment the mirrored image too, and average the maps", main=True)
-    # "parts" is what cross_entropy "logits" learns. Heads of 16 channels are weak judges one by one, so that a small
-    # backbone needs it.
+    # "tokens": softmax over all 77 tokens of each head, then the mean (eq. 3); "parts": one softmax over the parts of
+    # the mean logits, which is what cross_entropy "logits" learns. Heads of 16 channels are weak judges one by one, so
+    # that a small backbone needs "parts".
     readout: str = setting(
-        "tokens",
-        TEST,
-        "cross maps: softmax over all 77 tokens of each head, then the mean (eq. 3), or one softmax over the parts of "
-        "the mean logits",
-        choices=("tokens", "parts"),
+        "tokens", TEST, "softmax of the cross maps: over all tokens, or over the parts", choices=("tokens", "parts")
     )
-    threshold: float = setting(0.2, TEST, "a part whose cross map stays under it everywhere is left out", main=True)
+    threshold: float = setting(0.2, TEST, "a part whose cross map stays under it is left out", main=True)
     drop_background: bool = setting(False, TEST, "apply the threshold to the background too (published code)")
     suppress_first_part: bool = setting(
         False, TEST, "count the first part that is kept only where it is above its mean (published code)"
@@ -279,20 +222,17 @@ class Settings:
     # The paper takes 2 crops a side, of 400 of 512 pixels, for faces.
     patches: int = setting(1, TEST, "crops along each side of the image, segmented one by one", main=True)
     patch_side: float = setting(1.0, TEST, "side of such a crop, as a share of the whole side", main=True)
+    # The upsampling is joint bilateral, bilinear at 0.
     edge_tolerance: float = setting(
-        0.0,
-        TEST,
-        "joint bilateral upsampling: the difference of colour, 0 to 1, that is tolerated within a part; 0 upsamples "
-        "bilinearly",
-        main=True,
+        0.0, TEST, "align edges with the image: difference of colour within a part, 0 to 1; 0 does not", main=True
     )
-    layers: Layers = setting(Layers(), NETWORK, "attention layers, by the names they have in the UNet")  # noqa: RUF009 (frozen)
+    layers: Layers = setting(Layers(), NETWORK, "attention layers, by their names in the UNet")  # noqa: RUF009 (frozen)
 
     def __post_init__(self) -> None:
         for each in fields(self):
-            value, valid = getattr(self, each.name), each.metadata["valid"]
-            if valid and not valid(value):
-                raise InputError(f"{each.name}: got {value}, expected {each.metadata['expected']}")
+            value, check = getattr(self, each.name), each.metadata["check"]
+            if check and not check[0](value):
+                raise InputError(f"{each.name}: got {value}, expected {check[1]}")
         if self.encoder != "vae" and self.posterior != "mean":
             raise InputError(
                 f"posterior: got {self.posterior} with encoder {self.encoder}, which has no posterior, expected mean"

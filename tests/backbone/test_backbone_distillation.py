@@ -18,7 +18,7 @@ from slime_backbone.models import build_tiny_vae, build_vae
 from slime_backbone.scene import scene
 from slime_backbone.tiny import save_tiny
 from slime_backbone.training import Run, TrainingError
-from slime_optimize.tiny import load_tiny
+from slime_optimize.backbone import load_tiny
 
 CPU = torch.device("cpu")
 RECIPE = Recipe(scenes=4, views=4, steps=6, batch=4)

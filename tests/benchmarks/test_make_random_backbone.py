@@ -15,7 +15,7 @@ from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
 from benchmarks import make_random_backbone
 from slime_image import fit
 from slime_optimize import Backbone, load_backbone
-from slime_optimize.method.predict import Predictor
+from slime_optimize.method.prediction import Predictor
 from slime_optimize.segmenter import Segmenter
 
 TINY = Shape(

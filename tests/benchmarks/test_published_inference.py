@@ -12,7 +12,7 @@ from benchmarks.watch import Watch
 
 import backbones
 from slime_optimize import Backbone, load_backbone
-from slime_optimize.method.predict import Predictor
+from slime_optimize.method.prediction import Predictor
 from slime_optimize.presets import REFERENCE
 from slime_optimize.segmenter import Segmenter
 from slime_was import finished, segment

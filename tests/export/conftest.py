@@ -18,7 +18,7 @@ from backbones import KINDS, LATENT_SIZE, build
 from slime_export.options import ExportOptions
 from slime_export.pipeline import export
 from slime_optimize.backbone import load_backbone
-from slime_optimize.method.predict import load_predictor
+from slime_optimize.method.prediction import load_predictor
 from slime_optimize.segmenter import Segmenter
 from slime_optimize.settings import Settings
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
@@ -93,6 +94,63 @@ def test_parameters_are_what_the_client_reads(exported: Exported) -> None:
     assert json.loads(said["colours"]) == [list(colour) for colour in segmenter.colours]
     assert (said["form"], said["image_size"]) == ("baked", "64")
     assert (said["backbone"], said["segmenter"]) == (segmenter.backbone_hash, segmenter.hash)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ((), "the following arguments are required: DIR, --repository"),
+        (("car", "--repository", "models", "--maps", "other"), "argument --maps: invalid choice: 'other'"),
+        (("car", "--repository", "models", "--key-file", "key"), "--key-file has another name now: --admin-key-file"),
+    ],
+)
+def test_wrong_options_are_one_line(
+    command: ModuleType, capsys: pytest.CaptureFixture[str], words: tuple[str, ...], said: str
+) -> None:
+    with pytest.raises(SystemExit) as left:
+        command.main(words, "slime export")
+    assert left.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: {said}") and line.endswith("slime export --help shows the options")
+
+
+def test_help_shows_what_people_need_and_help_all_the_rest(
+    command: ModuleType, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shown = {}
+    for option in ("--help", "--help-all"):
+        with pytest.raises(SystemExit) as left:
+            command.main([option], "slime export")
+        assert left.value.code == 0
+        shown[option] = capsys.readouterr().out
+        assert shown[option].startswith("usage: slime export ")
+    rest = (
+        "--encoder",
+        "--calibration",
+        "--evaluate",
+        "--hardware",
+        "--opt-batch",
+        "--keep",
+        "--wait",
+        "TensorRT engines:",
+    )
+    assert not [each for each in rest if each in shown["--help"]]
+    assert all(each in shown["--help-all"] for each in rest)
+    assert all(
+        f"  {each} " in shown["--help"] for each in ("--repository", "--set", "--url", "--embedding", "--tls-ca")
+    )
+
+
+def test_onnx_runtime_that_is_missing_or_old(
+    mistake: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for package, said in (
+        (None, "onnxruntime: cannot be imported"),
+        (SimpleNamespace(__version__="1.20.1"), "onnxruntime: got version 1.20.1, expected 1.21 or later"),
+    ):
+        monkeypatch.setitem(sys.modules, "onnxruntime", package)
+        line = mistake(tmp_path / "repository", 2, tmp_path / "car")
+        assert said in line and line.endswith("pip install 'slime-serve[cpu]'")
 
 
 def test_no_segmenter_there(mistake: Callable[..., str], tmp_path: Path) -> None:

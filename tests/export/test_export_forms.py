@@ -15,7 +15,7 @@ from onnx import ModelProto, numpy_helper
 import slime_was
 from slime_export.graph import tracing
 from slime_export.graph.runtimes import OnnxModel
-from slime_optimize.method.predict import Predictor, load_predictor
+from slime_optimize.method.prediction import Predictor, load_predictor
 from slime_repository.variant import MAPS, Variant
 
 LAST = "up_blocks.3.attentions.2"

@@ -24,7 +24,7 @@ from slime_export.graph import onnx_export as onnx
 from slime_export.graph.networks import Encoder, MapsUNet
 from slime_export.graph.onnx_export import Signature
 from slime_optimize.backbone import load_backbone
-from slime_optimize.method.predict import Predictor
+from slime_optimize.method.prediction import Predictor
 from slime_repository import contract
 from slime_repository.contract import Versions
 from slime_repository.variant import Variant

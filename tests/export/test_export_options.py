@@ -17,7 +17,7 @@ from slime_export.proof import parity
 from slime_export.proof.references import answered
 from slime_export.proof.report import Report
 from slime_export.publish.publication import reading_of
-from slime_optimize.method.predict import load_predictor
+from slime_optimize.method.prediction import load_predictor
 from slime_repository.variant import Variant
 
 

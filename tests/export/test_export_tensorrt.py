@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -16,13 +17,18 @@ import pytest
 import torch
 from exporting import Exported
 from onnx import TensorProto, helper, numpy_helper
+from PIL import Image
 
 from slime_export.errors import EngineError, ExportError
 from slime_export.graph import engine_builder as tensorrt
+from slime_export.graph import runtimes
 from slime_export.graph.accelerators import accelerator
 from slime_export.graph.engine_builder import Options
 from slime_export.graph.runtimes import Engine, OnnxModel
+from slime_export.options import ExportOptions
+from slime_export.pipeline import export
 from slime_export.proof import parity
+from slime_export.proof.report import Gate
 
 
 @pytest.fixture
@@ -195,6 +201,26 @@ def test_a_segmenter_through_engines_is_equal_to_pytorch(trt: ModuleType, export
     assert told["profiles"] == [{"LATENTS": [[size, 4, 16, 16] for size in (1, 1, 8)]}]
     report = parity.compare(exported.predictor, *engines)  # type: ignore[arg-type]
     assert report.failures == []
+
+
+def test_an_export_as_engines(
+    trt: ModuleType, exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """int8 is tried as an ONNX file before an engine is built of it; engines are what is proven and published."""
+    monkeypatch.setattr(runtimes, "Engine", partial(Engine, device="cpu"))
+    photos, repository = tmp_path / "photos", tmp_path / "repository"
+    photos.mkdir()
+    for index, image in enumerate(parity.random_images(np.random.default_rng(5), 2, 64)):
+        Image.fromarray(image).save(photos / f"{index}.png")
+    wanted = {"format": "tensorrt", "precision": "int8", "calibration": photos}
+    gate = Gate(own_error_times=None, mask_agreement=0.0)  # random networks of eight channels keep no masks in int8
+    options = ExportOptions(folder=exported.folder, repository=repository, gate=gate, **wanted)
+    for version in (1, 2):  # the second with the repository's own encoder, which is an engine
+        published, report = export(options, lambda _: None)
+        assert published.version == version
+        assert report.graphs["unet"].share("int8") > 0.3
+        assert (repository / "car_unet_tensorrt" / str(version) / tensorrt.FILE).exists()
+    assert (repository / "vae_encoder_tensorrt" / "1" / tensorrt.FILE).exists()
 
 
 def test_accelerators_are_of_the_files_precision_and_cover_every_batch() -> None:

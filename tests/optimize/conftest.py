@@ -14,7 +14,7 @@ from PIL import Image
 import backbones
 from painting import ROOT, Files, Main, paint
 from slime_optimize import Backbone, load_backbone
-from slime_optimize.data.examples import Example
+from slime_optimize.data.annotations import Example
 
 
 @pytest.fixture(scope="session")

@@ -23,8 +23,8 @@ from painting import ROOT
 from slime_backbone.scene import KINDS, parts_of
 from slime_optimize import Segmenter
 from slime_optimize.evaluation import Data, confusions
-from slime_optimize.method.predict import Predictor
-from slime_optimize.method.step import Stepper
+from slime_optimize.method.losses import Stepper
+from slime_optimize.method.prediction import Predictor
 from slime_optimize.metrics import Ints
 from slime_optimize.presets import preset
 

@@ -7,9 +7,8 @@ import subprocess
 import sys
 
 from painting import ROOT
-from slime_optimize.data.annotations import legend, names
-from slime_optimize.data.annotations.folder import IMAGE_FOLDERS, MASK_FOLDERS
-from slime_optimize.data.annotations.layout import WHOLE
+from slime_optimize.data.annotations import example, legend
+from slime_optimize.data.annotations.folders import IMAGE_FOLDERS, MASK_FOLDERS, WHOLE
 
 TEXT = (ROOT / "docs" / "annotations.md").read_text()
 
@@ -25,7 +24,7 @@ def test_every_option_is_one_that_run_has() -> None:
 
 
 def test_every_name_that_is_recognised_is_told() -> None:
-    for name in (*IMAGE_FOLDERS, *MASK_FOLDERS, *WHOLE, *legend.LEGEND_FILES, *names._BACKGROUND):
+    for name in (*IMAGE_FOLDERS, *MASK_FOLDERS, *WHOLE, *legend.LEGEND_FILES, *example._BACKGROUND):
         assert f"`{name}`" in TEXT, name
 
 

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from PIL import Image
 
 from annotating import COLOURS, LEGEND, folder_of, indexed, palette_png, refused, save, write
 from painting import PARTS, paint
+from slime_optimize.data import annotations
 from slime_optimize.data.annotations import find_legend, load_legend, load_training, read
-from slime_optimize.data.examples import load_mask
 
 IMAGE, MASK = paint()
+
+
+def load_mask(path: Path, *legend_and_parts: Any) -> npt.NDArray[np.uint8]:
+    return annotations.load_mask(path, *legend_and_parts).values_HW
 
 
 def test_index_masks_of_every_kind(tmp_path: Path) -> None:

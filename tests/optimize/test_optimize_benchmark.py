@@ -21,8 +21,7 @@ import backbones
 from benchmarks import optimize, optimize_page, optimize_side
 from painting import ROOT
 from slime_optimize import Backbone, load_backbone
-from slime_optimize.method.losses import Losses, losses
-from slime_optimize.method.step import Stepper
+from slime_optimize.method.losses import Losses, Stepper, losses
 from slime_optimize.presets import BEST, PAPER, REFERENCE
 from slime_optimize.settings import Settings
 

@@ -14,10 +14,10 @@ from PIL import Image
 
 from painting import PARTS, Main, paint
 from slime_optimize import Backbone, Segmenter, Settings
-from slime_optimize.data.examples import Example
+from slime_optimize.data.annotations import Example
 from slime_optimize.evaluation import _telling, confusions, read_data
-from slime_optimize.method.predict import Predictor
-from slime_optimize.method.train import optimise
+from slime_optimize.method.prediction import Predictor
+from slime_optimize.method.training import optimise
 from slime_optimize.metrics import report
 
 SEEDS = (0, 1, 2)
@@ -142,3 +142,20 @@ def test_mistakes(
         (other / path.name).write_bytes(path.read_bytes().replace(b'"green"', b'"grass"'))
     assert "expected segmenters of one thing" in fails(segmenters[0], other)
     assert "got 0, expected the side of a square" in fails(segmenters[0], "--squash", 0)
+
+
+def test_settings_changed_for_the_evaluation(
+    evaluate: Main, segmenters: list[Path], data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [str(segmenters[0]), "--data", str(data), "--quiet", "--json", str(tmp_path / "iou.json")]
+    assert evaluate(words) == 0
+    before = json.loads((tmp_path / "iou.json").read_text())
+    assert evaluate([*words, "--set", "threshold=1", "--set", "edge_tolerance=0.2"]) == 0
+    after = json.loads((tmp_path / "iou.json").read_text())
+    assert before["set"] == [] and after["set"] == ["threshold=1", "edge_tolerance=0.2"]
+    # No cross map reaches 1, so that every part but the background is left out.
+    assert after["iou"]["background"] > 0 and [after["iou"][name] for name in PARTS[1:]] == [0.0, 0.0]
+    assert before["mean_iou"] != after["mean_iou"]
+    capsys.readouterr()
+    assert evaluate([*words, "--set", "steps=3"]) == 2
+    assert "error: --set steps=3: steps is part of what was learned, expected one of" in capsys.readouterr().err

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from slime_optimize import Settings
-from slime_optimize.method.augment import View, apply_view, draw_view, part_points
+from slime_optimize.method.augmentation import View, apply_view, draw_view, part_points
 from slime_optimize.method.losses import Answer, class_weights, logit_cross_entropy, losses, map_cross_entropy, was_loss
 
 B, P, H, W = 2, 4, 3, 5

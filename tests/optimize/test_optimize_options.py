@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from slime_optimize import Backbone
-from slime_optimize.data.examples import Example
+from slime_optimize.data.annotations import Example
 from slime_optimize.errors import InputError
-from slime_optimize.method.augment import recoloured
+from slime_optimize.method.augmentation import recoloured
 from slime_optimize.method.losses import class_weights
-from slime_optimize.method.predict import Predictor
-from slime_optimize.method.train import optimise
+from slime_optimize.method.prediction import Predictor
+from slime_optimize.method.training import optimise
 from slime_optimize.presets import PRESETS
 from slime_optimize.settings import Settings
 

@@ -12,9 +12,9 @@ from PIL import Image
 
 from datasets_on_disk import Annotated, noise, write_annotation, write_face, write_mapping, write_voc_split
 from painting import Main
+from slime_optimize.data.annotations import dataset, load_example
 from slime_optimize.data.datasets import celebamask, pascal_part, published
 from slime_optimize.data.datasets.pascal import KINDS
-from slime_optimize.data.examples import dataset, load_example
 from slime_optimize.errors import InputError
 
 CAR = Annotated(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import re
+import shlex
 from html.parser import HTMLParser
 
 import pytest
@@ -14,7 +15,7 @@ from painting import paint
 from slime_optimize import Backbone, Settings
 from slime_optimize.data.annotations import Example
 from slime_optimize.data.validation import Validation
-from slime_optimize.method.train import Learned, Run, learn
+from slime_optimize.method.training import Learned, Run, learn
 from slime_optimize.report import report_html
 
 PARTS = ("background", "<b>ear</b>", 'a "tail" & more')
@@ -54,7 +55,7 @@ def made(loaded: dict[str, Backbone]) -> tuple[Run, Learned, str]:
         validation=Validation(examples=(examples[2],), every=10, held_back=True),
     )
     learned = learn(run, progress=False)
-    return run, learned, report_html(learned, run, ["python", "optimize/run.py", "--parts", *PARTS])
+    return run, learned, report_html(learned, run, shlex.join(["python", "optimize/run.py", "--parts", *PARTS]))
 
 
 def test_nothing_is_fetched_and_nothing_runs(made: tuple[Run, Learned, str]) -> None:

@@ -24,8 +24,8 @@ from slime_optimize.data.annotations import Example
 from slime_optimize.data.validation import Validation
 from slime_optimize.errors import OptimisationError
 from slime_optimize.method.checkpoint import CHECKPOINT_FILE, Checkpoint, State
-from slime_optimize.method.step import Stepper
-from slime_optimize.method.train import Learned, Run, learn
+from slime_optimize.method.losses import Stepper
+from slime_optimize.method.training import Learned, Run, learn
 
 STEPS = 7
 
@@ -45,7 +45,7 @@ class Copying(Checkpoint):
 @pytest.fixture
 def this(loaded: dict[str, Backbone], monkeypatch: pytest.MonkeyPatch) -> Run:
     """Two images, two views a step, steps encoded three at a time, measured at steps 2, 4, 6 and 7."""
-    monkeypatch.setattr("slime_optimize.method.views._PIXELS_AT_ONCE", 6 * 64 * 64)
+    monkeypatch.setattr("slime_optimize.method.augmentation._PIXELS_AT_ONCE", 6 * 64 * 64)
     first, second, third = (
         Example(name=str(i), image_HW3=paint(i)[0], mask_HW=paint(i)[1], digest=str(i)) for i in range(3)
     )
@@ -61,7 +61,7 @@ def this(loaded: dict[str, Backbone], monkeypatch: pytest.MonkeyPatch) -> Run:
 def assert_same(one: Learned, other: Learned) -> None:
     assert torch.equal(one.segmenter.text_embedding, other.segmenter.text_embedding)
     assert torch.equal(one.losses_SL, other.losses_SL)
-    assert one.found.iou_by_step == other.found.iou_by_step
+    assert one.measured.iou_by_step == other.measured.iou_by_step
     assert one.snapshots.keys() == other.snapshots.keys()
     assert all(torch.equal(kept, other.snapshots[step]) for step, kept in one.snapshots.items())
     told = [{**each.segmenter.metrics, "seconds": 0} for each in (one, other)]
@@ -70,7 +70,7 @@ def assert_same(one: Learned, other: Learned) -> None:
 
 def test_going_on_from_any_step(this: Run, tmp_path: Path) -> None:
     whole = learn(this, checkpoint=Copying(tmp_path), progress=False)
-    assert list(whole.found.iou_by_step) == [2, 4, 6, 7] and len(whole.losses_SL) == STEPS
+    assert list(whole.measured.iou_by_step) == [2, 4, 6, 7] and len(whole.losses_SL) == STEPS
     for step in (1, 2, 3, 5, STEPS):
         state = Checkpoint(tmp_path / str(step)).load(this.identity)
         assert state is not None and state.step == step and state.seconds > 0
@@ -199,3 +199,16 @@ def test_killed_in_the_middle(run: Main, words: list[str], tmp_path: Path) -> No
     resumed, whole = Segmenter.load(out), Segmenter.load(straight)
     assert torch.equal(resumed.text_embedding, whole.text_embedding)
     assert resumed.metrics["losses"] == whole.metrics["losses"]
+
+
+def test_a_checkpoint_in_old_words_goes_on(this: Run, tmp_path: Path) -> None:
+    old = {"recolour_probability": "recolour", "edge_tolerance": "guide", "part_schedule": "turns"}
+
+    class Renaming(Copying):
+        def save(self, state: State, identity: Mapping[str, Any]) -> None:
+            words = {old.get(name, name): value for name, value in identity.items()}
+            super().save(state, words | {"encoder": "kl"})
+
+    learn(this, checkpoint=Renaming(tmp_path), progress=False)
+    state = Checkpoint(tmp_path / "3").load(this.identity)
+    assert state is not None and state.step == 3

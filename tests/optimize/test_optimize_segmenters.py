@@ -12,7 +12,9 @@ import torch
 
 from painting import paint
 from slime_optimize import InputError, Segmenter, Settings, preset
+from slime_optimize.method.seeds import sampled_noise
 from slime_optimize.picture import colour_mask, overlay, palette, sheet
+from slime_optimize.settings import OLD_NAMES
 
 
 @pytest.fixture
@@ -142,3 +144,63 @@ def test_pictures() -> None:
     assert (colour_mask(mask, colours)[20, 20] == colours[1]).all()
     picture = sheet([(image, laid), (image, laid)], ("image", "prediction"), ("background", "a", "b"), colours, 64)
     assert picture.mode == "RGB" and picture.width == 2 * 72 + 8 and picture.height > 2 * 72
+
+
+OLD_WORDS = {
+    "guide": ("edge_tolerance", 0.25),
+    "guidance": ("guidance_scale", 100.0),
+    "more_t": ("extra_timesteps", [20, 200]),
+    "draws": ("noise_samples", 1),
+    "mirrored": ("flip_average", True),
+    "suppress": ("suppress_first_part", True),
+    "turns": ("part_schedule", "epoch"),
+    "view_uses": ("steps_per_view", 3),
+    "recolour": ("recolour_probability", 0.5),
+    "class_weight": ("class_weight_power", 0.75),
+}
+
+
+def in_old_words(values: dict[str, Any]) -> dict[str, Any]:
+    """Settings as they were written before they got their present names."""
+    old = {new: name for name, (new, _) in OLD_WORDS.items()}
+    words = {old.get(name, name): value for name, value in values.items()}
+    return words | {"encoder": "kl"} if values.get("encoder") == "vae" else words
+
+
+def test_segmenters_in_old_words_are_read(segmenter: Segmenter, tmp_path: Path) -> None:
+    settings = Settings(t_test=50).changed(dict(OLD_WORDS.values()))
+    assert all(
+        getattr(settings, new) != getattr(Settings(), new) for new, _ in OLD_WORDS.values() if new != "noise_samples"
+    )
+    made = replace(segmenter, settings=settings)
+    made.save(tmp_path)
+    facts = json.loads((tmp_path / "segmenter.json").read_text())
+    facts["settings"] = in_old_words(facts["settings"])
+    assert facts["settings"].keys() >= OLD_WORDS.keys() and facts["settings"]["encoder"] == "kl"
+    (tmp_path / "segmenter.json").write_text(json.dumps(facts))
+    assert Segmenter.load(tmp_path).settings == settings and Segmenter.load(tmp_path).hash == made.hash
+
+
+def test_every_old_name_is_in_the_table() -> None:
+    assert {name: new for name, (new, _) in OLD_WORDS.items()} == OLD_NAMES
+
+
+def test_recommended_settings_in_old_words_are_read() -> None:
+    told = {"every": {"guide": 0.3, "encoder": "kl"}, "best": {"recolour": 0.1}}
+    settings = preset("best", told)
+    assert (settings.edge_tolerance, settings.recolour_probability, settings.encoder) == (0.3, 0.1, "vae")
+
+
+def test_noise_for_more_samples_is_drawn_again_from_the_seed(segmenter: Segmenter) -> None:
+    made = replace(segmenter, noise=sampled_noise(16, segmenter.seed))
+    more = made.at_test_time(["noise_samples=3", "threshold=0.1"])
+    assert torch.equal(more.noise, sampled_noise(16, segmenter.seed, 3)) and more.settings.threshold == 0.1
+    assert torch.equal(more.at_test_time(["noise_samples=1"]).noise, made.noise)
+    assert more.hash != made.hash and torch.equal(more.text_embedding, made.text_embedding)
+
+
+def test_noise_that_is_not_the_seeds_is_kept(segmenter: Segmenter) -> None:
+    with pytest.raises(InputError, match="no more of it can be drawn; expected 1 to 1") as told:
+        segmenter.at_test_time(["noise_samples=2"])
+    assert len(str(told.value).splitlines()) == 1
+    assert torch.equal(segmenter.at_test_time(["threshold=0.1"]).noise, segmenter.noise)

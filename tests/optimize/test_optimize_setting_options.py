@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from dataclasses import fields
 from typing import Any
 
@@ -16,15 +15,15 @@ CHOICES = {field.name: field.metadata["choices"] for field in fields(Settings) i
 
 
 def settings(*words: str, base: Settings | None = None) -> Settings:
-    parser = argparse.ArgumentParser()
+    parser = Parser()
     add_settings(parser)
     return chosen(parser.parse_args(words), base or Settings())
 
 
 def test_every_field_is_explained_and_nothing_else_is() -> None:
     assert all(field.metadata["help"] for field in fields(Settings))
-    parser = argparse.ArgumentParser()
-    add_settings(parser, ["--help-all"])
+    parser = Parser(["--help-all"])
+    add_settings(parser)
     shown = parser.format_help()
     for field in fields(Settings):
         assert f"--{field.name.replace('_', '-')}" in shown or field.name == "layers"
@@ -32,8 +31,8 @@ def test_every_field_is_explained_and_nothing_else_is() -> None:
 
 
 def test_help_shows_the_main_settings_alone() -> None:
-    parser = argparse.ArgumentParser()
-    add_settings(parser, ["--help"])
+    parser = Parser(["--help"])
+    add_settings(parser)
     shown = parser.format_help()
     for field in fields(Settings):
         if field.name != "layers":  # its options are --cross-layers and --self-layers
@@ -44,7 +43,7 @@ def test_help_shows_the_main_settings_alone() -> None:
 @pytest.mark.parametrize("old", OLD_NAMES)
 def test_old_options_are_refused_with_the_new_name(old: str, capsys: pytest.CaptureFixture[str]) -> None:
     parser = Parser(prog="slime optimize")
-    add_settings(parser, [])
+    add_settings(parser)
     with pytest.raises(SystemExit) as left:
         parser.parse_args([f"--{old.replace('_', '-')}", "1"])
     (told,) = capsys.readouterr().err.splitlines()
@@ -54,7 +53,7 @@ def test_old_options_are_refused_with_the_new_name(old: str, capsys: pytest.Capt
 
 def test_mistakes_on_the_command_line_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     parser = Parser(prog="slime optimize")
-    add_settings(parser, [])
+    add_settings(parser)
     with pytest.raises(SystemExit) as left:
         parser.parse_args(["--steps", "few"])
     assert left.value.code == 2

@@ -16,10 +16,10 @@ import backbones
 from painting import PARTS, Files, Main, paint
 from slime_optimize import BackboneError, InputError, Settings, load_backbone
 from slime_optimize.backbone import content_hash
-from slime_optimize.data.examples import Example
-from slime_optimize.method.predict import Predictor, load_predictor
-from slime_optimize.method.train import Run, optimise
-from slime_optimize.method.views import views
+from slime_optimize.data.annotations import Example
+from slime_optimize.method.augmentation import views
+from slime_optimize.method.prediction import Predictor, load_predictor
+from slime_optimize.method.training import Run, optimise
 from slime_optimize.segmenter import Segmenter
 
 TINY = Settings(encoder="tiny", steps=2, threshold=0.0)

@@ -12,10 +12,10 @@ import torch
 
 from painting import PARTS, paint
 from slime_optimize import Backbone, BackboneError, InputError, Layers, Predictor, Segmenter, Settings, attention_maps
-from slime_optimize.data.examples import Example
+from slime_optimize.data.annotations import Example
 from slime_optimize.errors import OptimisationError
-from slime_optimize.method.train import initial_text, optimise
-from slime_optimize.method.views import views
+from slime_optimize.method.augmentation import views
+from slime_optimize.method.training import initial_text, optimise
 from slime_was import scores, segment
 
 SHORT = Settings(steps=4)
@@ -39,7 +39,7 @@ def test_views_do_not_depend_on_how_many_are_encoded_ahead(
     backbone: Backbone, example: Example, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = learn(backbone, example)
-    monkeypatch.setattr("slime_optimize.method.views._PIXELS_AT_ONCE", 1)
+    monkeypatch.setattr("slime_optimize.method.augmentation._PIXELS_AT_ONCE", 1)
     torch.testing.assert_close(learn(backbone, example).embeddings, expected.embeddings, rtol=1e-3, atol=1e-3)
 
 

@@ -13,8 +13,8 @@ from PIL import Image
 from painting import PARTS, Files, Main, paint
 from slime_optimize import Backbone, InputError, Predictor, Segmenter, Settings
 from slime_optimize.data.annotations import Example
-from slime_optimize.data.validation import Found, Validation, hold_back, measure
-from slime_optimize.method.train import Learned, Run, learn
+from slime_optimize.data.validation import Measured, Validation, hold_back, measure
+from slime_optimize.method.training import Learned, Run, learn
 from slime_optimize.metrics import Report
 
 
@@ -58,7 +58,7 @@ def test_the_best_is_kept_and_of_equals_the_later() -> None:
         values = np.array([percent, percent])
         return Report(parts=("background", "a"), images=1, per_image_P=values, dataset_P=values)
 
-    found = Found()
+    found = Measured()
     for step, percent in ((1, 20.0), (2, 50.0), (3, 50.0), (4, 10.0)):
         found = found.and_then(step, torch.full((1, 2), float(step)), scored(percent))
     assert found.iou_by_step == {1: 20.0, 2: 50.0, 3: 50.0, 4: 10.0}
@@ -82,7 +82,7 @@ def learned(loaded: dict[str, Backbone], example: Example) -> Learned:
 
 
 def test_the_chosen_embeddings_score_what_was_measured(learned: Learned, loaded: dict[str, Backbone]) -> None:
-    metrics, scores = learned.segmenter.metrics, learned.found.iou_by_step
+    metrics, scores = learned.segmenter.metrics, learned.measured.iou_by_step
     chosen = metrics["step"]
     assert list(scores) == [1, 2, 3, 4, 5, 6] and len(set(scores.values())) > 1
     assert scores[chosen] == max(scores.values())

@@ -18,7 +18,7 @@ from slime_backbone.dataset import write_split
 from slime_backbone.scene import parts_of
 from slime_client import Segmenter, SegmenterError
 from slime_image import load
-from slime_optimize.method.predict import load_predictor
+from slime_optimize.method.prediction import load_predictor
 
 pytestmark = pytest.mark.triton
 AGREEMENT = 0.999  # of the pixels

@@ -26,9 +26,8 @@ from torch import Tensor
 
 from slime_optimize.backbone import Backbone
 from slime_optimize.method.attention import attend, attention_maps
-from slime_optimize.method.losses import losses
-from slime_optimize.method.predict import Predictor
-from slime_optimize.method.step import Stepper
+from slime_optimize.method.losses import Stepper, losses
+from slime_optimize.method.prediction import Predictor
 from slime_optimize.presets import REFERENCE
 from slime_optimize.segmenter import Segmenter
 from slime_optimize.settings import Settings

@@ -36,27 +36,27 @@ def recording() -> Recording:
 
 
 def unscaled(patch: Patch) -> None:
-    true = processors._Text.attend
-    patch.setattr(processors._Text, "attend", lambda self, q, k, v, _scale: true(self, q, k, v, 1.0))
+    true = processors._TextAttnProcessor.attend
+    patch.setattr(processors._TextAttnProcessor, "attend", lambda self, q, k, v, _scale: true(self, q, k, v, 1.0))
 
 
 def softmax_over_the_parts(patch: Patch) -> None:
-    def keep(self: Any, logits: torch.Tensor, _chances: torch.Tensor) -> None:
+    def keep(self: Any, logits: torch.Tensor, _probs: torch.Tensor) -> None:
         of_parts = logits[..., : self.store.num_parts]
         self.store.logits[self.name] = of_parts.mean(1)
         self.store.cross[self.name] = of_parts.softmax(-1).mean(1)
 
-    patch.setattr(processors._Cross, "keep", keep)
+    patch.setattr(processors._CrossAttnProcessor, "keep", keep)
 
 
 def one_mean_over_all_heads(patch: Patch) -> None:
-    true = processors._Cross.keep
+    true = processors._CrossAttnProcessor.keep
     mean_heads = (3 * 4 + 2 * 2) / 5  # of the five layers
 
     def keep(self: Any, logits: torch.Tensor, probs: torch.Tensor) -> None:
         true(self, logits, probs * (probs.shape[1] / mean_heads))
 
-    patch.setattr(processors._Cross, "keep", keep)
+    patch.setattr(processors._CrossAttnProcessor, "keep", keep)
 
 
 def enlarged_otherwise(**how: Any) -> Callable[[Patch], None]:

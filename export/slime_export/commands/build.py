@@ -51,7 +51,9 @@ def _parser(prog: str | None, *, everything: bool) -> argparse.ArgumentParser:
     """Return the parser. What researchers and engines need is shown with `everything` alone."""
     parser = Parser(prog=prog or "export/build.py", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("folder", type=Path, metavar="DIR", help="segmenter written by optimize/run.py")
-    parser.add_argument("--repository", type=Path, required=True, metavar="REPO", help="made if it is not there")
+    parser.add_argument(
+        "--repository", type=Path, required=True, metavar="REPO", help="model repository; made if it is not there"
+    )
     parser.add_argument("--name", default=ExportOptions.name, help="name to serve it under (default: the folder's)")
     parser.add_argument("--set", action="append", default=[], dest="changes", metavar="NAME=VALUE", help=SET_HELP)
     parser.add_argument("--url", metavar="HOST:PORT", help="gRPC endpoint of a running server that is to follow")

@@ -13,8 +13,8 @@ from slime_export.errors import ExportError
 from slime_export.graph import chunking, engine_builder, onnx_export, precision, quantisation, winograd
 from slime_export.graph.sensitivity import Feeds
 from slime_image import load
-from slime_optimize.data.annotations.images import IMAGE_SUFFIXES
-from slime_optimize.method.predict import Predictor
+from slime_optimize.data.annotations.pictures import IMAGE_SUFFIXES
+from slime_optimize.method.prediction import Predictor
 from slime_repository.variant import Variant
 from slime_was.tensors import LATENTS
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from slime_optimize.backbone import Backbone
 from slime_optimize.method.attention import attend, attention_maps, mean, weighted_maps
-from slime_optimize.method.passes import Pass, accumulated, passes
+from slime_optimize.method.prediction import Pass, accumulated, passes
 from slime_optimize.segmenter import Segmenter
 from slime_optimize.settings import Settings
 
@@ -120,15 +120,15 @@ class _Maps(nn.Module):
         given = (latents_B4hw, text, noise, present_BP)
         if not self.weighted:
             runs = self.runs(attention_maps, *given)
-            cross_BPhw = mean([one.turned(maps.cross_BPhw) for one, maps in runs])
+            cross_BPhw = mean([one.oriented(maps.cross_BPhw) for one, maps in runs])
             width = int(cross_BPhw.shape[-1])  # while a graph is traced, sizes are tensors
-            return cross_BPhw, mean([one.turned_self(maps.self_BNN, width) for one, maps in runs])
+            return cross_BPhw, mean([one.oriented_self(maps.self_BNN, width) for one, maps in runs])
         # The maps can be values of the self attention of the same pass, unless they are known only after the last
         # pass, or at the end of one.
         if len(self.passes) > 1 or self.postprocess.suppress_first_part:
             return accumulated(self.runs(attend, *given), self.postprocess)
         ((only, (cross_BPhw, was_BPhw)),) = self.runs(weighted_maps, *given)
-        return only.turned(cross_BPhw), only.turned(was_BPhw)
+        return only.oriented(cross_BPhw), only.oriented(was_BPhw)
 
     def runs(self, maps_of: Callable[..., Any], *given: Tensor | None) -> list[tuple[Pass, Any]]:
         """Return each pass with what `maps_of` reads in it."""
@@ -161,8 +161,8 @@ class _OnePass(nn.Module):
         present_BP: Tensor | None,
     ) -> Any:
         channels = int(latents_B4hw.shape[1])
-        noise_B4hw = noise_BXhw[:, channels * self.one_pass.draw : channels * (self.one_pass.draw + 1)]
-        noisy_B4hw = self.signal * self.one_pass.turned(latents_B4hw) + self.spread * noise_B4hw
+        noise_B4hw = noise_BXhw[:, channels * self.one_pass.sample : channels * (self.one_pass.sample + 1)]
+        noisy_B4hw = self.signal * self.one_pass.oriented(latents_B4hw) + self.spread * noise_B4hw
         return maps_of(
             self.unet,
             noisy_B4hw,

@@ -7,7 +7,7 @@ from pathlib import Path
 from slime_export.graph import onnx_export
 from slime_export.graph.networks import Encoder, MapsUNet, SharedUNet
 from slime_export.graph.onnx_export import Signature
-from slime_optimize.method.predict import Predictor
+from slime_optimize.method.prediction import Predictor
 from slime_repository.contract import map_names
 from slime_repository.shared_contract import Group, unet_inputs
 from slime_repository.variant import Variant

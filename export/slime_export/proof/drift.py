@@ -25,7 +25,7 @@ from slime_export.graph.onnx_export import FILE
 from slime_export.graph.runtimes import CPU, OnnxModel, providers_for
 from slime_export.proof.references import References
 from slime_export.proof.report import Drift, difference
-from slime_optimize.method.predict import Predictor
+from slime_optimize.method.prediction import Predictor
 from slime_was.tensors import LATENTS, PIXELS
 
 Arrays = Mapping[str, npt.NDArray[Any]]

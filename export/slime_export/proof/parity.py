@@ -19,7 +19,7 @@ from slime_export.proof.references import References, answered
 from slime_export.proof.report import Comparison, Report, difference
 from slime_image import cropped, fit
 from slime_optimize.evaluation import Data, Segments, confusions
-from slime_optimize.method.predict import Predictor
+from slime_optimize.method.prediction import Predictor
 from slime_optimize.metrics import report
 from slime_was import Postprocess
 from slime_was.tensors import ACCUMULATED, CROSS, LATENTS, PIXELS, POSTPROCESS, SELF

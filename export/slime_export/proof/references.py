@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from slime_export.proof.report import Difference, difference
-from slime_optimize.method.predict import Predictor
+from slime_optimize.method.prediction import Predictor
 from slime_repository.record import Check, png
 from slime_was.tensors import ACCUMULATED, CROSS, LATENTS, POSTPROCESS, SELF
 

@@ -1,7 +1,7 @@
-"""Changes to a repository that can be taken back, each of them one rename, and told in its manifest beforehand.
+"""Changes a repository so that each step can be undone: each is one rename, and is told in the manifest beforehand.
 
-Everything new is made ready in a staging folder beside the repository (inside it Triton would take it for a model,
-and a rename needs the same filesystem). So a kill at any moment leaves whole models only.
+Everything new is prepared in a staging folder beside the repository: inside, Triton would take it for a model, and a
+rename needs the same filesystem. So a kill at any moment leaves whole models only.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from slime_repository.manifest import Entry, Manifest
 
 
 class Changes:
-    """Renames inside a with-block: kept when it ends well, undone in reverse order when it raises.
+    """Renames inside a with-block. They are kept when it ends well, and undone in reverse order when it raises.
 
     `models`: the folders that a repository without a manifest gets one of. The caller holds the repository's lock.
     """
@@ -50,11 +50,11 @@ class Changes:
             self._back()
 
     def on_undo(self, action: Callable[[], object]) -> None:
-        """Also does `action` when the block raises, after what comes later has been undone."""
+        """Also do `action` when the block raises, after what comes later has been undone."""
         self._undo.callback(action)
 
     def place(self, staged: Path, target: Path) -> None:
-        """Moves a file or folder made ready in the staging folder to `target`, which does not exist."""
+        """Move a file or folder prepared in the staging folder to `target`, which does not exist."""
         place = target.relative_to(self._repository)
         if staged.is_file():
             self._announce({place.as_posix(): manifest.entry(staged)})
@@ -65,7 +65,7 @@ class Changes:
         self.on_undo(lambda: rename(target, self._aside()))
 
     def take(self, target: Path) -> None:
-        """Moves `target` out of the repository; it is deleted with the staging folder."""
+        """Move `target` out of the repository; it is deleted with the staging folder."""
         place = target.relative_to(self._repository).as_posix()
         known = {**self.manifest.files, **self.manifest.changing}
         leaving = [path for path in known if path == place or path.startswith(f"{place}/")]
@@ -77,7 +77,7 @@ class Changes:
         self._announce(dict.fromkeys(path for path in leaving if path not in self.manifest.files))
 
     def write(self, target: Path, content: str | bytes) -> None:
-        """Puts a small file with this content in place of `target`, in one step."""
+        """Put a small file with this content in place of `target`, in one step."""
         before = target.read_bytes() if target.exists() else None
         waiting = self._written(content.encode() if isinstance(content, str) else content)
         self._announce({target.relative_to(self._repository).as_posix(): manifest.entry(waiting)})
@@ -113,10 +113,10 @@ class Changes:
 
 
 def rename(source: Path, target: Path) -> None:
-    """The one way anything in a repository changes; replaces a file, never a folder with content."""
+    """Rename: the one way anything in a repository changes. It replaces a file, never a folder with content."""
     source.replace(target)
 
 
 def linked(source: Path, target: Path) -> Path:
-    """A copy of a folder whose files share their content with `source`'s: no room, no time. Returns `target`."""
+    """Copy a folder by hard links, which take neither space nor time, and return `target`."""
     return Path(shutil.copytree(source, target, copy_function=os.link, ignore=shutil.ignore_patterns(layout.CACHE)))

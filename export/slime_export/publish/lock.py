@@ -1,4 +1,4 @@
-"""One change of a repository at a time, and a folder to make it ready in.
+"""Lets one process at a time change a repository, and gives it a folder to prepare the change in.
 
 The lock is the kernel's (flock), on the repository's folder itself: nothing is left behind where its holder is killed.
 """
@@ -25,7 +25,7 @@ Say = Callable[[str], None]
 
 @contextmanager
 def locked(repository: Path, wait_s: float = WAIT_S, say: Say = print) -> Iterator[None]:
-    """Nobody else changes `repository`, which is made if missing, inside the block; waits for whoever does.
+    """Keep others from changing `repository`, which is made if missing, inside the block; wait for whoever does.
 
     A repository that was made here and stayed empty is gone afterwards. Raises BusyError after `wait_s` seconds,
     ExportError where it cannot be a folder.
@@ -42,7 +42,7 @@ def locked(repository: Path, wait_s: float = WAIT_S, say: Say = print) -> Iterat
 
 @contextmanager
 def staging(repository: Path, wait_s: float = WAIT_S, say: Say = print) -> Iterator[Path]:
-    """An empty folder beside `repository`, on its filesystem, for this process alone; gone afterwards.
+    """Give an empty folder beside `repository`, on its filesystem, for this process alone; it is gone afterwards.
 
     Those of processes that were killed are removed first. Raises as `locked` does.
     """
@@ -63,7 +63,7 @@ def staging(repository: Path, wait_s: float = WAIT_S, say: Say = print) -> Itera
 
 
 def _taken(repository: Path, wait_s: float, say: Say) -> int:
-    """The descriptor that holds the lock."""
+    """Return the descriptor that holds the lock."""
     deadline, told = time.monotonic() + wait_s, False
     while True:
         descriptor = _opened(repository)
@@ -83,7 +83,7 @@ def _taken(repository: Path, wait_s: float, say: Say) -> int:
 
 
 def _opened(repository: Path) -> int | None:
-    """None where whoever made the folder removed it, empty, in that moment."""
+    """Return the folder's descriptor; None where whoever made it removed it, empty, in that moment."""
     try:
         repository.mkdir(parents=True, exist_ok=True)
         return os.open(repository, os.O_RDONLY | os.O_DIRECTORY)
@@ -102,7 +102,7 @@ def _flocked(descriptor: int) -> bool:
 
 
 def _is(repository: Path, descriptor: int) -> bool:
-    """Whether the folder is still there under its name: who made it may have removed it, empty, while we waited."""
+    """Return whether the folder is still there under its name: who made it may have removed it while we waited."""
     try:
         return os.path.samestat(repository.stat(), os.fstat(descriptor))
     except FileNotFoundError:
@@ -110,7 +110,7 @@ def _is(repository: Path, descriptor: int) -> bool:
 
 
 def _remove_abandoned(folder: Path) -> None:
-    """Its process is gone where nobody holds the folder's own lock."""
+    """Remove a staging folder whose process is gone, which it is where nobody holds the folder's own lock."""
     try:
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     except FileNotFoundError:  # Its process was just through with it.

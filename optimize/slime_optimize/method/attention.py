@@ -1,14 +1,14 @@
-"""Reads the cross- and self-attention maps out of a Stable-Diffusion-shaped UNet.
+"""The cross- and self-attention maps of a Stable-Diffusion-shaped UNet.
 
-Three ways to the same maps:
+Three functions compute the same maps:
 
-    attention_maps   the averaged maps themselves, self-attention as (B,N,N): one form of an exported UNet
+    attention_maps   the averaged maps themselves, self-attention as (B,N,N): one variant of an exported UNet
     attend           cross maps, and WAS without an N x N map, for training and prediction:
                      WAS[q] = sum_k A[q,k] c[k] is attention with the cross maps as the values
-    weighted_maps    as attend, with the cross maps as further values of the layers' own attention, so that it is
-                     computed once: the other form of an exported UNet
+    weighted_maps    as attend, with the cross maps as further values of the layers' own attention, which is then
+                     computed only once: the other variant of an exported UNet
 
-Knows nothing of noise, images or losses. processors.py does the reading.
+Nothing here knows of noise, images or losses. processors.py reads the maps out of the layers.
 
 Shape suffixes: B batch, C channels, H heads, N = h*w latent pixels (M at another resolution),
 T text tokens, D text width, d head width, P parts (the first P tokens).
@@ -35,7 +35,7 @@ from slime_optimize.method.processors import (
 )
 from slime_optimize.settings import Layers
 
-# Taken from a logit, it leaves nothing of its share, and fits into half precision.
+# Subtracted from a logit, it leaves nothing of its share of the softmax; it fits into half precision.
 _NO_SHARE = 3e4
 
 
@@ -50,9 +50,9 @@ class Maps:
 
 @dataclass(frozen=True, kw_only=True)
 class Attended:
-    """One pass: cross maps (B,P,h,w) eq. 3, mean raw logits alike, the UNet's output (B,4,h,w).
+    """One pass: cross maps (eq. 3) and mean raw logits, (B,P,h,w) each, and the UNet's output (B,4,h,w).
 
-    query_keys: of each self layer, scaled, (B,H,N,d) each.
+    query_keys: scaled queries and keys of each self layer, (B,H,N,d) each.
     """
 
     cross_BPhw: Tensor
@@ -61,7 +61,7 @@ class Attended:
     predicted_B4hw: Tensor
 
     def accumulate(self, values_BPhw: Tensor) -> Tensor:
-        """WAS maps, eq. 6, with `values_BPhw` in the cross maps' place: the mean over the self layers, (B,P,h,w)."""
+        """Return eq. 6 with `values_BPhw` in the place of the cross maps, the mean over the self layers, (B,P,h,w)."""
         return mean([accumulate_pairs(query, key, values_BPhw) for query, key in self.query_keys])
 
 
@@ -76,12 +76,12 @@ def attention_maps(
     over_parts: bool = False,
     present_BP: Tensor | None = None,
 ) -> Maps:
-    """One conditional pass over noised latents; eq. 3 and 5.
+    """Return the averaged maps of one conditional pass over noised latents (eq. 3 and 5).
 
-    timestep: int64, () or (B,); text: (1,T,D) or (B,T,D). Cross maps are in [0, 1] and sum to at
-    most 1 over the parts; rows of the self map sum to 1. Differentiable with respect to the text.
-    With over_parts, the cross maps are instead one softmax over the parts alone, of the mean logits:
-    what the published code trains; parts that present_BP (B,P) has at 0, not at 1, are 0 everywhere.
+    timestep: int64, () or (B,); text: (1,T,D) or (B,T,D). Cross maps are in [0, 1] and sum to at most 1 over the parts;
+    rows of the self map sum to 1. Differentiable with respect to the text. With `over_parts`, the cross maps are one
+    softmax over the parts alone, of the mean logits, which is what the published code trains. Parts for which
+    present_BP (B,P) is 0, not 1, are 0 everywhere.
     Raises BackboneError for a missing layer, or a self layer that is not at the latents' size.
     """
     with capture(unet, _store(latents_B4hw, num_parts, layers), WholeMaps) as store:
@@ -101,7 +101,7 @@ def attend(
     over_parts: bool = False,
     present_BP: Tensor | None = None,
 ) -> Attended:
-    """As `attention_maps`, but with what WAS (eq. 6) is accumulated from in place of the self map."""
+    """Return as `attention_maps`, with queries and keys, from which eq. 6 is computed, in place of the self map."""
     with capture(unet, _store(latents_B4hw, num_parts, layers), QueryKeys) as store:
         (predicted,) = unet(latents_B4hw, timestep, encoder_hidden_states=text_1TD, return_dict=False)
     pairs = tuple(store.query_key[name] for name in layers.self_)
@@ -120,29 +120,29 @@ def weighted_maps(
     over_parts: bool = False,
     present_BP: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """As `attention_maps`: cross maps and WAS maps, eq. 3 and 6, (B,P,h,w) each.
+    """Return cross maps and WAS maps (eq. 3 and 6), (B,P,h,w) each; arguments as in `attention_maps`.
 
-    Self layers before the last cross layer cannot carry its maps: their attention is computed again, with the maps as
-    its values.
+    The attention of self layers before the last cross layer, whose maps are not known there, is computed a second time
+    with the maps as its values.
     """
     with capture(unet, _store(latents_B4hw, num_parts, layers), WeightedSelfAttnProcessor) as store:
         cross = cache(lambda: _cross_maps(store, over_parts, present_BP)[0])
         store.values = cache(lambda: cross().flatten(2).transpose(1, 2))
         unet(latents_B4hw, timestep, encoder_hidden_states=text_1TD, return_dict=False)
     cross_BPhw = cross()
-    ridden = [each_BNP.transpose(1, 2).reshape(cross_BPhw.shape) for each_BNP in store.ridden.values()]
+    at_once = [was_BNP.transpose(1, 2).reshape(cross_BPhw.shape) for was_BNP in store.was.values()]
     again = [accumulate_pairs(query, key, cross_BPhw) for query, key in store.query_key.values()]
-    return cross_BPhw, mean([*ridden, *again])
+    return cross_BPhw, mean([*at_once, *again])
 
 
 def _store(latents_B4hw: Tensor, num_parts: int, layers: Layers) -> AttentionStore:
-    # int(): while a graph is traced, sizes are tensors, and the map size is to be a constant.
+    # int(): while a graph is traced, sizes are tensors, but the size of maps has to be a constant.
     size = (int(latents_B4hw.shape[-2]), int(latents_B4hw.shape[-1]))
     return AttentionStore(layers=layers, num_parts=num_parts, size=size)
 
 
 def _cross_maps(store: AttentionStore, over_parts: bool, present_BP: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Cross maps and mean raw logits, each (B,P,h,w)."""
+    """Return cross maps and mean raw logits, (B,P,h,w) each."""
     names = store.layers.cross
     logits = _averaged([store.logits[name] for name in names], store.size)
     if over_parts:
@@ -153,7 +153,7 @@ def _cross_maps(store: AttentionStore, over_parts: bool, present_BP: Tensor | No
 
 
 def _averaged(maps_BMP: list[Tensor], size: tuple[int, int]) -> Tensor:
-    """Maps of several resolutions, each enlarged bilinearly to `size`; their mean (B,P,h,w)."""
+    """Return the mean (B,P,h,w) of maps of several resolutions, each enlarged bilinearly to `size`."""
     return mean([_enlarged(each, size) for each in maps_BMP])
 
 
@@ -166,7 +166,7 @@ def _enlarged(map_BMP: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def mean(tensors: Sequence[Tensor]) -> Tensor:
-    """Of tensors of one shape: a running sum holds two of them at a time, a stack would hold all."""
+    """Return the mean of tensors of one shape. A running sum holds two of them at a time; a stack would hold all."""
     total = tensors[0]
     for each in tensors[1:]:
         total = total + each

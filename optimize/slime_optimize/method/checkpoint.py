@@ -1,8 +1,8 @@
-"""A run's state on disk: one that was stopped, however, goes on and ends as if it had not been.
+"""A run's state on disk: a run that was stopped, however that was, continues and ends as if it had not been.
 
     OUT/checkpoint.safetensors   embeddings, Adam's state, losses, snapshots; the rest as JSON in its metadata
 
-Chance needs no place in it: every step draws its own (see `chance`). No pickle.
+Random generators need no place in it: every step has its own (see seeds.py). No pickle.
 
 Shape suffixes: K parts, D text width, S steps done, C snapshots.
 """
@@ -23,32 +23,35 @@ from safetensors.torch import save
 from torch import Tensor
 
 from slime_optimize.data.annotations import Example
-from slime_optimize.data.validation import Found
+from slime_optimize.data.validation import Measured
 from slime_optimize.errors import InputError, first_line
 from slime_optimize.settings import in_current_words
 
 CHECKPOINT_FILE = "checkpoint.safetensors"
 FORMAT = 1
 _ADAM = "adam."
-_NAMED = 3  # differences between two runs, told in one line
+_SHOWN = 3  # differences between two runs, in one line
 
 
 @dataclass(frozen=True, kw_only=True)
 class State:
-    """What a run has after `step` steps: learned_KD (K-1,D) float32, Adam's tensors by name, losses_SL float64,
-    embeddings by the step they were kept at, what validation found, and the seconds it took."""
+    """What a run has after `step` steps.
+
+    learned_KD (K-1,D) float32; adam: its tensors by name; losses_SL float64; snapshots: embeddings by the step they
+    were kept at; measured: the results of validation; seconds: the time it took.
+    """
 
     step: int
     learned_KD: Tensor
     adam: Mapping[str, Tensor]
     losses_SL: Tensor
     snapshots: Mapping[int, Tensor]
-    found: Found
+    measured: Measured
     seconds: float
 
 
 class Checkpoint:
-    """The checkpoint of a run that writes into `folder`, due again `every` seconds after the last one."""
+    """The checkpoint of a run that writes into `folder`; the next is due `every` seconds after the last one."""
 
     def __init__(self, folder: Path, every: float = 30.0) -> None:
         self.path = folder / CHECKPOINT_FILE
@@ -58,24 +61,25 @@ class Checkpoint:
 
     @property
     def is_due(self) -> bool:
+        """Whether it is time for the next one."""
         return time.monotonic() - self._last >= self._every
 
     def save(self, state: State, identity: Mapping[str, Any]) -> None:
-        """Whole or not at all. `identity` is what `load` compares with: plain JSON values."""
+        """Write the state, whole or not at all, with what `load` compares: `identity`, plain JSON values."""
         facts = {
             "format": FORMAT,
             "identity": identity,
             "step": state.step,
             "seconds": state.seconds,
             "snapshots": list(state.snapshots),
-            "found": {"iou_by_step": list(state.found.iou_by_step.items()), "step": state.found.step},
-            "report": state.found.report,
+            "found": {"iou_by_step": list(state.measured.iou_by_step.items()), "step": state.measured.step},
+            "report": state.measured.report,
         }
         tensors = {"learned": state.learned_KD, "losses": state.losses_SL}
         tensors |= {f"{_ADAM}{name}": tensor for name, tensor in state.adam.items()}
         tensors |= {f"snapshot.{step}": tensor for step, tensor in state.snapshots.items()}
-        if state.found.learned_KD is not None:
-            tensors["best"] = state.found.learned_KD
+        if state.measured.learned_KD is not None:
+            tensors["best"] = state.measured.learned_KD
         plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._waiting.write_bytes(save(plain, metadata={"state": json.dumps(facts)}))
@@ -83,7 +87,7 @@ class Checkpoint:
         self._last = time.monotonic()
 
     def load(self, identity: Mapping[str, Any]) -> State | None:
-        """The state to go on from, or None. Raises InputError for another run's checkpoint, or a damaged one."""
+        """Return the state to continue from, or None. Raises InputError for a checkpoint of another run, or damaged."""
         if not self.path.exists():
             return None
         try:
@@ -103,12 +107,13 @@ class Checkpoint:
         return state
 
     def remove(self) -> None:
+        """Remove the checkpoint, if there is one."""
         for path in (self.path, self._waiting):
             path.unlink(missing_ok=True)
 
 
 def digest(example: Example) -> str:
-    """sha256 of the pixels and the mask, so that a mask painted anew is another run."""
+    """Return the sha256 of the pixels and the mask: a mask painted anew makes another run."""
     made = hashlib.sha256(f"{example.name} {example.image_HW3.shape}".encode())
     made.update(example.image_HW3.tobytes())
     made.update(example.mask_HW.tobytes())
@@ -135,7 +140,7 @@ def _state(facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> State:
         adam={name.removeprefix(_ADAM): value for name, value in tensors.items() if name.startswith(_ADAM)},
         losses_SL=losses_SL,
         snapshots={step: tensors[f"snapshot.{step}"] for step in facts["snapshots"]},
-        found=Found(
+        measured=Measured(
             iou_by_step={int(step): float(iou) for step, iou in found["iou_by_step"]},
             step=found["step"],
             learned_KD=tensors.get("best"),
@@ -146,10 +151,10 @@ def _state(facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> State:
 
 
 def _differences(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str]:
-    """`seed: its 0, here 1`, for the first few that differ."""
+    """Return `seed: its 0, here 1`, for the first few that differ."""
     names = [name for name in {**ours, **theirs} if theirs.get(name) != ours.get(name)]
-    told = [f"{name}: its {_short(theirs.get(name))}, here {_short(ours.get(name))}" for name in names[:_NAMED]]
-    return told + ([f"and {len(names) - _NAMED} more"] if len(names) > _NAMED else [])
+    shown = [f"{name}: its {_short(theirs.get(name))}, here {_short(ours.get(name))}" for name in names[:_SHOWN]]
+    return shown + ([f"and {len(names) - _SHOWN} more"] if len(names) > _SHOWN else [])
 
 
 def _short(value: Any) -> str:
@@ -158,12 +163,12 @@ def _short(value: Any) -> str:
 
 
 def adam_state(adam: torch.optim.Adam) -> dict[str, Tensor]:
-    """Tensors of the one parameter it optimises; nothing before the first step."""
+    """Return the tensors of the optimiser's one parameter by name; empty before the first step."""
     states = adam.state_dict()["state"]
     return dict(states[0]) if states else {}
 
 
 def restore_adam(adam: torch.optim.Adam, state: Mapping[str, Tensor]) -> None:
-    """The other way."""
+    """Load tensors from `state`, as `adam_state` returns them, back into the optimiser."""
     groups = adam.state_dict()["param_groups"]
     adam.load_state_dict({"state": {0: dict(state)} if state else {}, "param_groups": groups})

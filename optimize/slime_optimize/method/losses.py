@@ -1,25 +1,30 @@
-"""The three losses of a step and their sum, eq. 4, 7 and 8.
+"""One step of the optimisation: noise, one forward pass, and the three losses of eq. 4, 7 and 8.
 
-Shape suffixes: B batch, P parts, h, w map sides.
+Shape suffixes: B views of a step, P parts, h, w map and latent sides, T tokens, D text width.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from slime_optimize.backbone import Backbone
+from slime_optimize.method.attention import attend
+from slime_optimize.method.processors import plain
+from slime_optimize.method.seeds import generator
 from slime_optimize.settings import Settings
 
-# Far under any share that a softmax over 77 tokens gives in practice; keeps the logarithm finite.
+# Far below any share that a softmax over 77 tokens gives in practice; it keeps the logarithm finite.
 _TINY = 1e-8
 
 
 @dataclass(frozen=True, kw_only=True)
 class Losses:
-    """Scalars with gradients: eq. 4, eq. 7, the diffusion loss, and eq. 8, their weighted sum."""
+    """Scalars with gradients: cross entropy (eq. 4), WAS loss (eq. 7), diffusion loss, weighted sum (eq. 8)."""
 
     cross_entropy: Tensor
     was: Tensor
@@ -28,9 +33,9 @@ class Losses:
 
 
 def class_weights(mask_Bhw: Tensor, parts: int, power: float = 1.0, *, foreground: bool = False) -> Tensor:
-    """(All pixels / the part's pixels) ** power, (P,) float32; 0 for a part that is not in the mask.
+    """Return each part's weight, (all pixels / its pixels) ** power, (P,) float32; 0 for a part not in the mask.
 
-    With `foreground`, as published: the background's pixels do not count among all, and it weighs 1.
+    With `foreground`, as in the published code, the background's pixels do not count among all, and it weighs 1.
     """
     counts = torch.bincount(mask_Bhw.flatten(), minlength=parts).float()
     everything = counts[1:].sum() if foreground else counts.sum()
@@ -41,19 +46,19 @@ def class_weights(mask_Bhw: Tensor, parts: int, power: float = 1.0, *, foregroun
 
 
 def map_cross_entropy(cross_BPhw: Tensor, mask_Bhw: Tensor, weights_P: Tensor) -> Tensor:
-    """eq. 4: -log of the true part's share of the softmax over all tokens, a class-weighted mean."""
+    """Return eq. 4: -log of the true part's share of the softmax over all tokens, a class-weighted mean."""
     return F.nll_loss((cross_BPhw + _TINY).log(), mask_Bhw, weight=weights_P.to(cross_BPhw.dtype))
 
 
 def logit_cross_entropy(logits_BPhw: Tensor, mask_Bhw: Tensor, weights_P: Tensor) -> Tensor:
-    """eq. 4 as published: softmax over the parts alone, of the mean raw logits."""
+    """Return eq. 4 as the published code has it: softmax over the parts alone, of the mean raw logits."""
     return F.cross_entropy(logits_BPhw, mask_Bhw, weight=weights_P.to(logits_BPhw.dtype))
 
 
 def was_loss(was_BPhw: Tensor, mask_Bhw: Tensor, reduction: str = "mean") -> Tensor:
-    """eq. 7: squared distance to each part's binary mask, summed over parts, mean over the batch.
+    """Return eq. 7: squared distance to each part's binary mask, summed over parts, mean over the batch.
 
-    Over pixels their mean, or with "sum" what the paper writes, which with alpha = 1 drowns the cross entropy.
+    Over pixels it is the mean, or with `reduction` "sum" the sum, as the paper writes.
     """
     truth_BPhw = F.one_hot(mask_Bhw, was_BPhw.shape[1]).permute(0, 3, 1, 2).to(was_BPhw.dtype)
     per_pixel = F.mse_loss(was_BPhw, truth_BPhw) * was_BPhw.shape[1]
@@ -62,7 +67,7 @@ def was_loss(was_BPhw: Tensor, mask_Bhw: Tensor, reduction: str = "mean") -> Ten
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """What a step's passes gave: cross maps, mean raw logits and WAS maps (B,P,h,w), noise or velocity (B,4,h,w)."""
+    """What a step's passes give: cross maps, mean raw logits and WAS maps (B,P,h,w), noise or velocity (B,4,h,w)."""
 
     cross_BPhw: Tensor
     logits_BPhw: Tensor
@@ -71,9 +76,9 @@ class Answer:
 
 
 def losses(answer: Answer, mask_Bhw: Tensor, target_B4hw: Tensor, settings: Settings) -> Losses:
-    """eq. 8 = eq. 4 + alpha x eq. 7 + beta x diffusion. mask_Bhw: int64 part indices at map size.
+    """Return eq. 8 = eq. 4 + alpha x eq. 7 + beta x diffusion, and its terms; mask_Bhw: int64 part indices.
 
-    At least float32 throughout: half-precision maps are raised first.
+    Half-precision maps are converted to float32 first.
     """
     logits_BPhw = _at_least_single(answer.logits_BPhw)
     foreground = settings.class_counts == "foreground"
@@ -90,3 +95,60 @@ def losses(answer: Answer, mask_Bhw: Tensor, target_B4hw: Tensor, settings: Sett
 
 def _at_least_single(tensor: Tensor) -> Tensor:
     return tensor if tensor.dtype == torch.float64 else tensor.float()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stepper:
+    """Computes the losses of each step of a run of `seed`, for `parts` parts with the background."""
+
+    backbone: Backbone
+    settings: Settings
+    parts: int
+    seed: int
+
+    def losses(self, latents_B4hw: Tensor, mask_Bhw: Tensor, text_1TD: Tensor, step: int) -> Losses:
+        """Return the losses of one conditional forward pass over clean latents, with random timesteps and noise.
+
+        mask_Bhw: int64 part indices at latent size; text_1TD: float32, differentiable. Each view has its own timestep.
+        """
+        timesteps_B, noise_B4hw = self._sample(latents_B4hw, step)
+        answer = self.answer(self.backbone.add_noise(latents_B4hw, noise_B4hw, timesteps_B), timesteps_B, text_1TD)
+        target_B4hw = self.backbone.target(latents_B4hw, noise_B4hw, timesteps_B)
+        return losses(answer, mask_Bhw, target_B4hw, self.settings)
+
+    def answer(self, noised_B4hw: Tensor, timesteps_B: Tensor, text_1TD: Tensor) -> Answer:
+        """Return what the losses compare, for noised latents (B,4,h,w)."""
+        settings, unet = self.settings, self.backbone.unet
+        text_1TD = text_1TD.to(self.backbone.dtype)
+        maps = attend(unet, noised_B4hw, timesteps_B, text_1TD, self.parts, settings.layers)
+        source_BPhw = maps.logits_BPhw.softmax(1) if settings.was_source == "parts" else maps.cross_BPhw
+        return Answer(
+            cross_BPhw=maps.cross_BPhw,
+            logits_BPhw=maps.logits_BPhw,
+            was_BPhw=maps.accumulate(source_BPhw),
+            predicted_B4hw=self._guided(maps.predicted_B4hw, noised_B4hw, timesteps_B),
+        )
+
+    def _guided(self, conditional_B4hw: Tensor, noised_B4hw: Tensor, timesteps_B: Tensor) -> Tensor:
+        """Return u + g (c - u), classifier-free guidance; no gradient flows through the unconditional u."""
+        if self.settings.guidance_scale == 0:
+            return conditional_B4hw
+        with torch.no_grad(), plain(self.backbone.unet):
+            (unconditional_B4hw,) = self.backbone.unet(
+                noised_B4hw, timesteps_B, encoder_hidden_states=self.empty_prompt, return_dict=False
+            )
+        difference_B4hw = conditional_B4hw - unconditional_B4hw
+        guided: Tensor = unconditional_B4hw + self.settings.guidance_scale * difference_B4hw
+        return guided
+
+    @cached_property
+    def empty_prompt(self) -> Tensor:
+        """Embedding of the empty prompt, (1,T,D)."""
+        return self.backbone.encode_text("")
+
+    def _sample(self, latents_B4hw: Tensor, step: int) -> tuple[Tensor, Tensor]:
+        random = generator(self.seed, "steps", step)
+        low, high = self.settings.t_opt
+        timesteps_B = torch.randint(low, high + 1, (len(latents_B4hw),), generator=random)
+        noise_B4hw = torch.randn(latents_B4hw.shape, generator=random)
+        return timesteps_B.to(self.backbone.device), noise_B4hw.to(self.backbone.device, self.backbone.dtype)

@@ -1,7 +1,7 @@
-"""What is set on a UNet's attentions, through diffusers' own `set_attn_processor`, to read their maps.
+"""Attention processors that read a UNet's maps, set through diffusers' own `set_attn_processor`.
 
-The UNet's output does not change, but for `Riding`. Where a graph is traced, attention is written out: the graph has no
-kernels to choose between, and sizes are numbers in it.
+They leave the UNet's output as it is, except WeightedSelfAttnProcessor. Where a graph is traced, attention is written
+out in plain products: a graph has no kernels to choose between, and sizes are constants in it.
 
 Shape suffixes: B batch, H heads, N = h*w latent pixels (M at another resolution), T text tokens, d head width,
 P parts (the first P tokens).
@@ -24,11 +24,11 @@ from slime_optimize.settings import Layers
 
 @dataclass(kw_only=True)
 class AttentionStore:
-    """What one forward pass over latents of `size` (h, w) leaves behind; emptied by the next `clear`.
+    """What one forward pass over latents of `size` (h, w) leaves behind; `clear` empties it.
 
-    cross and logits: (B,M,P) by layer, means over heads. Of the self layers, as they are read: self_, the sum over
-    them of each one's mean over heads, (B,N,N); query_key, scaled, (B,H,N,d) each; ridden, each one's WAS, (B,N,P).
-    values: what `Riding` accumulates, (B,N,P), once every cross layer has run.
+    cross and logits: (B,M,P) by layer, means over heads. What is kept of the self layers depends on their processor:
+    self_, the sum over layers of the mean over heads, (B,N,N); query_key by layer, scaled, (B,H,N,d) each; was by
+    layer, (B,N,P). values: returns what WeightedSelfAttnProcessor accumulates, (B,N,P), once every cross layer has run.
     """
 
     layers: Layers
@@ -39,23 +39,24 @@ class AttentionStore:
     logits: dict[str, Tensor] = field(default_factory=dict)
     self_: Tensor | None = None
     query_key: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
-    ridden: dict[str, Tensor] = field(default_factory=dict)
+    was: dict[str, Tensor] = field(default_factory=dict)
 
     @property
     def self_mean(self) -> Tensor:
-        """Over the self layers, (B,N,N)."""
+        """Mean self-attention map over the self layers, (B,N,N)."""
         assert self.self_ is not None
         count = len(self.layers.self_)
         return self.self_ / count if count > 1 else self.self_
 
     def clear(self) -> None:
+        """Forget the last pass."""
         self.self_ = None
-        for kept in (self.cross, self.logits, self.query_key, self.ridden):
+        for kept in (self.cross, self.logits, self.query_key, self.was):
             kept.clear()
 
 
-class Plain:
-    """diffusers' plain attention, with text of batch 1 broadcast over the images' batch."""
+class PlainAttnProcessor:
+    """Attention as diffusers computes it, with text of batch 1 broadcast over the images' batch."""
 
     def __call__(
         self,
@@ -78,35 +79,37 @@ class Plain:
         return result if attn.rescale_output_factor == 1 else result / attn.rescale_output_factor
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-        """(B,H,N,d), (B,H,M,d), (B,H,M,d) -> (B,H,N,d); text may have 1 in place of B."""
+        """Return attention (B,H,N,d) of a query (B,H,N,d), key and value (B,H,M,d); text may have 1 in place of B."""
         return _mixed(query, key, value, scale)
 
 
-class _Text(Plain):
-    """Cross-attention written out: plain products broadcast over the batch, traced or not."""
+class _TextAttnProcessor(PlainAttnProcessor):
+    """Cross-attention written out, traced or not: plain products broadcast over the batch."""
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
         logits_BHMT = (query * scale) @ key.transpose(-1, -2)
-        chances_BHMT = logits_BHMT.softmax(-1)  # over all T tokens, not only the parts
-        self.keep(logits_BHMT, chances_BHMT)
-        return chances_BHMT @ value
+        probs_BHMT = logits_BHMT.softmax(-1)  # over all T tokens, not only the parts
+        self.keep(logits_BHMT, probs_BHMT)
+        return probs_BHMT @ value
 
-    def keep(self, logits_BHMT: Tensor, chances_BHMT: Tensor) -> None:
-        """Called with what was computed on the way; only the chosen layers keep it."""
+    def keep(self, logits_BHMT: Tensor, probs_BHMT: Tensor) -> None:
+        """Keep logits and probabilities; only the chosen layers do."""
 
 
-class _Cross(_Text):
+class _CrossAttnProcessor(_TextAttnProcessor):
+    """A cross layer that keeps its parts' maps and logits, means over heads."""
+
     def __init__(self, name: str, store: AttentionStore) -> None:
         self.name, self.store = name, store
 
-    def keep(self, logits_BHMT: Tensor, chances_BHMT: Tensor) -> None:
+    def keep(self, logits_BHMT: Tensor, probs_BHMT: Tensor) -> None:
         parts = self.store.num_parts
-        self.store.cross[self.name] = chances_BHMT[..., :parts].mean(1)
+        self.store.cross[self.name] = probs_BHMT[..., :parts].mean(1)
         self.store.logits[self.name] = logits_BHMT[..., :parts].mean(1)
 
 
-class QueryKeys(Plain):
-    """A self layer that keeps its queries and keys, which WAS is accumulated from later."""
+class QueryKeys(PlainAttnProcessor):
+    """A self layer that keeps its queries and keys, from which WAS is computed later."""
 
     def __init__(self, name: str, store: AttentionStore) -> None:
         self.name, self.store = name, store
@@ -121,26 +124,27 @@ class QueryKeys(Plain):
         return self.read(query, key, value, scale)
 
     def read(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-        """As `attend`, and leaves in the store what is read of this layer."""
+        """Return as `attend`, and leave in the store what is read of this layer."""
         # The scale is folded in here, so that the store alone is enough for WAS.
         self.store.query_key[self.name] = (query * scale, key)
         return _mixed(query, key, value, scale)
 
 
 class WholeMaps(QueryKeys):
-    """A self layer that adds its whole (B,N,N) map to the store's sum: of all layers' maps two are in memory."""
+    """A self layer that adds its whole (B,N,N) map to the store's sum: only two maps are in memory at a time."""
 
     def read(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-        chances_BHNN = _chances(query * scale, key)
-        mean_BNN = chances_BHNN.mean(1)
+        probs_BHNN = _probs(query * scale, key)
+        mean_BNN = probs_BHNN.mean(1)
         self.store.self_ = mean_BNN if self.store.self_ is None else self.store.self_ + mean_BNN
-        return chances_BHNN @ value
+        return probs_BHNN @ value
 
 
 class WeightedSelfAttnProcessor(QueryKeys):
-    """A self layer through which the cross maps ride as further value columns, where all of them are there.
+    """A self layer that computes WAS with its own attention: the cross maps are further columns of its values.
 
-    The last layer that is read carries them alone: what it gives out is no attention, and nothing after it may be used.
+    Layers that run before every cross map is known keep their queries and keys instead. In the last layer that is read,
+    the cross maps are the only values: its output is not attention, and nothing after it may be used.
     """
 
     def read(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
@@ -149,30 +153,33 @@ class WeightedSelfAttnProcessor(QueryKeys):
             return super().read(query, key, value, scale)
         assert store.values is not None
         values_B1NP = store.values().to(value.dtype).unsqueeze(1)
-        last = len(store.ridden) + len(store.query_key) + 1 == len(store.layers.self_)
+        last = len(store.was) + len(store.query_key) + 1 == len(store.layers.self_)
         if last:
-            store.ridden[self.name] = _mixed(query, key, values_B1NP, scale).mean(1)
+            store.was[self.name] = _mixed(query, key, values_B1NP, scale).mean(1)
             return value
         width = int(value.shape[-1])
         columns = torch.cat([value, values_B1NP.expand(-1, int(value.shape[1]), -1, -1)], dim=-1)
         mixed = _mixed(query, key, columns, scale)
-        store.ridden[self.name] = mixed[..., width:].mean(1)
+        store.was[self.name] = mixed[..., width:].mean(1)
         return mixed[..., :width]
 
 
 def accumulate_pairs(query_BHNd: Tensor, key_BHNd: Tensor, cross_BPhw: Tensor) -> Tensor:
-    """eq. 6 of one layer from its (scaled) queries and keys -> (B,P,h,w), mean over heads."""
+    """Return eq. 6 of one layer, from its scaled queries and keys, the mean over heads, (B,P,h,w)."""
     values_BNP = cross_BPhw.flatten(2).transpose(1, 2).to(query_BHNd.dtype)
     if torch.onnx.is_in_onnx_export():
-        mixed_BNP = (_chances(query_BHNd, key_BHNd) @ values_BNP.unsqueeze(1)).mean(1)
+        mixed_BNP = (_probs(query_BHNd, key_BHNd) @ values_BNP.unsqueeze(1)).mean(1)
     else:
         mixed_BNP = _in_groups(query_BHNd, key_BHNd, values_BNP.contiguous())
     return mixed_BNP.transpose(1, 2).reshape(cross_BPhw.shape).to(cross_BPhw.dtype)
 
 
 def _in_groups(query_BHNd: Tensor, key_BHNd: Tensor, values_BNP: Tensor) -> Tensor:
-    """The parts ride as values in groups of the head width: equal widths, each pixel's values side by side, are what
-    lets PyTorch use its kernels that never hold an N x N map."""
+    """Return attention (B,N,P) with the parts as values, in groups of the head width.
+
+    Only with values as wide as the heads, contiguous for each pixel, does PyTorch use kernels that never hold an N x N
+    map.
+    """
     heads, width = query_BHNd.shape[1], query_BHNd.shape[-1]
     results = []
     for group_BNp in torch.split(values_BNP, width, dim=-1):
@@ -184,17 +191,17 @@ def _in_groups(query_BHNd: Tensor, key_BHNd: Tensor, values_BNP: Tensor) -> Tens
 
 
 def install(unet: Any, store: AttentionStore, reader: type[QueryKeys]) -> AttentionStore:
-    """Sets our processors on every attention of `unet`; each forward then fills `store`. Returns it.
+    """Set our processors on every attention of `unet` and return `store`, which each forward pass then fills.
 
-    `reader` is what becomes of the self layers. Raises BackboneError when a layer does not exist, and in the forward
-    where a self layer is not at the latents' size. The UNet's output stays what it was, but for Riding.
+    `reader` is the processor of the self layers. Raises BackboneError when a layer does not exist, and in the forward
+    pass where a self layer is not at the latents' size.
     """
     layers = store.layers
     layers.validate(unet)
 
-    def processor(name: str) -> Plain:
+    def processor(name: str) -> PlainAttnProcessor:
         if name in layers.cross:
-            return _Cross(name, store)
+            return _CrossAttnProcessor(name, store)
         if name in layers.self_:
             return reader(name, store)
         return _unread(name)
@@ -205,8 +212,8 @@ def install(unet: Any, store: AttentionStore, reader: type[QueryKeys]) -> Attent
 
 @contextmanager
 def plain(unet: Any) -> Iterator[None]:
-    """Our processors without a store, for the length of a with-block: text of batch 1 broadcasts, nothing is kept."""
-    with _put_back(unet):
+    """Set our processors for the length of a with-block, keeping nothing: text of batch 1 is broadcast."""
+    with _restored(unet):
         unet.set_attn_processor({key: _unread(key) for key in unet.attn_processors})
         yield
 
@@ -214,12 +221,12 @@ def plain(unet: Any) -> Iterator[None]:
 @contextmanager
 def capture(unet: Any, store: AttentionStore, reader: type[QueryKeys]) -> Iterator[AttentionStore]:
     """`install` for the length of a with-block; the UNet's own processors come back afterwards."""
-    with _put_back(unet):
+    with _restored(unet):
         yield install(unet, store, reader)
 
 
 @contextmanager
-def _put_back(unet: Any) -> Iterator[None]:
+def _restored(unet: Any) -> Iterator[None]:
     before = dict(unet.attn_processors)
     try:
         yield
@@ -227,28 +234,28 @@ def _put_back(unet: Any) -> Iterator[None]:
         unet.set_attn_processor(before)
 
 
-def _unread(name: str) -> Plain:
-    return _Text() if name.removesuffix(".processor").endswith("attn2") else Plain()
+def _unread(name: str) -> PlainAttnProcessor:
+    return _TextAttnProcessor() if name.removesuffix(".processor").endswith("attn2") else PlainAttnProcessor()
 
 
 def _mixed(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
     if torch.onnx.is_in_onnx_export():
-        return _chances(query * scale, key) @ value
+        return _probs(query * scale, key) @ value
     return F.scaled_dot_product_attention(query, key, value, scale=scale)
 
 
-def _chances(query: Tensor, key: Tensor) -> Tensor:
-    """(B,H,N,M), from scaled queries, which are fewer than the products."""
+def _probs(query: Tensor, key: Tensor) -> Tensor:
+    """Return attention probabilities (B,H,N,M) from queries scaled before: they are fewer than the products."""
     return (query @ key.transpose(-1, -2)).softmax(-1)
 
 
 def _in_heads(features_BNC: Tensor, heads: int) -> Tensor:
-    """(B,N,H*d) -> (B,H,N,d). int(): while a graph is traced sizes are tensors, and only the batch is to vary."""
+    """Return (B,H,N,d) of (B,N,H*d). int(): while a graph is traced, sizes are tensors, but only the batch may vary."""
     pixels, width = int(features_BNC.shape[1]), int(features_BNC.shape[2])
     return features_BNC.reshape(-1, pixels, heads, width // heads).transpose(1, 2)
 
 
 def _side_by_side(features_BHNd: Tensor) -> Tensor:
-    """(B,H,N,d) -> (B,N,H*d)."""
+    """Return (B,N,H*d) of (B,H,N,d)."""
     _, heads, pixels, width = map(int, features_BHNd.shape)
     return features_BHNd.transpose(1, 2).reshape(-1, pixels, heads * width)

@@ -1,8 +1,8 @@
 """COCO JSON: polygons and run lengths, compressed or not, as CVAT and Label Studio export them too.
 
-An annotation's `iscrowd` does not matter here: CVAT marks its brush masks so. Large regions are painted first, so that
-a part drawn on top of another stays visible; of regions of one size the later one wins. Images without annotations are
-left out: exports list all that were uploaded. Categories are the parts, by ascending id.
+An annotation's `iscrowd` is not used: CVAT sets it on its brush masks. Large regions are painted first, so that a part
+drawn on top of another stays visible; of regions of equal size the later one is kept. Images without annotations are
+left out, because exports list every image that was uploaded. The categories are the parts, by ascending id.
 
 Shape suffixes: H, W image sides.
 """
@@ -11,26 +11,28 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
+from pycocotools import mask as run_lengths
 
-from slime_optimize.data.annotations.example import Annotated, Example, check_not_empty
-from slime_optimize.data.annotations.images import Picture, check_size, find_image, read_picture
-from slime_optimize.data.annotations.names import index_of, parts_from
-from slime_optimize.data.annotations.regions import Region, region_of
+from slime_optimize.data.annotations.example import Annotated, Example, check_not_empty, index_of, parts_from
+from slime_optimize.data.annotations.pictures import Picture, check_size, find_image, points, read_picture
 from slime_optimize.errors import InputError, first_line
 
 Json = Mapping[str, Any]
 
 
 def is_coco(content: object) -> bool:
+    """Return whether a JSON document has the keys of COCO's."""
     return isinstance(content, dict) and {"images", "annotations", "categories"} <= content.keys()
 
 
 def read_coco(path: Path, content: Json, folders: Sequence[Path], parts: Sequence[str] | None) -> Annotated:
-    """Every annotated image, looked for in `folders`; InputError in one line for what cannot be used."""
+    """Load every annotated image, which is looked for in `folders`; InputError in one line for what cannot be used."""
     try:
         categories = _categories(content, path)
         names = tuple(parts) if parts is not None else parts_from(categories[key] for key in sorted(categories))
@@ -105,3 +107,82 @@ def _layer(
         )
     index = index_of(categories[region["category_id"]], parts, subject)
     return index, region_of(region.get("segmentation"), picture.shape, subject)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Region:
+    """A region as compressed run lengths: as pixels, a large picture's regions would fill the memory."""
+
+    lengths: Json
+    subject: str
+
+    @property
+    def area(self) -> int:
+        """Number of pixels."""
+        return int(run_lengths.area(self.lengths))
+
+    def painted(self) -> npt.NDArray[np.bool_]:
+        """Return the pixels, (H,W) bool."""
+        return np.asarray(run_lengths.decode(self.lengths), bool)
+
+
+def region_of(segmentation: object, shape: tuple[int, int], subject: str) -> Region:
+    """Return the region of an annotation's `segmentation`; InputError with `subject` for what cannot be one."""
+    if isinstance(segmentation, list) and segmentation:
+        rings = segmentation if isinstance(segmentation[0], list) else [segmentation]
+        flat = [[float(number) for point in points(ring, shape, subject) for number in point] for ring in rings]
+        if min(map(len, flat)) < 6:
+            raise InputError(f"{subject}: has a polygon of fewer than 3 points; remove or redraw it")
+        return Region(lengths=run_lengths.merge(run_lengths.frPyObjects(flat, *shape)), subject=subject)
+    if isinstance(segmentation, dict):
+        return Region(lengths=_compressed(segmentation, shape, subject), subject=subject)
+    raise InputError(
+        f"{subject}: has no outline, only a box or key points, expected polygons or a mask; "
+        "draw the part with the polygon or brush tool"
+    )
+
+
+def _compressed(segmentation: Json, shape: tuple[int, int], subject: str) -> dict[str, Any]:
+    counts = segmentation["counts"]
+    if list(segmentation["size"]) != list(shape):
+        raise InputError(
+            f"{subject}: its run lengths are for [height, width] {segmentation['size']}, expected {list(shape)} "
+            "as the image; export it with the images"
+        )
+    if isinstance(counts, str):
+        # The decoder trusts the lengths, and leaves its memory as it was where they end too early.
+        if sum(_lengths(counts, subject)) != shape[0] * shape[1]:
+            raise _broken(subject)
+        return {"size": list(shape), "counts": counts.encode()}
+    whole = all(type(number) is int and number >= 0 for number in counts)
+    if not whole or sum(counts) != shape[0] * shape[1]:
+        raise _broken(subject)
+    made: dict[str, Any] = run_lengths.frPyObjects({"size": list(shape), "counts": counts}, *shape)
+    return made
+
+
+def _lengths(counts: str, subject: str) -> list[int]:
+    """Return compressed run lengths as numbers.
+
+    Each is written in digits of 5 bits, from the character "0" on; the sixth bit says that more digits follow. From the
+    fourth number on, each is the signed difference to the one before the last.
+    """
+    lengths: list[int] = []
+    value = bits = 0
+    for character in counts:
+        digit = ord(character) - ord("0")
+        if not 0 <= digit < 64:
+            raise _broken(subject)
+        value |= (digit & 31) << bits
+        bits += 5
+        if not digit & 32:
+            value -= (digit & 16) and 1 << bits
+            lengths.append(value + (lengths[-2] if len(lengths) > 2 else 0))
+            value = bits = 0
+    if bits or min(lengths, default=-1) < 0:
+        raise _broken(subject)
+    return lengths
+
+
+def _broken(subject: str) -> InputError:
+    return InputError(f"{subject}: its run lengths do not fill the image; export it again")

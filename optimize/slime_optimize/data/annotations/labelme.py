@@ -1,6 +1,6 @@
-"""LabelMe JSON: a file for each image, with polygons, rectangles, circles and masks, painted in the file's order.
+"""LabelMe JSON: one file for each image, with polygons, rectangles, circles and masks, painted in the file's order.
 
-The picture inside the file (`imageData`) is used where there is one, else the file at `imagePath`. Labels are the
+The picture inside the file (`imageData`) is used where there is one, else the file at `imagePath`. The labels are the
 parts, in alphabetical order.
 
 Shape suffixes: H, W image sides.
@@ -19,48 +19,46 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
-from slime_optimize.data.annotations.example import Annotated, Example, check_not_empty
-from slime_optimize.data.annotations.geometry import points
-from slime_optimize.data.annotations.images import Picture, check_size, decode_picture, find_image, read_picture
-from slime_optimize.data.annotations.names import index_of, parts_from
+from slime_optimize.data.annotations.example import Annotated, Example, check_not_empty, index_of, parts_from
+from slime_optimize.data.annotations.pictures import (
+    Picture,
+    check_size,
+    decode_picture,
+    find_image,
+    points,
+    read_picture,
+)
 from slime_optimize.errors import InputError, first_line
 
 Json = Mapping[str, Any]
-# The last two are written for boxes that were turned.
+# LabelMe writes the last two for rotated boxes.
 _POLYGONS = ("polygon", "oriented_rectangle", "rotation")
 _LEAST_POINTS = {"rectangle": 2, "circle": 2, "mask": 1} | dict.fromkeys(_POLYGONS, 3)
 
 
 def is_labelme(content: object) -> bool:
+    """Return whether a JSON document has the shapes of LabelMe's."""
     return isinstance(content, dict) and isinstance(content.get("shapes"), list)
 
 
 def read_labelme(contents: Mapping[Path, Json], folder: Path, parts: Sequence[str] | None) -> Annotated:
-    """One example for each file; InputError in one line for what cannot be used."""
+    """Load one example from each file; InputError in one line for what cannot be used."""
+    path = folder
     try:
-        names = tuple(parts) if parts is not None else _labels(contents, folder)
+        if parts is None:
+            labels = sorted({shape["label"] for content in contents.values() for shape in content["shapes"]})
+            if not labels:
+                raise InputError(
+                    f"LabelMe {folder}: no file has a shape, all masks are empty; draw the parts, then save"
+                )
+            parts = parts_from(labels)
+        examples = []
+        for path, content in contents.items():
+            examples.append(_example(path, content, folder, parts))
     except (KeyError, TypeError, AttributeError) as error:
-        raise _broken(folder, error) from error
-    return Annotated(parts=names, examples=tuple(_read(path, contents[path], folder, names) for path in contents))
-
-
-def _labels(contents: Mapping[Path, Json], folder: Path) -> tuple[str, ...]:
-    labels = sorted({shape["label"] for content in contents.values() for shape in content["shapes"]})
-    if not labels:
-        raise InputError(f"LabelMe {folder}: no file has a shape, all masks are empty; draw the parts, then save")
-    return parts_from(labels)
-
-
-def _read(path: Path, content: Json, folder: Path, parts: Sequence[str]) -> Example:
-    try:
-        return _example(path, content, folder, parts)
-    except (KeyError, TypeError, AttributeError) as error:
-        raise _broken(path, error) from error
-
-
-def _broken(path: Path, error: Exception) -> InputError:
-    reason = f"{type(error).__name__}: {first_line(error)}"
-    return InputError(f"LabelMe {path}: is not laid out as LabelMe JSON ({reason}); save it again")
+        reason = f"{type(error).__name__}: {first_line(error)}"
+        raise InputError(f"LabelMe {path}: is not laid out as LabelMe JSON ({reason}); save it again") from error
+    return Annotated(parts=tuple(parts), examples=tuple(examples))
 
 
 def _example(path: Path, content: Json, folder: Path, parts: Sequence[str]) -> Example:
@@ -69,8 +67,8 @@ def _example(path: Path, content: Json, folder: Path, parts: Sequence[str]) -> E
     check_size(content.get("imageWidth"), content.get("imageHeight"), picture, subject)
     canvas = Image.new("L", picture.shape[::-1])
     for number, shape in enumerate(content["shapes"]):
-        told = f"{subject}: shape {number} ({shape['label']})"
-        _draw(canvas, shape, index_of(shape["label"], parts, told), told)
+        this = f"{subject}: shape {number} ({shape['label']})"
+        _draw(canvas, shape, index_of(shape["label"], parts, this), this)
     mask_HW = np.array(canvas)
     check_not_empty(mask_HW, subject)
     return Example(name=path.stem, image_HW3=picture.image_HW3, mask_HW=mask_HW, digest=picture.digest)
@@ -113,7 +111,7 @@ def _draw(canvas: Image.Image, shape: Json, index: int, subject: str) -> None:
 
 
 def _paste(canvas: Image.Image, shape: Json, corner: tuple[int, int], index: int, subject: str) -> None:
-    """A brush mask: a small PNG whose upper left pixel lies at the first point."""
+    """Paint a brush mask: a small PNG whose upper left pixel lies at the first point."""
     try:
         with Image.open(io.BytesIO(_bytes(shape["mask"], f"{subject}: mask")), formats=("PNG",)) as image:
             stamp = Image.fromarray((np.array(image.convert("L")) > 0).astype(np.uint8) * np.uint8(255))

@@ -1,21 +1,25 @@
 """Colour legends: which colour stands for which part. Read from JSON, or from CVAT's labelmap.txt.
 
-JSON:          {"#000000": "background", "#ff0000": "body"}     or turned round: {"body": [255, 0, 0]}
-labelmap.txt:  a line per label, NAME:R,G,B:: (what follows the colour is not used), # before comments
+JSON:          {"#000000": "background", "#ff0000": "body"}     or the other way round: {"body": [255, 0, 0]}
+labelmap.txt:  one line for each label, NAME:R,G,B:: (what follows the colour is not used); # begins a comment
 
 Several colours may have one name: they are the same part.
+
+Shape suffixes: H, W image sides.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from slime_optimize.data.annotations.example import check_parts
-from slime_optimize.data.annotations.names import is_background
+import numpy as np
+import numpy.typing as npt
+
+from slime_optimize.data.annotations.example import check_parts, index_of, is_background
 from slime_optimize.errors import InputError, first_line
 
 Colour = tuple[int, int, int]
@@ -25,27 +29,27 @@ _BLACK = (0, 0, 0)
 
 @dataclass(frozen=True, kw_only=True)
 class Legend:
-    """Names by RGB colour. `source` names the file in messages."""
+    """Part names by RGB colour. `source` is the file, for messages."""
 
     source: str
     names: Mapping[Colour, str]
 
     @property
     def parts(self) -> tuple[str, ...]:
-        """In the file's order, the background first: what is called so, else what is black, else added."""
+        """Part names in the file's order, the background first: what is called so, else what is black, else added."""
         names = list(dict.fromkeys(self.names.values()))
         first = next((name for name in names if is_background(name)), None) or self.names.get(_BLACK, "background")
         return check_parts((first, *(name for name in names if name != first)))
 
     def name(self, colour: Colour) -> str | None:
-        """The colour's name; black is the background also where the legend leaves it and the background out."""
+        """Return the colour's name; black is the background also where the legend leaves both out."""
         if colour == _BLACK and not any(is_background(name) for name in self.names.values()):
             return self.names.get(colour, "background")
         return self.names.get(colour)
 
 
 def load_legend(path: Path) -> Legend:
-    """Reads JSON or a labelmap; InputError with the line or entry that cannot be used."""
+    """Load JSON or a labelmap; InputError with the line or entry that cannot be used."""
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, ValueError) as error:
@@ -64,7 +68,7 @@ def load_legend(path: Path) -> Legend:
 
 
 def find_legend(folder: Path) -> Legend | None:
-    """The legend that lies in the folder; InputError for two that differ."""
+    """Load the legend that lies in the folder, None without one; InputError for two that differ."""
     found = [load_legend(folder / name) for name in LEGEND_FILES if (folder / name).is_file()]
     if len(found) == 2 and found[0].names != found[1].names:
         raise InputError(
@@ -75,6 +79,7 @@ def find_legend(folder: Path) -> Legend | None:
 
 
 def hexadecimal(colour: Colour) -> str:
+    """Return #rrggbb."""
     return "#{:02x}{:02x}{:02x}".format(*colour)
 
 
@@ -117,3 +122,38 @@ def _colour(value: object) -> Colour | None:
     if not all(type(number) is int and 0 <= number <= 255 for number in numbers):
         return None
     return numbers[0], numbers[1], numbers[2]
+
+
+def by_colour(
+    rgba_HW4: npt.NDArray[np.uint8], legend: Legend, parts: Sequence[str] | None, subject: str
+) -> npt.NDArray[np.uint8]:
+    """Return part indices (H,W) uint8 of an RGBA mask (H,W,4): those of `parts`, or of the legend's own names.
+
+    Fully transparent pixels are background. Raises InputError for colours that the legend does not name.
+    """
+    alpha_HW = rgba_HW4[..., 3]
+    if not np.isin(alpha_HW, (0, 255)).all():
+        raise InputError(f"{subject}: is half transparent in places, expected solid colours; paint without smoothing")
+    wide_HW3 = rgba_HW4[..., :3].astype(np.uint32)
+    packed_HW = (wide_HW3[..., 0] << 16) | (wide_HW3[..., 1] << 8) | wide_HW3[..., 2]
+    painted = alpha_HW == 255
+    found, which, counts = np.unique(packed_HW[painted], return_inverse=True, return_counts=True)
+    colours = [(value >> 16, value >> 8 & 255, value & 255) for value in found.tolist()]
+    unknown = [index for index, colour in enumerate(colours) if legend.name(colour) is None]
+    if unknown:
+        some = ", ".join(f"{hexadecimal(colours[i])} ({counts[i]} pixels)" for i in unknown[:5])
+        raise InputError(
+            f"{subject}: has colours that the legend {legend.source} does not name: {some}"
+            f"{', …' if len(unknown) > 5 else ''}; name them, or repaint the mask without smoothing"
+        )
+    ids = np.array([_index(legend, colour, parts, subject) for colour in colours], np.uint8)
+    values_HW = np.zeros(alpha_HW.shape, np.uint8)
+    values_HW[painted] = ids[which.reshape(-1)] if len(colours) else 0
+    return values_HW
+
+
+def _index(legend: Legend, colour: Colour, parts: Sequence[str] | None, subject: str) -> int:
+    """Return the colour's part index; the legend's background is part 0, whatever the two call it."""
+    name, own = legend.name(colour) or "", legend.parts
+    names = own if parts is None else parts
+    return 0 if name == own[0] and name not in names else index_of(name, names, subject)

@@ -1,13 +1,18 @@
-"""Files of one whole mask: PNG of indices, palette or colours, and .npy.
+"""Mask files: one mask of all parts (PNG or .npy), or a black and white mask for each part; and the image beside them.
 
-Without a legend the values are part indices; with one, every PNG is read by its colours, palette and grey alike.
+Without a legend, the values of a mask of all parts are part indices; with one, every PNG is read by its colours,
+palette and grey alike.
+
+A pixel of a black and white mask counts as painted where it is opaque, in pictures with transparency; else where it is
+not 0, in masks of two values; else from 128 on, so that smoothed edges and scans do no harm. Where the masks of parts
+overlap, the later part is kept.
 
 Shape suffixes: H, W image sides.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,8 +21,9 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from slime_optimize.data.annotations.colours import by_colour
-from slime_optimize.data.annotations.legend import Colour, Legend
+from slime_optimize.data.annotations.example import Example, check_ids, check_not_empty, check_painted, index_of
+from slime_optimize.data.annotations.legend import Colour, Legend, by_colour, hexadecimal, load_legend
+from slime_optimize.data.annotations.pictures import fitted, read_picture
 from slime_optimize.errors import InputError, first_line
 from slime_was.options import MAX_PARTS
 
@@ -26,14 +32,17 @@ _GREY = ("1", "L", "I;16", "I;16B", "I")
 
 @dataclass(frozen=True, kw_only=True)
 class Mask:
-    """values (H,W) uint8; the colours that a palette gives to the values that occur, empty without a palette."""
+    """Part indices (H,W) uint8, and the colours that a palette gives to those that occur; empty without a palette."""
 
     values_HW: npt.NDArray[np.uint8]
     colours: Mapping[int, Colour]
 
 
-def load(path: Path, legend: Legend | None = None, parts: Sequence[str] | None = None) -> Mask:
-    """Reads .npy or PNG; with a legend the indices are those of `parts`, or of the legend's own."""
+def load_mask(path: Path, legend: Legend | None = None, parts: Sequence[str] | None = None) -> Mask:
+    """Load a mask of all parts: .npy of indices, or a PNG of indices, palette values or (with a legend) colours.
+
+    With a legend, the indices are those of `parts`, or of the legend's own names. Raises InputError, in one line.
+    """
     if path.suffix.lower() == ".npy":
         return _from_array(load_array(path), path, legend, parts)
     with open_png(path) as image:
@@ -49,7 +58,7 @@ def load(path: Path, legend: Legend | None = None, parts: Sequence[str] | None =
 
 
 def open_png(path: Path) -> Image.Image:
-    """The decoded PNG; InputError for anything else, and for what loses pixels' values, such as JPEG."""
+    """Open and decode a PNG; InputError for anything else, such as JPEG, which does not keep pixels' values."""
     try:
         image = Image.open(path)
         image.load()
@@ -68,7 +77,7 @@ def open_png(path: Path) -> Image.Image:
 
 
 def load_array(path: Path) -> npt.NDArray[Any]:
-    """A .npy file of whole numbers or truth values; InputError for anything else, pickles among it."""
+    """Load a .npy file of whole numbers or booleans; InputError for anything else, pickles included."""
     try:
         # Mapped first: a header that promises more than the file holds then costs no memory.
         array = np.load(path, mmap_mode="r", allow_pickle=False)
@@ -104,7 +113,7 @@ def _indices(values_HW: npt.NDArray[Any], subject: str) -> npt.NDArray[np.uint8]
 
 
 def _spread(values_HW: npt.NDArray[np.uint8], mode: str, parts: Sequence[str] | None) -> npt.NDArray[np.uint8]:
-    """Of two parts only, black and white can mean nothing else than 0 and 1."""
+    """Read black and white as 0 and 1 where there are only two parts: nothing else can be meant."""
     if parts is not None and len(parts) == 2 and mode == "L" and set(np.unique(values_HW).tolist()) == {0, 255}:
         return values_HW // np.uint8(255)
     return values_HW
@@ -123,3 +132,88 @@ def _rgba(image: Image.Image, path: Path) -> npt.NDArray[np.uint8]:
     if image.mode.startswith("I"):
         raise InputError(f"mask {path}: has 16 bits of grey, expected 8-bit colours for the legend")
     return np.array(image.convert("RGBA"))
+
+
+def load_layers(image: Path, layers: Iterable[tuple[str, Path]], parts: Sequence[str]) -> Example:
+    """Load an image and paint its named black and white masks in the order of `parts`; a part may have several."""
+    picture = read_picture(image)
+    mask_HW = np.zeros(picture.shape, np.uint8)
+    numbered = [(index_of(name, parts, f"mask {path}"), path) for name, path in layers]
+    for index, path in sorted(numbered):
+        mask_HW[fitted(painted(path).astype(np.uint8), picture, f"mask {path}") > 0] = index
+    check_not_empty(mask_HW, f"masks of {image}")
+    return Example(name=image.stem, image_HW3=picture.image_HW3, mask_HW=mask_HW, digest=picture.digest)
+
+
+def painted(path: Path) -> npt.NDArray[np.bool_]:
+    """Return where a black and white PNG or .npy is painted, (H,W) bool; InputError for anything else."""
+    if path.suffix.lower() == ".npy":
+        array = load_array(path)
+        if array.ndim != 2:
+            raise InputError(f"mask {path}: is of shape {array.shape}, expected (height, width)")
+        return _cut(array)
+    with open_png(path) as image:
+        if image.has_transparency_data:
+            alpha_HW = np.array(image.convert("RGBA"))[..., 3]
+            if (alpha_HW < 255).any():
+                return alpha_HW >= 128
+        return _cut(np.array(image if image.mode.startswith("I") else image.convert("L")))
+
+
+def _cut(values_HW: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
+    half = 128 if values_HW.max() < 256 else 32768  # 16 bits of grey
+    two = len(np.unique(values_HW)) <= 2
+    return np.asarray(values_HW > 0 if two else values_HW >= half)
+
+
+def load_example(image: Path, mask: Path, parts: Sequence[str], legend: Legend | None = None) -> Example:
+    """Load one image with its mask; ImageError or InputError, in one line, when it cannot be used with `parts`."""
+    return _load(image, mask, parts, legend)[0]
+
+
+def load_pairs(
+    pairs: Iterable[tuple[Path, Path]], parts: Sequence[str], legend: Legend | None = None
+) -> tuple[Example, ...]:
+    """Load images with masks that belong together; InputError also for an empty mask and palettes that disagree."""
+    examples: list[Example] = []
+    shown: dict[int, tuple[Path, Colour]] = {}
+    for image, mask in pairs:
+        example, colours = _load(image, mask, parts, legend)
+        check_not_empty(example.mask_HW, f"mask {mask}")
+        _check_palette(mask, colours, shown)
+        examples.append(example)
+    return tuple(examples)
+
+
+def load_training(
+    images: Sequence[Path], masks: Sequence[Path], parts: Sequence[str], legend: Path | None = None
+) -> list[Example]:
+    """Load the images to learn from; InputError also when a part other than the background is in no mask."""
+    if len(images) != len(masks):
+        raise InputError(
+            f"training data: got {len(images)} images and {len(masks)} masks, expected a mask for each image, in order"
+        )
+    pairs = zip(images, masks, strict=True)
+    examples = load_pairs(pairs, parts, load_legend(legend) if legend is not None else None)
+    check_painted(examples, parts, f"mask {', '.join(str(mask) for mask in masks)}")
+    return list(examples)
+
+
+def _load(image: Path, mask: Path, parts: Sequence[str], legend: Legend | None) -> tuple[Example, Mapping[int, Colour]]:
+    picture = read_picture(image)
+    loaded = load_mask(mask, legend, parts)
+    mask_HW = fitted(loaded.values_HW, picture, f"mask {mask}")
+    check_ids(mask_HW, parts, f"mask {mask}")
+    example = Example(name=image.stem, image_HW3=picture.image_HW3, mask_HW=mask_HW, digest=picture.digest)
+    return example, loaded.colours
+
+
+def _check_palette(mask: Path, colours: Mapping[int, Colour], shown: dict[int, tuple[Path, Colour]]) -> None:
+    """Raise InputError where palettes differ: an editor that makes one for each picture numbers colours anew."""
+    for index, colour in colours.items():
+        other, before = shown.setdefault(index, (mask, colour))
+        if before != colour:
+            raise InputError(
+                f"mask {mask}: its palette shows id {index} as {hexadecimal(colour)}, {other} as "
+                f"{hexadecimal(before)}, expected one palette for all; say what the colours mean with --legend"
+            )

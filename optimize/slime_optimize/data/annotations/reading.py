@@ -1,4 +1,4 @@
-"""Recognises what a source is by what lies in it, and reads it.
+"""The reader of annotated images: it recognises what a source is by its content, and reads it.
 
 a folder    images with masks · COCO JSON (also in annotations/) · LabelMe JSON · Label Studio's brush masks
 a file      COCO JSON · one LabelMe JSON
@@ -11,12 +11,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from slime_optimize.data.annotations.brush import is_tasks, read_brush, strokes
 from slime_optimize.data.annotations.coco import is_coco, read_coco
 from slime_optimize.data.annotations.example import Annotated, check_parts
-from slime_optimize.data.annotations.folder import places, read_folder
+from slime_optimize.data.annotations.folders import files, places, read_folder
+from slime_optimize.data.annotations.label_studio import is_tasks, read_brush, strokes
 from slime_optimize.data.annotations.labelme import is_labelme, read_labelme
-from slime_optimize.data.annotations.layout import files
 from slime_optimize.data.annotations.legend import load_legend
 from slime_optimize.errors import InputError, first_line
 
@@ -26,7 +25,7 @@ _OURS = ("parts.json", "legend.json")
 
 
 def read(source: Path, parts: Sequence[str] | None = None, *, legend: Path | None = None) -> Annotated:
-    """The images and masks of a folder or file, and the part names: `parts`, or the source's own.
+    """Load the images and masks of a folder or file, and the part names: `parts`, or the source's own.
 
     `legend` says what the colours of masks mean. Raises InputError or slime_image's ImageError, in one line.
     """
@@ -64,7 +63,7 @@ def _annotated(source: Path, documents: dict[Path, Any], parts: Sequence[str] | 
 
 
 def _documents(source: Path) -> dict[Path, Any]:
-    """The JSON files that are annotations, by path. Others may lie beside masks, but not stand alone."""
+    """Return the JSON files that are annotations, by path. Other JSON files may lie beside masks, but not alone."""
     if source.is_file():
         paths = [source] if source.suffix.lower() == ".json" else []
     else:
@@ -96,18 +95,18 @@ def _kind(content: object) -> str | None:
 
 
 def _one_kind(source: Path, documents: dict[Path, Any]) -> str | None:
-    """What all the JSON files are, None without any; InputError where they differ."""
+    """Return what all the JSON files are, None without any; InputError where they differ."""
     first: dict[str | None, Path] = {}
     for path, content in documents.items():
         first.setdefault(_kind(content), path)
     if len(first) > 1:
-        told = " and ".join(f"{kind} ({path.name})" for kind, path in first.items())
-        raise InputError(f"data {source}: mixes {told}, expected one kind; name one file, or keep them in two folders")
+        kinds = " and ".join(f"{kind} ({path.name})" for kind, path in first.items())
+        raise InputError(f"data {source}: mixes {kinds}, expected one kind; name one file, or keep them in two folders")
     return next(iter(first), None)
 
 
 def _coco(documents: dict[Path, Any], folder: Path, parts: Sequence[str] | None) -> Annotated:
-    """One file, or several that agree about their categories."""
+    """Load one COCO file, or several with the same categories."""
     first: tuple[Path, list[Any]] | None = None
     read_all: list[Annotated] = []
     for path, content in documents.items():
@@ -137,7 +136,7 @@ def _masks_below(source: Path) -> Path | None:
 
 
 def _check_readable(source: Path) -> None:
-    """Says what to do with exports that are close, but not read."""
+    """Raise InputError, with what to do, for exports that are similar but cannot be read."""
     if source.is_file():
         hint = "unpack it first" if source.suffix.lower() == ".zip" else WANTED
         raise InputError(f"data {source}: is a {source.suffix or 'nameless'} file; {hint}")

@@ -1,9 +1,9 @@
 """Label Studio's "Brush labels to PNG" and "to NumPy": a black and white file for each stroke, named after its task.
 
-    task-3-annotation-7-by-1-tag-wheel-0.png      task, annotation, who, the control tag's name, label, number
+    task-3-annotation-7-by-1-tag-wheel-0.png      task, annotation, person, the control tag's name, label, number
 
-The names do not say which image a task was of. That stands in the project's JSON export (JSON or JSON-MIN), which is
-read when it lies beside; with one task and one image there is no question.
+The names do not say which image a task belongs to. The project's JSON export (JSON or JSON-MIN) does, and is read where
+it lies beside the masks; with only one task and one image it is not needed.
 """
 
 from __future__ import annotations
@@ -14,11 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from slime_optimize.data.annotations.binary import load_layers
-from slime_optimize.data.annotations.example import Annotated, check_parts
-from slime_optimize.data.annotations.images import IMAGE_SUFFIXES, find_image
-from slime_optimize.data.annotations.layout import MASK_SUFFIXES, files
-from slime_optimize.data.annotations.names import parts_from
+from slime_optimize.data.annotations.example import Annotated, check_parts, parts_from
+from slime_optimize.data.annotations.folders import MASK_SUFFIXES, files
+from slime_optimize.data.annotations.masks import load_layers
+from slime_optimize.data.annotations.pictures import IMAGE_SUFFIXES, find_image
 from slime_optimize.errors import InputError
 
 _NAME = re.compile(r"task-(?P<task>\d+)-annotation-(?P<annotation>\d+)-by-[^-]*-(?P<tag>[^-]+)-(?P<label>.+)-\d+")
@@ -26,7 +25,7 @@ _NAME = re.compile(r"task-(?P<task>\d+)-annotation-(?P<annotation>\d+)-by-[^-]*-
 
 @dataclass(frozen=True, kw_only=True)
 class Stroke:
-    """One file. `rest` is the tag's name and the label: which is which is not certain where the tag's has a hyphen."""
+    """A file; `rest` is the tag's name and the label, which cannot be told apart where the tag's name has a hyphen."""
 
     path: Path
     task: int
@@ -35,32 +34,32 @@ class Stroke:
     label: str
 
     def name(self, parts: Sequence[str] | None) -> str:
-        """The part that the name ends with, the longest of several; else what follows the tag's name."""
+        """Return the longest of the parts that the file's name ends with; else what follows the tag's name."""
         ends = [part for part in parts or () if self.rest.endswith(f"-{part}")]
         return max(ends, key=len, default=self.label)
 
 
 def strokes(folder: Path) -> list[Stroke]:
-    """The brush files of a folder."""
+    """Return the brush files of a folder."""
     found: list[Stroke] = []
     for path in files(folder, MASK_SUFFIXES):
-        told = _NAME.fullmatch(path.stem)
-        if told is not None:
-            task, annotation = int(told["task"]), int(told["annotation"])
-            rest = f"{told['tag']}-{told['label']}"
-            found.append(Stroke(path=path, task=task, annotation=annotation, rest=rest, label=told["label"]))
+        name = _NAME.fullmatch(path.stem)
+        if name is not None:
+            task, annotation = int(name["task"]), int(name["annotation"])
+            rest = f"{name['tag']}-{name['label']}"
+            found.append(Stroke(path=path, task=task, annotation=annotation, rest=rest, label=name["label"]))
     return found
 
 
 def is_tasks(content: object) -> bool:
-    """Label Studio's JSON or JSON-MIN."""
+    """Return whether a JSON document is Label Studio's JSON or JSON-MIN."""
     return isinstance(content, list) and bool(content) and all(isinstance(one, dict) and "id" in one for one in content)
 
 
 def read_brush(
     found: Sequence[Stroke], folder: Path, tasks: Iterable[Mapping[str, Any]], parts: Sequence[str] | None
 ) -> Annotated:
-    """One example for each task; InputError where its image is not known, or two people annotated it."""
+    """Load one example for each task; InputError where its image is not known, or it has two annotations."""
     names = check_parts(parts) if parts is not None else parts_from(sorted({stroke.label for stroke in found}))
     pictures = {int(task["id"]): _image_of(task) for task in tasks}
     examples = []

@@ -1,4 +1,4 @@
-"""Pictures that annotations belong to: read, found by the name an export gives them, and turned with their masks.
+"""The pictures of annotations: read them, find them by the name in an export, and lay masks over them.
 
 Shape suffixes: H, W image sides.
 """
@@ -6,6 +6,7 @@ Shape suffixes: H, W image sides.
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,11 +24,12 @@ _ORIENTATION_TAG = 0x0112
 _QUARTER_TURNS = (5, 6, 7, 8)
 # Label Studio puts eight digits before the names of uploaded files.
 _UPLOAD = re.compile(r"^[0-9a-f]{8}-")
+Point = tuple[float, float]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Picture:
-    """image (H,W,3) uint8 RGB, upright; the EXIF orientation it was turned by (1: none); the file's sha256."""
+    """An upright image (H,W,3) uint8 RGB, the EXIF orientation it was turned by (1: none), and the file's sha256."""
 
     subject: str
     image_HW3: npt.NDArray[np.uint8]
@@ -36,12 +38,13 @@ class Picture:
 
     @property
     def shape(self) -> tuple[int, int]:
+        """Height and width of the upright image."""
         height, width, _ = self.image_HW3.shape
         return height, width
 
 
 def read_picture(path: Path) -> Picture:
-    """Raises ImageError naming the path."""
+    """Load the picture at `path`. Raises ImageError, naming the path."""
     image_HW3 = load(path)
     with Image.open(path) as image:
         orientation = _orientation(image)
@@ -50,7 +53,7 @@ def read_picture(path: Path) -> Picture:
 
 
 def decode_picture(data: bytes, subject: str) -> Picture:
-    """A picture that lies inside an annotation file."""
+    """Decode a picture that lies inside an annotation file. Raises InputError."""
     try:
         image_HW3 = decode(data)
     except ImageError as error:
@@ -60,10 +63,10 @@ def decode_picture(data: bytes, subject: str) -> Picture:
 
 
 def fitted(mask_HW: npt.NDArray[np.uint8], picture: Picture, subject: str) -> npt.NDArray[np.uint8]:
-    """The mask as it lies over the upright image.
+    """Return the mask (H,W) as it lies over the upright image.
 
-    Same size: painted on the upright picture, as all viewers show it. The size of the file's own, sideways pixels:
-    painted by a program that ignores EXIF, so it is turned as the image was. Anything else is an InputError.
+    A mask of the upright image's size stays as it is. One of the size of the file's own, sideways pixels was painted by
+    a program that ignores EXIF, and is turned as the image was. Any other size is an InputError.
     """
     if mask_HW.shape == picture.shape:
         return mask_HW
@@ -76,7 +79,7 @@ def fitted(mask_HW: npt.NDArray[np.uint8], picture: Picture, subject: str) -> np
 
 
 def check_size(width: object, height: object, picture: Picture, subject: str) -> None:
-    """InputError where an export says another size than the picture has: its coordinates would lie elsewhere."""
+    """Raise InputError where an export says another size than the picture has: its coordinates would not fit."""
     if width is None or height is None or (height, width) == picture.shape:
         return
     sideways = picture.orientation in _QUARTER_TURNS and (width, height) == picture.shape
@@ -88,7 +91,7 @@ def check_size(width: object, height: object, picture: Picture, subject: str) ->
 
 
 def find_image(name: str, folders: Sequence[Path], subject: str) -> Path:
-    """The file an export calls `name`: by its path or file name, else anywhere below the first folder."""
+    """Return the file that an export calls `name`: by its path or file name, else anywhere below the first folder."""
     if not name.strip("/\\. "):
         raise InputError(f"{subject}: names no image, got {name!r}; export again")
     relative = Path(name.replace("\\", "/"))
@@ -108,6 +111,7 @@ def find_image(name: str, folders: Sequence[Path], subject: str) -> Path:
 
 
 def size(shape: Sequence[int]) -> str:
+    """Return WIDTHxHEIGHT for messages."""
     return f"{shape[1]}x{shape[0]}"
 
 
@@ -122,3 +126,26 @@ def _turned(mask_HW: npt.NDArray[np.uint8], orientation: int) -> npt.NDArray[np.
     mask = Image.fromarray(mask_HW)
     mask.getexif()[_ORIENTATION_TAG] = orientation
     return np.array(ImageOps.exif_transpose(mask))
+
+
+def points(values: object, shape: tuple[int, int], subject: str) -> list[Point]:
+    """Return the points of an outline, given as [[x, y], …] or [x, y, x, y, …].
+
+    They are checked here, because rasterisers trust their numbers: InputError unless all are finite and lie on the
+    image (height, width) or not far outside.
+    """
+    flat = values if isinstance(values, list) else None
+    if flat is not None and any(isinstance(value, list) for value in flat):
+        flat = [number for pair in flat for number in (pair if isinstance(pair, list) and len(pair) == 2 else [None])]
+    if flat is None or len(flat) % 2 or not all(type(number) in (int, float) for number in flat):
+        raise InputError(f"{subject}: its points are no pairs of numbers, expected [x, y] for each; export it again")
+    found = list(zip(flat[0::2], flat[1::2], strict=True))
+    height, width = shape
+    for x, y in found:
+        inside = math.isfinite(x) and math.isfinite(y) and -width <= x <= 2 * width and -height <= y <= 2 * height
+        if not inside:
+            raise InputError(
+                f"{subject}: has the point ({x:g}, {y:g}), expected one on the image of {width}x{height} pixels; "
+                "annotate the file that is read here"
+            )
+    return found

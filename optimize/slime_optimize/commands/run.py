@@ -1,0 +1,192 @@
+"""Learn a segmenter from one annotated image, or from a few.
+
+    slime optimize --image car.png --mask car-parts.png \\
+        --parts background body light plate wheel window --out segmenters/car
+    slime optimize --data annotated/ --validation more-annotated/ --out segmenters/car
+
+A mask is a PNG of the image's size whose values are part indices, background 0; --data reads whole folders and files of
+annotations. A run that was stopped continues when its command is given again. Exit codes: 0 done, 1 the run failed,
+2 something in the input or the options cannot be used, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from slime_optimize import training_image
+from slime_optimize.backbone import EMBEDDED, choose_device, load_backbone
+from slime_optimize.data.annotations import Annotated, Example, check_painted, check_parts, load_training, read
+from slime_optimize.data.validation import Validation, hold_back
+from slime_optimize.errors import InputError, exit_code, failed
+from slime_optimize.files import whole, write_text
+from slime_optimize.method.checkpoint import Checkpoint
+from slime_optimize.method.training import Learned, Run, learn
+from slime_optimize.options import Parser, add_settings, chosen
+from slime_optimize.picture import colour_mask, overlay, sheet
+from slime_optimize.presets import PRESETS, preset
+from slime_optimize.report import REPORT_FILE, report_html
+from slime_optimize.segmenter import JSON_FILE
+
+PREVIEW_FILE = "preview.png"
+_CELL = 256  # side of a picture in the preview, in pixels
+
+
+def parser(words: Sequence[str] | None = None, prog: str | None = None) -> Parser:
+    """Return the command's parser; the help shows every option where `words` ask for that."""
+    made = Parser(words, prog=prog, description=(__doc__ or "").strip().splitlines()[0])
+    data = made.add_argument_group("what to learn from: --image, --mask and --parts, or --data")
+    data.add_argument("--image", nargs="+", type=Path, help="annotated image, or several")
+    data.add_argument("--mask", nargs="+", type=Path, help="index mask (PNG) of each image, in the same order")
+    data.add_argument("--parts", nargs="+", help="part names by index, background first (with --data: its own)")
+    data.add_argument("--data", type=Path, metavar="SOURCE", help="folder or file of annotated images")
+    data.add_argument("--legend", type=Path, metavar="FILE", help="which colour is which part, for coloured masks")
+    run = made.add_argument_group("the run")
+    run.add_argument("--out", type=Path, required=True, help="folder to write the segmenter into")
+    run.add_argument(
+        "--preset", default="paper", choices=sorted(PRESETS), help="settings to start from (default: %(default)s)"
+    )
+    run.add_argument(
+        "--backbone",
+        default=EMBEDDED,
+        help="embedded, a folder in diffusers layout, or a hub id (default: %(default)s)",
+    )
+    run.add_argument("--seed", type=int, default=0, help="seed of all random numbers (default: %(default)s)")
+    run.add_argument("--device", default="auto", help="auto, cpu or cuda (default: %(default)s)")
+    run.add_argument("--restart", action="store_true", help="begin anew where a stopped run could continue")
+    run.add_argument("--no-report", action="store_true", help=f"do not write {REPORT_FILE}")
+    run.add_argument("--quiet", action="store_true", help="show no progress bar")
+    run.add_argument(
+        "--tiny-encoder",
+        metavar="FOLDER_OR_ID",
+        help=made.more("the AutoencoderTiny for --encoder tiny, in place of the backbone's own tiny_vae"),
+    )
+    run.add_argument(
+        "--checkpoint-every",
+        type=float,
+        default=30.0,
+        metavar="SECONDS",
+        help=made.more("time between two checkpoints: what a stopped run loses at most (default: %(default)s)"),
+    )
+    validation = made.add_argument_group("which embeddings to keep: the last, or the best on validation images")
+    validation.add_argument("--validation", type=Path, metavar="SOURCE", help="annotated images to choose by")
+    validation.add_argument(
+        "--no-validation",
+        action="store_true",
+        help="keep the last embeddings; without it, one of three or more images is held back to choose by: the last "
+        "whose parts the others show too",
+    )
+    validation.add_argument(
+        "--validate-every",
+        type=int,
+        metavar="STEPS",
+        help=made.more("steps between two measurements (default: a tenth of the run)"),
+    )
+    add_settings(made)
+    return made
+
+
+def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
+    """Run the command and return its exit code."""
+    words = sys.argv[1:] if argv is None else argv
+    arguments = parser(words, prog).parse_args(words)
+    checkpoint = Checkpoint(arguments.out, arguments.checkpoint_every)
+    command = shlex.join([*(prog or "python optimize/run.py").split(), *words])
+    try:
+        return exit_code(lambda: run(arguments, checkpoint, command))
+    except KeyboardInterrupt:
+        kept = f"{checkpoint.path} is kept: the same command goes on from it" if checkpoint.path.exists() else ""
+        return failed(RuntimeError(f"interrupted; {kept or 'nothing was written'}"), 130)
+
+
+def run(arguments: argparse.Namespace, checkpoint: Checkpoint, command: str) -> None:
+    """Check the input before the backbone, which takes longer to load; then optimise and write."""
+    training = _training(arguments)
+    examples, validation = _split(arguments, training)
+    chosen(arguments, PRESETS[arguments.preset])
+    out: Path = arguments.out
+    if out.exists() and not out.is_dir():
+        raise InputError(f"--out {out}: is a file, expected a folder to write into")
+    backbone = load_backbone(arguments.backbone, choose_device(arguments.device), tiny=arguments.tiny_encoder)
+    settings = chosen(arguments, preset(arguments.preset, backbone.recommended))
+    if arguments.tiny_encoder and settings.encoder != "tiny":
+        raise InputError("tiny encoder: got --tiny-encoder with encoder vae, expected --encoder tiny beside it")
+    this = Run(
+        backbone=backbone,
+        examples=tuple(examples),
+        parts=training.parts,
+        settings=settings,
+        seed=arguments.seed,
+        preset=arguments.preset,
+        validation=validation,
+    )
+    if arguments.restart:
+        checkpoint.remove()
+    state = checkpoint.load(this.identity)
+    if validation and validation.held_back:
+        print(f"{validation.examples[0].name}: held back to choose the embeddings by", flush=True)
+    if state:
+        print(f"{checkpoint.path}: goes on after step {state.step} of {this.steps}", flush=True)
+    learned = learn(this, checkpoint=checkpoint, state=state, progress=not arguments.quiet)
+    learned.segmenter.save(out)
+    training_image.save(out, this.examples[0].image_HW3, backbone.image_size)
+    _save_preview(learned, this, out / PREVIEW_FILE)
+    if not arguments.no_report:
+        write_text(out / REPORT_FILE, report_html(learned, this, command))
+    checkpoint.remove()
+    print(f"{out / JSON_FILE}: {_summary(learned)}")
+
+
+def _training(arguments: argparse.Namespace) -> Annotated:
+    """Return the images to learn from; InputError unless every part is painted in one of them."""
+    if arguments.data is None:
+        missing = [f"--{name}" for name in ("image", "mask", "parts") if not getattr(arguments, name)]
+        if missing:
+            raise InputError(
+                f"training data: got no {', '.join(missing)}, expected --image, --mask and --parts, or --data"
+            )
+        parts = check_parts(arguments.parts)
+        examples = load_training(arguments.image, arguments.mask, parts, arguments.legend)
+        return Annotated(parts=parts, examples=tuple(examples))
+    if arguments.image or arguments.mask:
+        raise InputError("training data: got --data and --image or --mask, expected one or the other")
+    found = read(arguments.data, arguments.parts, legend=arguments.legend)
+    check_painted(found.examples, found.parts, f"data {arguments.data}")
+    return found
+
+
+def _split(arguments: argparse.Namespace, training: Annotated) -> tuple[Sequence[Example], Validation | None]:
+    """Return the images to learn from, and those to choose embeddings by."""
+    if arguments.validation and arguments.no_validation:
+        raise InputError("validation: got --validation and --no-validation, expected one of them or neither")
+    if arguments.validation:
+        found = read(arguments.validation, training.parts, legend=arguments.legend)
+        return training.examples, Validation(examples=found.examples, every=arguments.validate_every)
+    examples, spared = (training.examples, None) if arguments.no_validation else hold_back(training.examples)
+    if spared is None:
+        return examples, None
+    return examples, Validation(examples=(spared,), every=arguments.validate_every, held_back=True)
+
+
+def _save_preview(learned: Learned, this: Run, path: Path) -> None:
+    segmenter, colours = learned.segmenter, learned.segmenter.colours
+    rows = [
+        (example.image_HW3, colour_mask(example.mask_HW, colours), overlay(example.image_HW3, mask, colours))
+        for example, mask in zip(this.examples, learned.masks_HW, strict=True)
+    ]
+    picture = sheet(rows, ("image", "mask", "prediction"), segmenter.parts, colours, _CELL)
+    with whole(path) as waiting:
+        picture.save(waiting, format="PNG")
+
+
+def _summary(learned: Learned) -> str:
+    metrics = learned.segmenter.metrics
+    text = (
+        f"{len(learned.segmenter.parts)} parts, mean IoU on the training data {metrics['training']['mean_iou']:.1f} %"
+    )
+    if "validation" in metrics:
+        text += f", on validation {metrics['validation']['mean_iou']:.1f} % (step {metrics['step']})"
+    return text

@@ -1,0 +1,214 @@
+"""Folders of images and masks: where they lie, which masks belong to which image, and what names the parts.
+
+Names alone decide which mask belongs to which image:
+
+NAME.png, NAME.npy               one mask of all parts; in a folder with the images, beside NAME.jpg or NAME.webp
+NAME_mask.png, NAME-parts.png …  the same, named after what it is (WHOLE)
+NAME_PART.png, NAME-PART.png     black and white, one for each part
+NAME/PART.png                    the same in a folder for each image
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from slime_optimize.data.annotations.example import Annotated, agreed_parts, check_parts, parts_from
+from slime_optimize.data.annotations.legend import Legend, find_legend
+from slime_optimize.data.annotations.masks import load_layers, load_pairs
+from slime_optimize.data.annotations.pictures import IMAGE_SUFFIXES
+from slime_optimize.errors import InputError, first_line
+
+MASK_SUFFIXES = (".png", ".npy")
+WHOLE = ("mask", "masks", "label", "labels", "parts", "seg", "segmentation")
+PARTS_FILE = "parts.json"
+CVAT_MASKS = "SegmentationClass"
+IMAGE_FOLDERS = ("images", "image", "imgs", "img", "JPEGImages")
+MASK_FOLDERS = ("masks", "mask", "labels", "label", "annotations", "segmentation", CVAT_MASKS)
+_LOSSY = (".jpg", ".jpeg", ".webp")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """An image, and the files of its masks: `whole` masks of all parts, or `layers` (part name, file)."""
+
+    image: Path
+    whole: list[Path] = field(default_factory=list)
+    layers: list[tuple[str, Path]] = field(default_factory=list)
+
+
+def read_folder(folder: Path, parts: Sequence[str] | None, legend: Legend | None) -> Annotated:
+    """Load every image with its mask; InputError in one line for what cannot be used, ImageError for broken images."""
+    where = places(folder)
+    if where is None:
+        raise InputError(f"data {folder}: has no images, expected images/ and masks/, or both side by side")
+    # CVAT writes masks for annotated frames alone, and all frames as images.
+    found = match(*where, some=where[1].name == CVAT_MASKS)
+    if not found:
+        raise InputError(f"data {folder}: has no image with a mask, expected {where[0]}/NAME.jpg, {where[1]}/NAME.png")
+    layered = [one for one in found if one.layers]
+    if layered and len(layered) < len(found):
+        other = next(one for one in found if one.whole)
+        raise InputError(
+            f"data {folder}: {layered[0].image.name} has a mask for each part, {other.image.name} one for all, "
+            "expected one kind; keep the two in folders of their own"
+        )
+    if layered and legend is not None:
+        raise InputError(f"legend {legend.source}: the masks of {folder} are one for each part; leave --legend out")
+    own = read_parts(folder)
+    if layered:
+        return _read_layers(found, parts or own)
+    legend = legend or find_legend(folder)
+    asked = check_parts(parts or own or legend.parts) if legend else agreed_parts(parts, own, f"data {folder}")
+    return Annotated(parts=asked, examples=load_pairs(((one.image, one.whole[0]) for one in found), asked, legend))
+
+
+def dataset(folder: Path) -> tuple[tuple[str, ...], list[tuple[Path, Path]]]:
+    """Return the part names and the (image, mask) files of a folder as optimize/prepare.py writes it, without loading.
+
+    Such a folder holds images/NAME.png, masks/NAME.png and parts.json. Raises InputError where one is not there.
+    """
+    parts = read_parts(folder)
+    if parts is None:
+        raise InputError(f"data {folder}: has no {PARTS_FILE}; expected images/*.png, masks/*.png and {PARTS_FILE}")
+    images = sorted((folder / "images").glob("*.png"))
+    if not images:
+        raise InputError(f"data {folder}: has no images/*.png; expected images/NAME.png and masks/NAME.png")
+    return parts, [(image, folder / "masks" / image.name) for image in images]
+
+
+def read_parts(folder: Path) -> tuple[str, ...] | None:
+    """Return the names in the folder's parts.json, None without one; InputError for one that cannot be used."""
+    path = folder / PARTS_FILE
+    try:
+        names = json.loads(path.read_text(encoding="utf-8-sig"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise InputError(f"data {path}: cannot be read ({first_line(error)}); expected a JSON list of names") from error
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise InputError(f"data {path}: expected a JSON list of part names, background first")
+    return check_parts(names)
+
+
+def places(folder: Path) -> tuple[Path, Path] | None:
+    """Return the folders of the images and of the masks, or None where there are no images.
+
+    They are two sub-folders, one folder with both, or the images' folder and one below it for the masks.
+    """
+    images = _first(folder, IMAGE_FOLDERS, IMAGE_SUFFIXES)
+    masks = _first(folder, MASK_FOLDERS, MASK_SUFFIXES)
+    if masks is not None:
+        return images or folder, masks
+    if images is not None:
+        return images, images
+    return (folder, folder) if files(folder, IMAGE_SUFFIXES) else None
+
+
+def files(folder: Path, suffixes: Sequence[str]) -> list[Path]:
+    """Return the visible files with one of the suffixes, in any case, sorted."""
+    found = (path for path in folder.iterdir() if path.suffix.lower() in suffixes and path.is_file())
+    return sorted(path for path in found if not path.name.startswith("."))
+
+
+def match(images: Path, masks: Path, *, some: bool = False) -> list[Found]:
+    """Return the images with their masks, matched by name.
+
+    Images without a mask are left out if `some`, else refused. Raises InputError, in one line.
+    """
+    shared = images == masks
+    found = _images(images, shared)
+    owned = {path for path in files(masks, MASK_SUFFIXES) if _place(path, found, shared)}
+    taken = owned | {one.image for one in found.values()}
+    stray = [path for path in files(masks, MASK_SUFFIXES) if path not in taken]
+    if stray:
+        raise InputError(
+            f"mask {stray[0]}: there is no image for it in {images}, expected a JPEG, PNG or WebP of its name"
+        )
+    for folder in sorted(path for path in masks.iterdir() if path.is_dir() and not path.name.startswith((".", "__"))):
+        layers = files(folder, MASK_SUFFIXES)
+        if folder.name in found:
+            found[folder.name].layers.extend((path.stem, path) for path in layers)
+        elif layers and not shared:
+            raise InputError(f"masks {folder}: there is no image called {folder.name}, expected one of that name")
+    return _checked(found, masks, some)
+
+
+def _images(folder: Path, shared: bool) -> dict[str, Found]:
+    """Return the images by stem. In a shared folder, a PNG is an image unless its name makes it another's mask."""
+    found: dict[str, Found] = {}
+    for path in files(folder, _LOSSY if shared else IMAGE_SUFFIXES):
+        if path.stem in found:
+            raise InputError(f"image {path}: there is {found[path.stem].image.name} too, expected one image of a name")
+        found[path.stem] = Found(image=path)
+    if shared:
+        # Shorter names first: the name of a mask's image is always shorter than the mask's.
+        for path in sorted(files(folder, (".png",)), key=lambda path: (len(path.stem), path.name)):
+            if _owner(path.stem, found) is None:
+                found[path.stem] = Found(image=path)
+    return found
+
+
+def _owner(stem: str, found: dict[str, Found]) -> tuple[Found, str] | None:
+    """Return the image of that name, or of the longest name that it begins with, and the rest of the name."""
+    if stem in found:
+        return found[stem], ""
+    heads = [head for head in found if stem.startswith((f"{head}_", f"{head}-")) and len(stem) > len(head) + 1]
+    head = max(heads, key=len, default=None)
+    return None if head is None else (found[head], stem[len(head) + 1 :])
+
+
+def _place(path: Path, found: dict[str, Found], shared: bool) -> bool:
+    """Add a mask to its image; return whether it has one."""
+    owner = _owner(path.stem, found)
+    if owner is None or (shared and owner[0].image == path):
+        return False
+    one, rest = owner
+    if not rest or rest.casefold() in WHOLE:
+        one.whole.append(path)
+    else:
+        one.layers.append((rest, path))
+    return True
+
+
+def _checked(found: dict[str, Found], masks: Path, some: bool) -> list[Found]:
+    kept: list[Found] = []
+    for stem, one in sorted(found.items()):
+        if one.whole and one.layers:
+            raise InputError(
+                f"image {one.image}: has a mask for all parts, {one.whole[0].name}, and for one, "
+                f"{one.layers[0][1].name}, expected one kind; remove the other"
+            )
+        if len(one.whole) > 1:
+            names = " and ".join(path.name for path in one.whole)
+            raise InputError(f"image {one.image}: has {len(one.whole)} masks, {names}, expected one; remove the other")
+        if one.whole or one.layers:
+            kept.append(one)
+        elif not some:
+            raise InputError(
+                f"mask {masks / stem}.png: no such file, expected a mask for the image {one.image}; "
+                "paint one, or take the image out"
+            )
+    return kept
+
+
+def _read_layers(found: list[Found], parts: Sequence[str] | None) -> Annotated:
+    for one in found:
+        names = [name for name, _ in one.layers]
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            raise InputError(f"image {one.image}: has two masks called {twice!r}, expected one for each part")
+    parts = check_parts(parts or parts_from(sorted({name for one in found for name, _ in one.layers})))
+    return Annotated(parts=parts, examples=tuple(load_layers(one.image, one.layers, parts) for one in found))
+
+
+def _first(folder: Path, names: Sequence[str], suffixes: Sequence[str]) -> Path | None:
+    """Return the first sub-folder of these names, in any case, that holds such files or folders of them."""
+    below = {path.name.casefold(): path for path in sorted(folder.iterdir()) if path.is_dir()}
+    for name in names:
+        path = below.get(name.casefold())
+        if path and any(files(place, suffixes) for place in (path, *(p for p in path.iterdir() if p.is_dir()))):
+            return path
+    return None
