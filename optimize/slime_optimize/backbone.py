@@ -152,8 +152,10 @@ class Backbone:
 
 
 def embedded_folder() -> Path:
-    """Return where the repository keeps the embedded backbone."""
-    return Path(__file__).resolve().parents[2] / "backbone" / "weights"
+    """Return the folder of the embedded backbone: in the installed package, or else in the checkout around it."""
+    here = Path(__file__).resolve()
+    packaged = here.with_name("embedded")
+    return packaged if packaged.is_dir() else here.parents[2] / "backbone" / "weights"
 
 
 def choose_device(name: str) -> torch.device:
@@ -169,11 +171,7 @@ def choose_device(name: str) -> torch.device:
 
 
 def load_backbone(
-    name: str | Path,
-    device: str | torch.device = "cpu",
-    dtype: torch.dtype = torch.float32,
-    *,
-    tiny: str | None = None,
+    name: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32, *, tiny: str | None = None
 ) -> Backbone:
     """Load `embedded`, a folder in diffusers layout, or a hub id, frozen and in evaluation mode.
 
@@ -184,7 +182,7 @@ def load_backbone(
         folder, identity = embedded_folder(), EMBEDDED
         if not (folder / "unet").is_dir():
             raise BackboneError(
-                "backbone embedded: its weights are not in this checkout's backbone/weights; "
+                f"backbone embedded: its weights are not in {folder}; "
                 "train them with backbone/train.py, or give --backbone a folder or hub id"
             )
     else:

@@ -1,11 +1,11 @@
-"""Mistakes a user can make, told in one line each.
+"""Errors that are one line each, and the exit codes of commands.
 
     InputError (ValueError)          a file, mask, part list or setting that cannot be used
     └── BackboneError                a backbone that is not there, or not of Stable Diffusion's shape
 
     OptimisationError (RuntimeError) a run that went wrong on good input
 
-Entry scripts print the line and leave with exit code 2, or 1 for the last.
+Commands print the line and leave with exit code 2, or 1 for the last.
 """
 
 import sys
@@ -15,7 +15,7 @@ from slime_image import ImageError
 
 
 class InputError(ValueError):
-    """One line: the subject, what was found, what was expected, what to do next."""
+    """A mistake in what a person gave. One line: the subject, what was found, what was expected, what to do next."""
 
 
 class BackboneError(InputError):
@@ -27,13 +27,13 @@ class OptimisationError(RuntimeError):
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of a foreign exception's message, or its class when it has none."""
+    """Return the first line of a foreign exception's message, or its class when it has none."""
     lines = str(error).strip().splitlines()
     return lines[0].strip() if lines else type(error).__name__
 
 
 def exit_code(work: Callable[[], None]) -> int:
-    """Of an entry script's work: 0, or with a line on stderr 2 for bad input and 1 for what failed on good."""
+    """Do the work of a command; return 0, or print the error and return 2 for bad input and 1 for other failures."""
     try:
         work()
     except (InputError, ImageError) as error:
@@ -44,6 +44,6 @@ def exit_code(work: Callable[[], None]) -> int:
 
 
 def failed(error: Exception, code: int) -> int:
-    """Tells an entry script's user, in one line on stderr, and gives back the exit code."""
+    """Print the error, one line on stderr, and return the exit code."""
     print(f"error: {first_line(error)}", file=sys.stderr)
     return code

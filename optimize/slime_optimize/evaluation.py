@@ -1,4 +1,4 @@
-"""A segmenter measured on annotated images: pixel counts of each, and a picture of how well it goes and how badly.
+"""Measuring a segmenter on annotated images: pixel counts for each, and a picture of best, median and worst.
 
 Shape suffixes: H, W image sides, P parts; confusions are (P,P) by [truth, prediction].
 """
@@ -16,7 +16,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from slime_image import fit_mask
-from slime_optimize.data.annotations import Example, dataset, load_example, read
+from slime_optimize.data.annotations import PARTS_FILE, Example, dataset, load_example, read
 from slime_optimize.errors import InputError
 from slime_optimize.method.prediction import Predictor
 from slime_optimize.metrics import Ints, confusion, image_score
@@ -28,7 +28,7 @@ _CELL = 256
 
 @dataclass(frozen=True, kw_only=True)
 class Data:
-    """Part names, and for each image what reads it: a data set need not lie in memory."""
+    """Part names, and a reader for each image, so that a data set need not be in memory."""
 
     parts: tuple[str, ...]
     images: tuple[Callable[[], Example], ...]
@@ -38,28 +38,21 @@ class Data:
 
 
 def read_data(source: Path, parts: tuple[str, ...], *, legend: Path | None = None, squash: int | None = None) -> Data:
-    """What `source` holds of `parts`, squashed to a square of side `squash`. Raises InputError, in one line."""
+    """Return the images of `source`, with squash as squares of that side. Raises InputError, in one line."""
     if squash is not None and squash < 1:
         raise InputError(f"--squash: got {squash}, expected the side of a square in pixels, such as 512")
-    found = _lazily(source) if legend is None and _is_ours(source) else _at_once(source, parts, legend)
-    if squash is None:
-        return found
-    return Data(parts=found.parts, images=tuple(partial(_squashed, each, squash) for each in found.images))
-
-
-def _is_ours(source: Path) -> bool:
-    """Whether it is a folder as optimize/prepare.py writes it, which may be too large for the memory."""
-    return (source / "parts.json").is_file() and all(any((source / n).glob("*.png")) for n in ("images", "masks"))
-
-
-def _lazily(source: Path) -> Data:
-    named, pairs = dataset(source)
-    return Data(parts=named, images=tuple(partial(load_example, image, mask, named) for image, mask in pairs))
-
-
-def _at_once(source: Path, parts: tuple[str, ...], legend: Path | None) -> Data:
-    found = read(source, parts, legend=legend)
-    return Data(parts=found.parts, images=tuple(partial(_same, each) for each in found.examples))
+    # A folder as optimize/prepare.py writes it may be too large for the memory, and is read image by image.
+    prepared = (source / PARTS_FILE).is_file() and all(any((source / n).glob("*.png")) for n in ("images", "masks"))
+    readers: tuple[Callable[[], Example], ...]
+    if prepared and legend is None:
+        names, pairs = dataset(source)
+        readers = tuple(partial(load_example, image, mask, names) for image, mask in pairs)
+    else:
+        found = read(source, parts, legend=legend)
+        names, readers = found.parts, tuple(partial(_same, each) for each in found.examples)
+    if squash is not None:
+        readers = tuple(partial(_squashed, each, squash) for each in readers)
+    return Data(parts=names, images=readers)
 
 
 def _same(example: Example) -> Example:
@@ -67,7 +60,7 @@ def _same(example: Example) -> Example:
 
 
 def _squashed(read: Callable[[], Example], side: int) -> Example:
-    """Image and mask as a square, whatever their shape: how the paper measures."""
+    """Return image and mask squashed to a square, as the paper measures."""
     example = read()
     image = Image.fromarray(example.image_HW3).resize((side, side), Image.Resampling.BILINEAR)
     return Example(name=example.name, image_HW3=np.array(image), mask_HW=fit_mask(example.mask_HW, side))
@@ -78,18 +71,18 @@ class Segments(Protocol):
 
     @property
     def batch_size(self) -> int:
-        """How many images it takes together."""
+        """Number of images that it takes together."""
 
     def masks(
         self, images_HW3: Sequence[npt.NDArray[np.uint8]], *, use_was: bool = True
     ) -> list[npt.NDArray[np.uint8]]:
-        """RGB uint8 images of any sizes -> uint8 (H,W) of part indices each."""
+        """Return the masks of RGB uint8 images of any sizes: part indices, uint8 (H,W) each."""
 
 
 def confusions(
     predictor: Segments, data: Data, *, use_was: bool = True, done: Callable[[int], object] = lambda images: None
 ) -> list[Ints]:
-    """Pixel counts of each image, at its own size; `done` hears of every batch."""
+    """Return the pixel counts of each image, at its own size; `done` is called with the size of every batch."""
     counts: list[Ints] = []
     size = predictor.batch_size
     for start in range(0, len(data), size):
@@ -102,7 +95,7 @@ def confusions(
 
 
 def picture(predictor: Predictor, data: Data, counts: Sequence[Ints], *, use_was: bool = True) -> Image.Image:
-    """Image | truth | prediction of the best, the median and the worst images, each under its name and IoU."""
+    """Draw image, truth and prediction of the best, median and worst images, each under its name and IoU."""
     colours = predictor.segmenter.colours
     rows, captions = [], []
     for label, index in _telling([image_score(each) for each in counts]):
@@ -114,7 +107,7 @@ def picture(predictor: Predictor, data: Data, counts: Sequence[Ints], *, use_was
 
 
 def _telling(scores: Sequence[float]) -> list[tuple[str, int]]:
-    """Labels and indices of the images to show; none twice."""
+    """Return labels and indices of the images to show; none twice."""
     order = sorted(range(len(scores)), key=lambda index: -scores[index])
     some = max(1, min(_SHOWN, len(order) // 3))
     middle = (len(order) - some) // 2

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all: written beside their place under another name, then put there."""
+"""Files that appear whole or not at all: written beside their place under another name, then renamed."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from pathlib import Path
 
 @contextmanager
 def whole(path: Path) -> Iterator[Path]:
-    """The name to write under; it becomes `path` when the block is over, and is removed when the block fails.
+    """Yield the name to write under, which becomes `path` after the with-block, and is removed if the block fails.
 
-    Folders on the way are made. OSError where nothing can be written there.
+    Makes the folders on the way. Raises OSError where nothing can be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     waiting = path.with_name(f".{path.name}.{os.getpid()}")
@@ -24,6 +24,6 @@ def whole(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """`text` as UTF-8, whole or not at all."""
+    """Write `text` as UTF-8, whole or not at all."""
     with whole(path) as waiting:
         waiting.write_text(text, encoding="utf-8")

@@ -3,7 +3,7 @@
 per image   for each part, the mean over the images that have it (the paper's figure, the headline)
 dataset     for each part, one ratio over all pixels of all images
 
-A `Report` is of one segmenter, a `Summary` of several that differ in their seed alone.
+A `Report` is for one segmenter, a `Summary` for several that differ only in their seed.
 
 Shape suffixes: P parts, I images, S reports; confusions are [truth, prediction].
 """
@@ -39,22 +39,23 @@ class Report:
 
     @property
     def dataset_mean(self) -> float:
+        """Mean over parts of the data set's IoU."""
         return mean_there(self.dataset_P)
 
     def as_json(self) -> dict[str, Any]:
-        """Plain values; null where a part was in no image."""
+        """Return plain values; null where a part was in no image."""
         return Summary(reports=(self,)).as_json()
 
     def table(self) -> str:
-        """Lines of text: a row for each part, then the means."""
+        """Return lines of text: a row for each part, then the means."""
         return Summary(reports=(self,)).table().text()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Summary:
-    """Several reports of the same parts and images: every figure as the mean over them +- standard deviation.
+    """Several reports on the same parts and images: every figure is the mean over them, with a standard deviation.
 
-    The deviation is the population's (divided by the number of reports), and there is none of a single report.
+    The deviation is the population's (divided by the number of reports); a single report has none.
     """
 
     reports: tuple[Report, ...]
@@ -66,15 +67,17 @@ class Summary:
 
     @property
     def parts(self) -> tuple[str, ...]:
+        """Part names, background first."""
         return self.reports[0].parts
 
     @property
     def mean(self) -> Figure:
-        """The headline, over the reports."""
+        """The headline figure, over the reports."""
         return spread([each.mean for each in self.reports])
 
     @property
     def dataset_mean(self) -> Figure:
+        """Mean over parts of the data set's IoU, over the reports."""
         return spread([each.dataset_mean for each in self.reports])
 
     @property
@@ -90,14 +93,14 @@ class Summary:
         return dict(zip(self.parts, map(spread, each_SP.T), strict=True))
 
     def table(self) -> Table:
-        """A row for each part, then the means; both metrics side by side."""
+        """Return a table with a row for each part, then the means; both metrics side by side."""
         per_image, dataset = self.per_image, self.dataset
         rows = [(name, per_image[name], dataset[name]) for name in self.parts]
         rows.append(("mean IoU", self.mean, self.dataset_mean))
         return Table(columns=("IoU, %", "per image", "dataset"), rows=tuple(rows))
 
     def as_json(self) -> dict[str, Any]:
-        """Means under the keys of a single report; of several reports also `std`, deviations under the same keys."""
+        """Return means under the keys of a single report; for several, also `std`, deviations under the same keys."""
         values = {"images": self.reports[0].images, **self._plain(lambda figure: figure.mean)}
         if len(self.reports) > 1:
             values["std"] = self._plain(lambda figure: figure.std)
@@ -113,7 +116,7 @@ class Summary:
 
 
 def spread(values: Floats | Sequence[float]) -> Figure:
-    """Mean and population standard deviation of the values that are numbers; no deviation of a single value."""
+    """Return mean and population standard deviation of the finite values; a single value has no deviation."""
     given = np.asarray(values, dtype=np.float64)
     there = given[np.isfinite(given)]
     if not len(there):
@@ -122,7 +125,7 @@ def spread(values: Floats | Sequence[float]) -> Figure:
 
 
 def confusion(truth_HW: npt.NDArray[np.uint8], predicted_HW: npt.NDArray[np.uint8], parts: int) -> Ints:
-    """Pixel counts (P,P) int64 by [truth, prediction]; both masks of one shape, values under `parts`."""
+    """Return pixel counts (P,P) int64 by [truth, prediction] of two masks of one shape, with values under `parts`."""
     if truth_HW.shape != predicted_HW.shape:
         raise ValueError(f"masks: got {predicted_HW.shape}, expected {truth_HW.shape} as the truth")
     pairs = truth_HW.astype(np.int64) * parts + predicted_HW
@@ -131,17 +134,17 @@ def confusion(truth_HW: npt.NDArray[np.uint8], predicted_HW: npt.NDArray[np.uint
 
 
 def image_ious(confusion_PP: Ints) -> Floats:
-    """IoU of each part in one image, 0..1; NaN for parts that its truth does not have."""
+    """Return the IoU of each part in one image, (P,) 0..1; NaN for parts that its truth does not have."""
     return np.where(confusion_PP.sum(1) > 0, _ious(confusion_PP), np.nan)
 
 
 def image_score(confusion_PP: Ints) -> float:
-    """One image's mean IoU over the parts that its truth has, in percent."""
+    """Return one image's mean IoU over the parts that its truth has, in percent."""
     return 100 * mean_there(image_ious(confusion_PP))
 
 
 def report(confusions_PP: Sequence[Ints], parts: Sequence[str]) -> Report:
-    """Both IoUs over one confusion for each image."""
+    """Return both IoUs from one confusion for each image."""
     each_IP = np.stack([image_ious(confusion_PP) for confusion_PP in confusions_PP])
     seen_P = np.isfinite(each_IP).sum(0)
     per_image_P: Floats = np.where(seen_P > 0, np.nansum(each_IP, 0) / np.maximum(seen_P, 1), np.nan)
@@ -152,14 +155,14 @@ def report(confusions_PP: Sequence[Ints], parts: Sequence[str]) -> Report:
 
 
 def smallest_third(masks_HW: Sequence[npt.NDArray[np.uint8]], parts: Sequence[str]) -> tuple[str, ...]:
-    """The third of the parts, background apart and at least one, that cover the least of these masks."""
+    """Return the third of the parts, without the background and at least one, that cover the least of these masks."""
     shares_IP = [np.bincount(mask.ravel(), minlength=len(parts)) / mask.size for mask in masks_HW]
     by_size = np.argsort(np.mean(shares_IP, axis=0)[1:], kind="stable") + 1
     return tuple(parts[index] for index in sorted(by_size[: max(1, round((len(parts) - 1) / 3))]))
 
 
 def mean_there(values: Floats) -> float:
-    """The mean of the values that are numbers; NaN where none is."""
+    """Return the mean of the finite values; NaN where there is none."""
     there = values[np.isfinite(values)]
     return float(there.mean()) if len(there) else float("nan")
 

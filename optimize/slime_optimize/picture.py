@@ -27,24 +27,24 @@ _FIRST: tuple[Colour, ...] = (
     (158, 157, 36),
     (240, 98, 146),
 )
-_GOLDEN = 0.618034  # steps of the golden ratio round the colour circle never come close to each other
+_GOLDEN = 0.618034  # steps of the golden ratio around the colour circle keep hues apart
 _GAP = 8
 _LINE = 22
 
 
 def palette(parts: int) -> tuple[Colour, ...]:
-    """A colour for each part, dark grey for the background first; always the same."""
+    """Return a colour for each part, dark grey for the background first; always the same."""
     return _FIRST[:parts] + tuple(_hue(index) for index in range(len(_FIRST), parts))
 
 
 def colour_mask(mask_HW: Pixels, colours: Sequence[Colour]) -> Pixels:
-    """Part indices -> (H,W,3) RGB."""
+    """Return part indices (H,W) as colours, (H,W,3) uint8 RGB."""
     coloured: Pixels = np.asarray(colours, dtype=np.uint8)[mask_HW]
     return coloured
 
 
 def overlay(image_HW3: Pixels, mask_HW: Pixels, colours: Sequence[Colour], opacity: float = 0.55) -> Pixels:
-    """The image with the parts' colours laid over it; the background stays as it is."""
+    """Return the image with the parts' colours over it, (H,W,3) uint8; the background stays as it is."""
     share_HW1 = np.where(mask_HW > 0, opacity, 0.0)[..., None]
     mixed = image_HW3 * (1 - share_HW1) + colour_mask(mask_HW, colours) * share_HW1
     laid: Pixels = mixed.round().astype(np.uint8)
@@ -59,7 +59,7 @@ def sheet(
     cell: int,
     captions: Sequence[str] = (),
 ) -> Image.Image:
-    """Rows of RGB images, each fitted into a square of side `cell`, under titles, above a legend.
+    """Draw rows of RGB images, each fitted into a square of side `cell`, under titles and above a legend.
 
     captions: a line over each row, or none at all.
     """
@@ -82,7 +82,7 @@ def sheet(
 
 
 def _fitted(pixels: Pixels, cell: int) -> Image.Image:
-    """The whole image, its shape kept, in the middle of a white square."""
+    """Return the whole image, undistorted, in the middle of a white square."""
     image = Image.fromarray(pixels)
     scale = cell / max(image.size)
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))

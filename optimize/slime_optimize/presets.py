@@ -1,7 +1,7 @@
 """Named sets of settings: what the paper says, what its published code computes, and what scores highest.
 
-A backbone's folder may hold `slime.json`: settings that suit it, under "every" for all presets and under a preset's
-own name for that one.
+A backbone's folder may hold `slime.json`: settings that suit it, under "every" for all presets, or
+under the name of one.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from typing import Any
 from slime_optimize.errors import InputError
 from slime_optimize.settings import Settings, in_current_words
 
-# The equations. Of eq. 7's sum over pixels it takes the mean (Settings.was_reduction says why).
+# The equations, but for the mean over pixels in eq. 7 (Settings.was_reduction says why).
 PAPER = Settings()
-# What the published code computes; tests/reference holds it against recordings of that code.
+# What the published code computes; tests/reference compares it with recordings of that code.
 REFERENCE = PAPER.changed(
     {
         "cross_entropy": "logits",
@@ -49,7 +49,7 @@ _SOURCE = "the backbone's slime.json"
 
 
 def preset(name: str, recommended: Mapping[str, Any] | None = None) -> Settings:
-    """The named preset, with what the backbone itself recommends in place."""
+    """Return the named preset, changed by what the backbone itself recommends."""
     if name not in PRESETS:
         raise InputError(f"preset {name!r}: unknown, expected one of {', '.join(sorted(PRESETS))}")
     given = dict(recommended or {})

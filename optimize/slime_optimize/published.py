@@ -1,9 +1,9 @@
-"""Embeddings saved by the method's published code, as a segmenter.
+"""Import embeddings saved by the method's published code, as a segmenter.
 
-    DIR/embedding_0.pth …   one part each, background aside, in the order of its part names: (1,1,D)
+    DIR/embedding_0.pth …   one part each, without the background, in the order of its part names: (1,1,D)
 
-That code prompts with the word once for each part, not 77 times, and what follows the learned rows counts in the
-softmax over all tokens, so it is rebuilt here. It reads images as BGR: the reference preset's channel order.
+That code repeats the prompt word once for each part, not 77 times. Tokens after the learned rows count in the softmax
+over all tokens, so they are made again here. It reads images as BGR, which is the reference preset's channel order.
 
 Shape suffixes: K parts, T tokens, D text width.
 """
@@ -37,7 +37,7 @@ _NAME = re.compile(r"embedding_(\d+)\.pth")
 def import_published(
     folder: Path, parts: Sequence[str], backbone: Backbone, settings: Settings, *, seed: int = 0
 ) -> Segmenter:
-    """The segmenter of the embeddings in `folder`, for `parts` with the background first.
+    """Return the segmenter of the embeddings in `folder`, for `parts` with the background first.
 
     Raises InputError, in one line, for files that are not there, not plain tensors, or do not fit the parts or
     the backbone.
@@ -67,7 +67,7 @@ def import_published(
 
 
 def embedding_files(folder: Path) -> list[Path]:
-    """embedding_0.pth, embedding_1.pth, … by number; InputError where there is none, or one is missing."""
+    """Return embedding_0.pth, embedding_1.pth, … by number; InputError where there is none, or one is missing."""
     if not folder.is_dir():
         raise InputError(f"embeddings {folder}: no such folder, expected one of embedding_0.pth, embedding_1.pth, …")
     found = {int(match[1]): path for path in folder.iterdir() if (match := _NAME.fullmatch(path.name))}
@@ -81,9 +81,9 @@ def embedding_files(folder: Path) -> list[Path]:
 
 
 def _load(path: Path, width: int) -> Tensor:
-    """One file's rows, (rows,D) float32. Only tensors are ever unpickled."""
+    """Load the rows of one file, (rows,D) float32. Only tensors are ever unpickled."""
     try:
-        with warnings.catch_warnings(action="ignore"):  # what is odd about a file is told in one line, below
+        with warnings.catch_warnings(action="ignore"):  # what is wrong with a file is said in one line, below
             value = torch.load(io.BytesIO(path.read_bytes()), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise InputError(

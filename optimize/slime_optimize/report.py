@@ -1,4 +1,4 @@
-"""report.html: one file that shows how a run went, with every picture inside it and nothing fetched.
+"""report.html: one file that shows how a run went, with every picture inside it, and no links to other files.
 
 Shape suffixes: H, W image sides, S steps, L losses.
 """
@@ -32,13 +32,13 @@ from slime_optimize.presets import PRESETS
 REPORT_FILE = "report.html"
 _TEMPLATE = Path(__file__).with_name("report.html.j2")
 _SIDE = 320  # of a picture in the page, in pixels
-_SHOWN = 12  # training images with a picture; the figures are of all
+_SHOWN = 12  # training images with a picture; the figures are for all
 _TITLES = {"ce": "cross entropy", "was": "WAS loss", "diffusion": "diffusion loss"}
 _INK, _FAINT, _BEST = "#3367d6", "#b9cdf5", "#d1462f"
 
 
 def report_html(learned: Learned, run: Run, command: str = "") -> str:
-    """The page. Takes a prediction of the first training image for each snapshot, and nothing else that is slow."""
+    """Return the page. Predicts the first training image once for each snapshot; nothing else here is slow."""
     segmenter = learned.segmenter
     page = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     return page.from_string(_TEMPLATE.read_text(encoding="utf-8")).render(
@@ -56,7 +56,7 @@ def report_html(learned: Learned, run: Run, command: str = "") -> str:
 
 
 def _progress(learned: Learned, run: Run) -> list[dict[str, Any]]:
-    """The first training image as the embeddings kept on the way segment it."""
+    """Return the first training image as the embeddings that were kept on the way segment it."""
     first, shown = run.examples[0], []
     chosen = learned.segmenter.metrics["step"]
     for step, learned_KD in sorted({**learned.snapshots, chosen: learned.segmenter.embeddings}.items()):
@@ -92,7 +92,7 @@ def _measured(metrics: Mapping[str, Any]) -> list[str]:
 
 
 def _ious(metrics: Mapping[str, Any], parts: Sequence[str], colours: Sequence[Any]) -> list[dict[str, Any]]:
-    """A row for each part: its colour, and its IoU by data, None where no image shows it."""
+    """Return a row for each part: its colour, and its IoU on each data, None where no image shows it."""
     return [
         {
             "part": part,
@@ -104,10 +104,15 @@ def _ious(metrics: Mapping[str, Any], parts: Sequence[str], colours: Sequence[An
 
 
 def _settings(run: Run) -> list[dict[str, Any]]:
-    """Every setting, marked where it is not the preset's."""
-    usual = PRESETS[run.preset].as_json() if run.preset in PRESETS else {}
+    """Return every setting, marked where it differs from the preset."""
+    defaults = PRESETS[run.preset].as_json() if run.preset in PRESETS else {}
     return [
-        {"name": name, "value": _text(value), "usual": _text(usual.get(name)), "changed": value != usual.get(name)}
+        {
+            "name": name,
+            "value": _text(value),
+            "preset": _text(defaults.get(name)),
+            "changed": value != defaults.get(name),
+        }
         for name, value in run.settings.as_json().items()
     ]
 
@@ -145,7 +150,7 @@ def _duration(seconds: float) -> str:
 
 
 def _curves(learned: Learned) -> Figure:
-    """A panel for each loss, and one for validation where there was one."""
+    """Return a panel for each loss, and one for validation where there was one."""
     panels = len(LOSSES) + bool(learned.measured.iou_by_step)
     figure = Figure(figsize=(3.1 * panels, 2.5), dpi=144, layout="constrained")
     places = figure.subplots(1, panels, squeeze=False)[0]
@@ -171,7 +176,7 @@ def _label(axes: Axes, title: str) -> None:
 
 
 def _smooth(losses_S: Any) -> Any:
-    """Mean over the steps around each, a twentieth of the run."""
+    """Return the running mean over a twentieth of the run."""
     width = max(1, len(losses_S) // 20)
     window = np.ones(width)
     return np.convolve(losses_S, window, "same") / np.convolve(np.ones(len(losses_S)), window, "same")

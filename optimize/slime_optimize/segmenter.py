@@ -3,7 +3,7 @@
     DIR/segmenter.safetensors   embeddings (K-1,D), text_embedding (1,77,D), noise (noise_samples,4,h,w), float32
     DIR/segmenter.json          part names, colours, backbone, settings, seed, metrics, versions
 
-Read and written here alone. No pickle.
+Only this module reads and writes these files. No pickle.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ JSON_FILE = "segmenter.json"
 
 @dataclass(frozen=True, kw_only=True)
 class Segmenter:
-    """Embeddings for parts 1..K-1 of one backbone; part 0 is the background, which is not learned.
+    """Embeddings of parts 1..K-1 for one backbone; part 0 is the background, which is not learned.
 
-    text_embedding (1,77,D) float32 has the learned rows in place; noise (noise_samples,4,h,w) float32 is added
-    to every image's latents at settings.t_test. parts: K names; colours: K of (r, g, b) in 0..255.
+    text_embedding (1,77,D) float32 includes the learned rows; noise (noise_samples,4,h,w) float32 is added to every
+    image's latents. parts: K names; colours: K of (r, g, b) in 0..255.
     """
 
     text_embedding: Tensor
@@ -68,21 +68,21 @@ class Segmenter:
 
     @property
     def embeddings(self) -> Tensor:
-        """The learned rows, (K-1,D) float32."""
+        """Learned rows, (K-1,D) float32."""
         return self.text_embedding[0, 1 : len(self.parts)]
 
     @property
     def tiny_id(self) -> str | None:
-        """Where its tiny encoder is, unless in the backbone's folder."""
+        """Folder or hub id of its tiny encoder; None in the backbone's folder, and without one."""
         return self.tiny.id if self.tiny else None
 
     @property
     def tiny_hash(self) -> str | None:
-        """Its tiny encoder's content, where it has one."""
+        """Hash of its tiny encoder's content; None without one."""
         return self.tiny.hash if self.tiny else None
 
     def with_embeddings(self, learned_KD: Tensor) -> Segmenter:
-        """A copy with (K-1,D) embeddings in the rows of parts 1..K-1."""
+        """Return a copy with (K-1,D) embeddings in the rows of parts 1..K-1."""
         rows = learned_KD.detach().to(self.text_embedding)
         return replace(self, text_embedding=in_place(self.text_embedding, rows))
 
@@ -106,7 +106,7 @@ class Segmenter:
 
     @property
     def hash(self) -> str:
-        """sha256 of everything that decides the masks, for parameters of the served model."""
+        """Sha256 of everything that decides the masks, for parameters of the served model."""
         digest = hashlib.sha256(self.backbone_hash.encode())
         if self.tiny:
             digest.update(self.tiny.hash.encode())
@@ -117,7 +117,7 @@ class Segmenter:
         return digest.hexdigest()
 
     def save(self, folder: Path) -> None:
-        """Writes both files into `folder` (made if it is not there), each whole or not at all."""
+        """Write both files into `folder`, which is made if necessary, each whole or not at all."""
         tensors = {"embeddings": self.embeddings, "text_embedding": self.text_embedding, "noise": self.noise}
         plain = {name: tensor.detach().cpu().float().contiguous().clone() for name, tensor in tensors.items()}
         with whole(folder / WEIGHTS_FILE) as waiting:
@@ -126,7 +126,7 @@ class Segmenter:
 
     @classmethod
     def load(cls, folder: Path) -> Segmenter:
-        """Reads what `save` wrote. Raises InputError, in one line, for anything else."""
+        """Load what `save` wrote, under earlier names of settings too. Raises InputError, in one line."""
         facts = _read_facts(folder)
         try:
             tensors = load_file(str(folder / WEIGHTS_FILE))
@@ -164,20 +164,20 @@ _PLAIN = ("image_size", "latent_size", "preset", "seed", "metrics", "versions", 
 
 
 def in_place(text_1TD: Tensor, learned_KD: Tensor) -> Tensor:
-    """The text embedding with (K-1,D) rows in place of those after the first; differentiable in both."""
+    """Return the text embedding with (K-1,D) rows in place of those after the first; differentiable in both."""
     after = 1 + learned_KD.shape[0]
     return torch.cat([text_1TD[:, :1], learned_KD[None], text_1TD[:, after:]], dim=1)
 
 
 def library_versions() -> dict[str, str]:
-    """Versions of what decides the embeddings, for the record."""
+    """Return the versions of the libraries that decide the embeddings."""
     from importlib.metadata import version
 
     return {name: version(name) for name in ("torch", "diffusers", "transformers")} | {"cuda": str(torch.version.cuda)}
 
 
 def now_in_utc() -> str:
-    """For `created`."""
+    """Return the time, as `Segmenter.created` has it."""
     return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
 
 

@@ -316,7 +316,15 @@ OLD_VALUES = {("encoder", "kl"): "vae"}
 
 
 def in_current_words(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return stored `values` with old names and values of settings in today's words; everything else as it is."""
+    """Return stored `values` with old names and values of settings in today's words; everything else as it is.
+
+    Raises InputError for a setting that is there under both names, and for anything but a mapping.
+    """
+    if not isinstance(values, Mapping):
+        raise InputError(f"settings: got {type(values).__name__}, expected a JSON object of settings by name")
+    for old, new in OLD_NAMES.items():
+        if old in values and new in values:
+            raise InputError(f"settings: got {old} and {new}, which are one setting, expected {new} alone")
     renamed = {OLD_NAMES.get(name, name): value for name, value in values.items()}
     return {
         name: OLD_VALUES.get((name, value), value) if isinstance(value, str) else value

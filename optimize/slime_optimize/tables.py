@@ -1,6 +1,6 @@
-"""Tables of figures for the console, for markdown and for CSV, rendered once for every command.
+"""Tables of figures, for the console, markdown and CSV.
 
-A figure is a mean, with a spread where several runs were measured; what there is nothing of is `nan`, in CSV empty.
+A figure is a mean, with a deviation where several runs were measured. A missing figure is `nan`, in CSV empty.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from tabulate import tabulate
 
 @dataclass(frozen=True, kw_only=True)
 class Figure:
-    """A mean, and the standard deviation of the runs it is of; None where it is of one run."""
+    """A mean, and the standard deviation over runs; None for a single run."""
 
     mean: float
     std: float | None = None
@@ -41,16 +41,16 @@ class Table:
                 raise ValueError(f"table: got a row of {len(row)} cells, expected {len(self.columns)}")
 
     def text(self) -> str:
-        """Aligned lines for a console."""
+        """Return aligned lines for a console."""
         return self._rendered("plain", [[str(cell) for cell in row] for row in self.rows], self.columns)
 
     def markdown(self) -> str:
-        """A table as GitHub shows it."""
+        """Return a table as GitHub shows it."""
         rows = [[_escaped(str(cell)) for cell in row] for row in self.rows]
         return self._rendered("pipe", rows, [_escaped(name) for name in self.columns])
 
     def csv(self) -> str:
-        """A heading line and a line a row; a column with a spread in it has a second one, `NAME std`."""
+        """Return a heading line and one line for each row; a column with deviations has a second one, `NAME std`."""
         wide = [any(isinstance(cell, Figure) and cell.std is not None for cell in column) for column in self._columns]
         heading = [(name, f"{name} std") for name in self.columns]
         written = io.StringIO()
@@ -72,7 +72,7 @@ class Table:
 
 
 def _plain(cell: Cell) -> tuple[str, str]:
-    """A cell's value and its spread, each empty where there is none."""
+    """Return a cell's value and its deviation, each empty where there is none."""
     if isinstance(cell, str):
         return cell, ""
     return _number(cell.mean), _number(cell.std)

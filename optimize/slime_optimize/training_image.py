@@ -1,6 +1,6 @@
-"""A small copy of the first image a segmenter was learned from, kept beside it: what exports and servers try it on.
+"""A small copy of the first training image, kept beside a segmenter, on which exports and servers check it.
 
-DIR/training.png    RGB, as large as the backbone reads images, (S,S,3) uint8. Data only; a segmenter works without it.
+DIR/training.png    RGB, of the size that the backbone reads, (S,S,3) uint8; a segmenter works without it
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ FILE = "training.png"
 
 
 def save(folder: Path, image_HW3: npt.NDArray[np.uint8], image_size: int) -> None:
-    """Writes the copy into `folder`, whole or not at all."""
+    """Write the copy into `folder`, whole or not at all."""
     fitted_SS3 = fit(image_HW3, image_size).transpose(1, 2, 0)
     pixels = np.clip(np.rint((fitted_SS3 + 1) * 127.5), 0, 255).astype(np.uint8)
     with whole(folder / FILE) as waiting:
@@ -26,5 +26,5 @@ def save(folder: Path, image_HW3: npt.NDArray[np.uint8], image_size: int) -> Non
 
 
 def find(folder: Path) -> npt.NDArray[np.uint8] | None:
-    """The copy, or None for a segmenter of before it was kept. Raises ImageError for one that cannot be read."""
+    """Load the copy, None where there is none. Raises ImageError for one that cannot be read."""
     return load(folder / FILE) if (folder / FILE).exists() else None

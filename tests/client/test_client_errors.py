@@ -206,7 +206,7 @@ def test_a_file_without_permission(car: Segmenter, photo: Path, monkeypatch: pyt
         None,
         7,
     ],
-    ids=repr,
+    ids=lambda image: repr(image).partition(" at 0x")[0],
 )
 def test_what_is_no_image_is_never_sent(server: FakeTriton, car: Segmenter, image: Any) -> None:
     error = failure(lambda: car.segment(image))
@@ -220,7 +220,8 @@ def test_a_truncated_pil_image(car: Segmenter, tmp_path: Path) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     Image.fromarray(noise).save(path)
     path.write_bytes(path.read_bytes()[:2000])
-    error = failure(lambda: car.segment(Image.open(path)))
+    with Image.open(path) as cut:
+        error = failure(lambda: car.segment(cut))
     assert error.code == "INVALID_ARGUMENT"
 
 

@@ -66,10 +66,11 @@ def test_a_turned_photo_has_one_mask_as_file_and_as_pil_image(car: Segmenter, tm
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.new("RGB", (20, 10)).save(path, exif=exif)
-    for image in (path, Image.open(path)):
-        mask = car.segment(image)
-        assert mask.array.shape == (20, 10)
-        assert mask.overlay().size == (10, 20)
+    with Image.open(path) as opened:
+        for image in (path, opened):
+            mask = car.segment(image)
+            assert mask.array.shape == (20, 10)
+            assert mask.overlay().size == (10, 20)
 
 
 def test_scores_are_optional(server: FakeTriton, car: Segmenter, photo: Path) -> None:

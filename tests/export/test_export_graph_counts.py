@@ -1,4 +1,4 @@
-"""What `slime_export.graph.counts` counts: against sums done by hand, and against PyTorch's own counter."""
+"""What `slime_export.graph.inspection` counts: against sums done by hand, and against PyTorch's own counter."""
 
 from __future__ import annotations
 

@@ -53,7 +53,7 @@ def test_a_shared_segmenter(command: ModuleType, exported: Exported, tmp_path: P
     words = [str(exported.folder), "--repository", str(repository), "--embedding", "shared"]
     assert command.main([*words, "--name", "plain"]) == 0
     assert command.main([*words, "--name", "changed", "--set", "threshold=0.02"]) == 0
-    assert len(shared_store.groups(repository)) == 1, "a threshold does not shape the graph"
+    assert len(layout.groups(repository)) == 1, "a threshold does not shape the graph"
     store = shared_store.store_of(repository)
     told = {name: store.get(name).description.get("settings_changed") for name in ("plain", "changed")}
     assert told["plain"] is None and json.loads(told["changed"]) == {"threshold": 0.02}

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -217,3 +219,28 @@ def test_evaluate_mistakes(
     fails(evaluate, [out, "--data", str(data)], capsys, "expected the same, in the same order")
     shutil.rmtree(data / "images")
     fails(evaluate, [out, "--data", str(data)], capsys, "there is no image for it")
+
+
+@pytest.mark.parametrize("command", ["run", "evaluate", "prepare", "import_reference"])
+def test_usage_has_the_name_that_was_typed(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    main = importlib.import_module(f"slime_optimize.commands.{command}").main
+    with pytest.raises(SystemExit) as left:
+        main(["--help"], prog=f"slime {command}")
+    assert left.value.code == 0 and capsys.readouterr().out.startswith(f"usage: slime {command} ")
+    with pytest.raises(SystemExit) as left:
+        main(["--no-such-option"], prog=f"slime {command}")
+    (line,) = capsys.readouterr().err.splitlines()
+    assert left.value.code == 2 and line.startswith("error: ") and f"slime {command} --help" in line
+
+
+@pytest.mark.parametrize("command", ["run", "evaluate", "import_reference"])
+def test_researchers_options_are_shown_by_help_all(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    main = importlib.import_module(f"slime_optimize.commands.{command}").main
+    shown = []
+    for option in ("--help", "--help-all"):
+        with pytest.raises(SystemExit):
+            main([option])
+        shown.append(set(re.findall(r"^  (?:-h, )?(--[a-z-]+)", capsys.readouterr().out, re.MULTILINE)))
+    assert shown[0] < shown[1] and "--help-all" in shown[0]
+    hidden = {"run": "--validate-every", "evaluate": "--squash", "import_reference": "--cross-layers"}[command]
+    assert hidden in shown[1] - shown[0]

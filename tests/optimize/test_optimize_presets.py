@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 
 from slime_optimize.presets import BEST, PAPER, PRESETS, REFERENCE
+from slime_optimize.settings import OLD_NAMES, TEST_TIME
 
 ROW = re.compile(r"^\|(?: [\d-]+ \|)? `(\w+)`[^|]*\| `([^`]*)` \| `([^`]*)` \| `([^`]*)` \|", re.MULTILINE)
-ROWS = ROW.findall((Path(__file__).resolve().parents[2] / "docs" / "presets.md").read_text())
+TEXT = (Path(__file__).resolve().parents[2] / "docs" / "presets.md").read_text()
+ROWS = ROW.findall(TEXT)
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row[0])
@@ -28,3 +30,13 @@ def test_no_difference_is_left_untold() -> None:
     }
     assert differing <= {row[0] for row in ROWS}
     assert len(ROWS) == 17
+
+
+def test_what_can_be_changed_after_learning_is_told() -> None:
+    told = re.search(r"^They are (.*?)\. Several", TEXT, re.MULTILINE | re.DOTALL)
+    assert told and tuple(re.findall(r"`(\w+)`", told[1])) == TEST_TIME
+
+
+def test_old_names_are_told() -> None:
+    rows = re.findall(r"^\| `(\w+)` \| `(\w+)` \|$", TEXT, re.MULTILINE)
+    assert dict(rows) == OLD_NAMES

@@ -191,6 +191,15 @@ def test_recommended_settings_in_old_words_are_read() -> None:
     assert (settings.edge_tolerance, settings.recolour_probability, settings.encoder) == (0.3, 0.1, "vae")
 
 
+def test_a_setting_under_both_names_is_refused() -> None:
+    with pytest.raises(
+        InputError, match="got guide and edge_tolerance, which are one setting, expected edge_tolerance"
+    ):
+        preset("best", {"every": {"guide": 0.3, "edge_tolerance": 0.2}})
+    with pytest.raises(InputError, match="got list, expected a JSON object of settings by name"):
+        preset("best", {"every": [0.3]})
+
+
 def test_noise_for_more_samples_is_drawn_again_from_the_seed(segmenter: Segmenter) -> None:
     made = replace(segmenter, noise=sampled_noise(16, segmenter.seed))
     more = made.at_test_time(["noise_samples=3", "threshold=0.1"])

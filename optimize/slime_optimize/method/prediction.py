@@ -174,11 +174,7 @@ class Predictor:
         return [self._mask(*scored, image.shape[0], image.shape[1]) for scored, image in pairs]
 
     def finish(
-        self,
-        cross_BPhw: Tensor,
-        was_BPhw: Tensor,
-        pixels_3SS: npt.NDArray[np.float32],
-        size: tuple[int, int],
+        self, cross_BPhw: Tensor, was_BPhw: Tensor, pixels_3SS: npt.NDArray[np.float32], size: tuple[int, int]
     ) -> npt.NDArray[np.uint8]:
         """Return the mask, uint8 of `size` (H,W), of one fitted image and what `maps` gave for its crops."""
         return self._mask(finished(cross_BPhw, was_BPhw, self._postprocess), pixels_3SS, *size)

@@ -15,12 +15,13 @@ from slime_optimize.data.annotations.example import (
     check_painted,
     check_parts,
 )
-from slime_optimize.data.annotations.folders import dataset
+from slime_optimize.data.annotations.folders import PARTS_FILE, dataset
 from slime_optimize.data.annotations.legend import Legend, find_legend, load_legend
 from slime_optimize.data.annotations.masks import load_example, load_mask, load_pairs, load_training
 from slime_optimize.data.annotations.reading import read
 
 __all__ = [
+    "PARTS_FILE",
     "Annotated",
     "Example",
     "Legend",

@@ -1,8 +1,10 @@
-"""CelebAMask-HQ (Lee et al., 2020): faces of 1024 pixels and masks of 512, a file for each part; left and right merged.
+"""CelebAMask-HQ (Lee et al., 2020): faces of 1024 pixels, and masks of 512, one file for each part.
 
     SOURCE/…/CelebA-HQ-img/17.jpg                              0 to 29999
     SOURCE/…/CelebAMask-HQ-mask-anno/0/00017_l_brow.png        2000 images a folder; no file: the part is not seen
     SOURCE/…/CelebA-HQ-to-CelebA-mapping.txt                   idx orig_idx orig_file, for a split
+
+Left and right parts are merged.
 
 Shape suffixes: H, W image sides.
 """
@@ -23,7 +25,7 @@ from slime_optimize.data.datasets.plan import Plan, Read, chosen_parts, found_be
 from slime_optimize.errors import InputError, first_line
 
 # In the order they are painted: hair lies over the face and everything in it. Glasses (eye_g), hat, earring (ear_r)
-# and necklace (neck_l) are no parts of the paper's: what other files say of their pixels stands.
+# and necklace (neck_l) are not among the paper's parts: their pixels keep what other files say of them.
 MERGED: dict[str, tuple[str, ...]] = {
     "face": ("skin",),
     "eye": ("l_eye", "r_eye"),
@@ -43,10 +45,10 @@ _MAPPING = "CelebA-HQ-to-CelebA-mapping.txt"
 
 
 def celebamask(source: Path, *, split: str | None = None, parts: Sequence[str] | None = None) -> Plan:
-    """Every face, at the masks' size.
+    """Return the plan for every face, at the size of the masks.
 
-    split: train, val or test of CelebA's own partition, or a file of names (17.jpg of CelebA-HQ, or 000017.jpg of
-    CelebA), or all images. Raises InputError, in one line, for what is not there.
+    split: train, val or test of CelebA's own partition; a file of names (17.jpg of CelebA-HQ, or 000017.jpg of CelebA);
+    None for all images. Raises InputError, in one line, for what is not there.
     """
     images, masks = found_below(source, "CelebA-HQ-img"), found_below(source, "CelebAMask-HQ-mask-anno")
     if images is None or masks is None:
@@ -70,7 +72,7 @@ def _all(images: Path) -> list[int]:
 
 
 def _listed(source: Path, split: str) -> list[int]:
-    """Numbers in CelebA-HQ."""
+    """Return the numbers of a split's images in CelebA-HQ."""
     if split in _LAST:
         first = 1 + max((last for name, last in _LAST.items() if last < _LAST[split]), default=0)
         return [number for origin, number in _origins(source).items() if first <= origin <= _LAST[split]]
@@ -87,7 +89,7 @@ def _listed(source: Path, split: str) -> list[int]:
 
 
 def _origins(source: Path) -> dict[int, int]:
-    """The number of a file of CelebA -> that of CelebA-HQ."""
+    """Return the numbers of images in CelebA-HQ by their numbers in CelebA."""
     path = found_below(source, _MAPPING)
     if path is None:
         raise InputError(f"data {source}: has no {_MAPPING}, expected it there for a split of CelebA; or name a file")
@@ -114,7 +116,7 @@ def _read(picture: Path, masks: Path, number: int, parts: tuple[str, ...]) -> Re
 
 
 def _layer(path: Path) -> npt.NDArray[np.bool_]:
-    """Black and white, grey or RGB."""
+    """Load a mask, black and white, grey or RGB, as (H,W) bool."""
     try:
         with Image.open(path) as image:
             return np.asarray(image.convert("L")) > 127

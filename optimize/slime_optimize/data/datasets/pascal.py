@@ -35,7 +35,7 @@ Box = tuple[int, int, int, int]  # top, bottom, left, right; the ends exclusive
 
 @dataclass(frozen=True, kw_only=True)
 class Kind:
-    """A class: which annotated parts make which of the paper's, in the order they are painted, and the least area."""
+    """A class: the annotated parts that make each of the paper's, in the order they are painted, and the least area."""
 
     merged: Mapping[str, tuple[str, ...]]
     least_area: int  # of the box, in pixels
@@ -45,7 +45,7 @@ class Kind:
         return ("background", *self.merged)
 
     def part_of(self, name: str) -> str | None:
-        """The part that `name`, without the number in wheel_2, belongs to."""
+        """Return the part that `name`, such as wheel_2, belongs to, or None."""
         stem = re.sub(r"_\d+$", "", name)
         return next((part for part, names in self.merged.items() if stem in names), None)
 
@@ -76,10 +76,10 @@ KINDS: dict[str, Kind] = {
 def pascal_part(
     source: Path, kind: str, *, split: str | None = None, images: Path | None = None, parts: Sequence[str] | None = None
 ) -> Plan:
-    """Every object of `kind` as a crop of its own.
+    """Return the plan for every object of `kind`, as a crop of its own.
 
-    split: train, val or trainval of VOC 2010, a file of image names, or all annotations. images: where JPEGImages
-    is, when it is not below `source`. Raises InputError, in one line, for what is not there.
+    split: train, val or trainval of VOC 2010; a file of image names; None for all annotations. images: the folder
+    JPEGImages, when it is not below `source`. Raises InputError, in one line, for what is not there.
     """
     if kind not in KINDS:
         raise InputError(f"--kind {kind}: unknown, expected one of {', '.join(KINDS)}")
@@ -106,7 +106,7 @@ def pascal_part(
 
 
 def _wanted(source: Path, annotations: Path, kind: str, split: str | None) -> list[str]:
-    """Names of the images to read, without a suffix."""
+    """Return the names of the images to read, without a suffix."""
     if split is None:
         return sorted(path.stem for path in annotations.glob("*.mat"))
     path = found_below(source, f"ImageSets/Main/{kind}_{split}.txt") or Path(split)
@@ -119,7 +119,7 @@ def _wanted(source: Path, annotations: Path, kind: str, split: str | None) -> li
 
 
 def _read(annotation: Path, picture: Path, kind: str, parts: tuple[str, ...]) -> Read:
-    """The crops of one image, named after the object's place in the annotation, from 1 on."""
+    """Read the crops of one image, named after the object's number in the annotation, from 1 on."""
     objects = _objects(annotation)
     boxes = [_box(np.asarray(each["mask"]) > 0) for each in objects]
     kept, left_out = _kept(objects, boxes, kind)
@@ -143,7 +143,7 @@ def _read(annotation: Path, picture: Path, kind: str, parts: tuple[str, ...]) ->
 
 
 def _objects(path: Path) -> list[dict[str, Any]]:
-    """anno.objects, each with class, mask and parts."""
+    """Return anno.objects, each with class, mask and parts."""
     try:
         found = _several(loadmat(path, appendmat=False, simplify_cells=True)["anno"]["objects"])
     except FileNotFoundError as error:
@@ -157,12 +157,12 @@ def _objects(path: Path) -> list[dict[str, Any]]:
 
 
 def _several(value: Any) -> list[dict[str, Any]]:
-    """A struct array as it is read: none as an empty array, one as itself, several as a list."""
+    """Return the structs of an array, which scipy reads as an empty array, one struct, or a list."""
     return [value] if isinstance(value, dict) else [each for each in value if isinstance(each, dict)]
 
 
 def _kept(objects: Sequence[Mapping[str, Any]], boxes: Sequence[Box], kind: str) -> tuple[list[int], dict[str, int]]:
-    """Indices of the objects that pass the rules, and how many did not."""
+    """Return the indices of the objects that pass the rules, and how many were left out for which reason."""
     kept, left_out = [], Counter[str]()
     for index, each in enumerate(objects):
         if each["class"] != kind:
@@ -179,7 +179,7 @@ def _kept(objects: Sequence[Mapping[str, Any]], boxes: Sequence[Box], kind: str)
 
 
 def _box(mask_HW: npt.NDArray[np.bool_]) -> Box:
-    """Of the pixels that are set; all 0 of an empty mask."""
+    """Return the box of the pixels that are set, all 0 for an empty mask."""
     ys, xs = np.nonzero(mask_HW)
     if not len(ys):
         return (0, 0, 0, 0)
@@ -198,7 +198,7 @@ def _area(box: Box) -> int:
 
 
 def _mask(objects: Sequence[Mapping[str, Any]], kind: str, parts: tuple[str, ...], path: Path) -> npt.NDArray[np.uint8]:
-    """The parts of all these objects over the whole image: a neighbour's wheel in a crop is a wheel as well."""
+    """Return the parts of all these objects over the whole image: a neighbour's wheel in a crop is a wheel too."""
     rules = KINDS[kind]
     layers = []
     for each in objects:

@@ -1,4 +1,4 @@
-"""The folders that the published code reads: NAME.png beside NAME.npy, a part number for each pixel.
+"""The layout that the published code reads: NAME.png beside NAME.npy, which has a part number for each pixel.
 
     SOURCE/[train_1|train_10|val|test/]NAME.png, NAME.npy
 
@@ -20,7 +20,7 @@ from slime_optimize.data.datasets.plan import Plan, Read
 from slime_optimize.errors import InputError, first_line
 from slime_was.options import MAX_PARTS
 
-# What the numbers mean in the data and the embeddings that the authors published; the words are the paper's.
+# What the numbers mean in the authors' published data and embeddings, in the paper's words.
 PARTS: dict[str, tuple[str, ...]] = {
     "car": ("background", "body", "light", "plate", "wheel", "window"),
     "horse": ("background", "head", "neck+torso", "leg", "tail"),
@@ -31,9 +31,9 @@ PARTS: dict[str, tuple[str, ...]] = {
 def published(
     source: Path, kind: str | None = None, *, split: str | None = None, parts: Sequence[str] | None = None
 ) -> Plan:
-    """Every pair in `source`, or in its sub-folder `split`; parts named by `kind`, or one by one by `parts`.
+    """Return the plan for every pair in `source`, or in its sub-folder `split`.
 
-    Raises InputError, in one line, for what is not there.
+    `kind` names the parts, or `parts` does, one by one. Raises InputError, in one line, for what is not there.
     """
     names = _names(kind, parts)
     folder = source / split if split else source
@@ -66,7 +66,7 @@ def _read(image: Path, parts: tuple[str, ...]) -> Read:
 
 
 def _mask(path: Path) -> npt.NDArray[np.uint8]:
-    """Numbers of any type that are whole and fit; the published code saves some as floats."""
+    """Load part numbers of any type that holds whole numbers; the published code saves some as floats."""
     try:
         values = np.load(path, allow_pickle=False)
     except FileNotFoundError as error:
