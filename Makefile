@@ -1,22 +1,55 @@
-# Two commands do everything on a fresh machine with Python 3.11: `make demo` and `make test`.
+# `make demo` and `make test` do everything on a fresh machine with Python 3.11.
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+LOWEST := .venv-lowest
+# Processes that tests run in. Those that start a server are one group, and so share one process.
+JOBS ?= 2
+PYTEST := -m pytest -n $(JOBS) --dist loadgroup
+FAST := not slow and not triton and not alone and not gpu
+# Of the client's own environment: make test-client PYTHON=python3.12 NUMPY=2
+NUMPY ?= 1
+CLIENT := build/client-$(notdir $(PYTHON))-numpy$(NUMPY)
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo test lint results speed performance serve clean
+.PHONY: demo test test-fast test-lowest test-client test-client-numpy2 lint wheel results speed performance serve clean
 
 demo: $(INSTALLED)
 	$(BIN)/python demo.py
 
+# Tests that measure time or take every core run afterwards, beside no other.
 test: $(INSTALLED)
-	$(BIN)/python -m pytest
+	$(BIN)/python $(PYTEST) -m "not alone"
+	$(BIN)/python -m pytest -m alone
 
+# What needs no server and less than ten seconds a test.
+test-fast: $(INSTALLED)
+	$(BIN)/python $(PYTEST) -m "$(FAST)"
+
+# The same with the lowest versions that pyproject.toml declares, whose own warnings about each other are no errors.
+test-lowest: $(LOWEST)/.installed
+	$(LOWEST)/bin/python $(PYTEST) -W default -m "$(FAST)"
+
+# The client alone, installed as its users install it, without torch or a server.
+test-client:
+	$(PYTHON) -m venv $(CLIENT)
+	$(CLIENT)/bin/pip install --quiet 'numpy==$(NUMPY).*' '.[formats,test]'
+	$(CLIENT)/bin/python -m pytest tests/client
+
+test-client-numpy2:
+	$(MAKE) test-client NUMPY=2
+
+# The served models and backends are programs of their own, all called model.py: one call each.
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	for model in model_repository/*/1/model.py serve/backends/*/model.py; do $(BIN)/mypy $$model || exit 1; done
+
+# dist/slime_serve-*.whl, with everything that `slime demo` needs.
+wheel: $(INSTALLED)
+	$(BIN)/python -m build --wheel --no-isolation
 
 results: $(INSTALLED)
 	$(BIN)/python -m benchmarks.one_shot --json docs/one-shot.json
@@ -33,12 +66,17 @@ performance: $(INSTALLED)
 
 serve: $(INSTALLED)
 	$(BIN)/python demo.py --stop-after export
-	$(BIN)/python serve/launch.py --repository build/demo/repository
+	$(BIN)/slime serve --repository build/demo/repository
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
+$(LOWEST)/.installed: pyproject.toml constraints-lowest.txt
+	$(PYTHON) -m venv $(LOWEST)
+	$(LOWEST)/bin/pip install --quiet --constraint constraints-lowest.txt --editable '.[dev]'
+	touch $@
+
 clean:
-	rm -rf build .pytest_cache .mypy_cache .ruff_cache
+	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache

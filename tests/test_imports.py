@@ -19,6 +19,7 @@ OURS = {
     "slime_serve": "serve/slime_serve",
     "slime_client": "client/slime_client",
     "slime_backbone": "backbone/slime_backbone",
+    "slime_cli": "cli/slime_cli",
 }
 ALLOWED: dict[str, set[str]] = {
     "slime_was": set(),
@@ -30,6 +31,7 @@ ALLOWED: dict[str, set[str]] = {
     "slime_serve": {"slime_was", "slime_store", "slime_repository"},
     "slime_client": set(),
     "slime_backbone": {"slime_was", "slime_image", "slime_optimize"},
+    "slime_cli": {"slime_backbone", "slime_client", "slime_optimize"},  # demo.py alone; main.py imports by name
 }
 HEAVY = {"torch", "diffusers", "transformers", "onnx", "onnxruntime", "scipy"}
 LIGHT = {

@@ -1,59 +1,116 @@
-"""What the README tells people to type exists: scripts, options, make targets, files, and the client's six lines."""
+"""What the README and the pages of docs/ tell people to type is run, in their order; what cannot be run says why."""
 
 from __future__ import annotations
 
 import re
+import signal
 import subprocess
-import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-import slime_client
+import documented
+from documented import Command
 from painting import ROOT
+from serving import FREE_PORTS, first_line
 
+CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text()
 README = (ROOT / "README.md").read_text()
-BLOCKS = re.findall(r"^ *```(\w+)\n(.*?)^ *```", README, re.S | re.M)
-COMMANDS = [
-    line.strip()
-    for language, block in BLOCKS
-    if language == "bash"
-    for line in block.replace("\\\n", " ").splitlines()
-    if line.strip()
-]
+MINUTES = 5
+COMMANDS = [command for page in documented.PAGES for command in documented.commands(page)]
+RUN = [command for command in COMMANDS if command.why_not_run is None]
 
 
-def words(command: str) -> list[str]:
-    return command.partition("#")[0].replace("[", " ").replace("]", " ").split()
+class Terminal:
+    """A folder to type in, and the server that a command has started there."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.url = "localhost:8001"
+        self._server: subprocess.Popen[str] | None = None
+
+    def type(self, command: Command) -> str:
+        """Run a command; returns what it printed. A server stays until the next one, or the end."""
+        documented.prepare(command, self.folder)
+        words = command.runnable(self.url)
+        if re.match(r"slime serve|python serve/launch.py", command.line):
+            return self._serve(words)
+        done = subprocess.run(words, cwd=self.folder, capture_output=True, text=True, check=False, timeout=MINUTES * 60)
+        assert done.returncode == 0, f"{' '.join(words)}\n{done.stdout[-2000:]}\n{done.stderr[-3000:]}"
+        return done.stdout + done.stderr
+
+    def _serve(self, words: list[str]) -> str:
+        self.stop()
+        self._server = subprocess.Popen(
+            [*words, *FREE_PORTS, "--threads", "1"], cwd=self.folder, stdout=subprocess.PIPE, text=True
+        )
+        line = first_line(self._server)
+        assert line.startswith("ready "), f"{' '.join(words)}: {line!r}"
+        self.url = dict(word.split("=", 1) for word in line.split()[1:])["grpc"]
+        return line
+
+    def stop(self) -> None:
+        if self._server is not None:
+            self._server.send_signal(signal.SIGTERM)
+            self._server.communicate(timeout=60)
+            self._server = None
 
 
-@pytest.mark.parametrize("script", sorted({w for c in COMMANDS for w in words(c) if w.endswith(".py")}))
-def test_every_option_of_a_script_is_one_it_has(script: str) -> None:
-    used = {w for c in COMMANDS if script in words(c) for w in words(c) if w.startswith("--")}
-    shown = subprocess.run([sys.executable, ROOT / script, "--help"], capture_output=True, text=True, check=True).stdout
-    assert used
-    for option in used:
-        assert re.search(rf"{option}\b", shown), f"{script} {option}"
+@pytest.fixture(scope="module")
+def terminal(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Terminal]:
+    """One folder for all pages, in whose order they are run: a page may use what the README's commands made."""
+    made = Terminal(documented.make_workspace(tmp_path_factory.mktemp("documented")))
+    yield made
+    made.stop()
+
+
+def named(command: Command) -> str:
+    return f"{command.page}: {command.line[:60]}"
+
+
+@pytest.mark.triton
+@pytest.mark.slow
+@pytest.mark.parametrize("command", RUN, ids=named)
+def test_a_documented_command_runs(command: Command, terminal: Terminal) -> None:
+    terminal.type(command)
+
+
+@pytest.mark.triton
+@pytest.mark.slow
+def test_the_clients_lines_run(terminal: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
+    for command in documented.commands("README.md"):
+        if command in RUN:
+            terminal.type(command)
+    (snippet,) = re.findall(r"^```python\n(.*?)^```", README, re.S | re.M)
+    monkeypatch.chdir(terminal.folder)
+    exec(compile(snippet.replace("localhost:8001", terminal.url), "README.md", "exec"), {})
+    assert (terminal.folder / "photo-parts.png").is_file()
+    assert (terminal.folder / "photo-overlay.jpg").is_file()
+
+
+def test_the_main_path_is_among_what_is_run() -> None:
+    first = [command.line.split()[1] for command in RUN if command.page == "README.md"]
+    assert first == ["optimize", "export", "serve", "segment"]
+
+
+@pytest.mark.parametrize("pattern", documented.NOT_RUN)
+def test_every_exception_is_still_needed(pattern: str) -> None:
+    assert [command for command in COMMANDS if re.match(pattern, command.line)], "no page has such a command any more"
 
 
 def test_every_make_target_is_in_the_makefile() -> None:
-    targets = {words(command)[1] for command in COMMANDS if command.startswith("make ")}
-    assert {"demo", "test", "lint", "serve"} <= targets
+    workflow = (ROOT / ".github" / "workflows" / "ci.yml").read_text()
+    targets = {command.line.split()[1] for command in COMMANDS if command.line.startswith("make ")}
+    targets |= set(re.findall(r"run: make ([\w-]+)", workflow)) | set(re.findall(r"`make ([\w-]+)", CONTRIBUTING))
+    assert {"demo", "test", "test-fast", "test-lowest", "test-client", "lint"} <= targets
     makefile = (ROOT / "Makefile").read_text()
     for target in targets:
         assert re.search(rf"^{target}:", makefile, re.M), target
 
 
-def test_the_client_lines_name_what_the_client_has() -> None:
-    (snippet,) = [block for language, block in BLOCKS if language == "python"]
-    compile(snippet, "README.md", "exec")
-    for method in re.findall(r"mask\.(\w+)\(", snippet):
-        assert hasattr(slime_client.Mask, method)
-    for method in re.findall(r"segmenter\.(\w+)\(", snippet):
-        assert hasattr(slime_client.Segmenter, method)
-
-
-def test_every_file_the_readme_points_at_is_there() -> None:
-    for target in re.findall(r"\]\(([^)#]+)\)", README):
+@pytest.mark.parametrize("page", documented.PAGES)
+def test_every_file_that_a_page_points_at_is_there(page: str) -> None:
+    for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", (ROOT / page).read_text()):
         if not target.startswith("http"):
-            assert (ROOT / Path(target)).exists(), target
+            assert ((ROOT / page).parent / target).exists(), target

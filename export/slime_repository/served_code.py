@@ -28,13 +28,16 @@ _DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
 
 def source_model(model: str) -> Path:
-    """Return this project's own folder of a Python model. RepositoryError where only its package is installed."""
-    folder = _package(PACKAGES[model][0]).parent
-    if not layout.versions(folder):
-        raise RepositoryError(
-            f"model {model}: its code is not beside {folder}; export from a checkout installed with pip install -e"
-        )
-    return folder
+    """Return this project's own folder of a Python model: in the installed package, or else in the checkout.
+
+    Raises RepositoryError where it is in neither.
+    """
+    packaged = Path(__file__).resolve().with_name("model_repository") / model
+    checkout = _package(PACKAGES[model][0]).parent
+    for folder in (packaged, checkout):
+        if layout.versions(folder):
+            return folder
+    raise RepositoryError(f"model {model}: its code is in neither {packaged} nor {checkout}; install slime-serve again")
 
 
 def wanted_files(model: str) -> dict[str, bytes]:

@@ -1,7 +1,7 @@
 """The tritonserver inside the ``nvidia-pytriton`` wheel: where it lies and what it takes to start it.
 
 The wheel is used for its files alone; none of its Python code runs. It brings no ONNX Runtime backend: the folder
-``backends/onnxruntime`` beside this package stands in.
+``backends/onnxruntime`` stands in, which lies in the installed package, or beside it in a checkout.
 """
 
 from __future__ import annotations
@@ -17,7 +17,32 @@ from pathlib import Path
 
 from slime_serve.settings import ServerError
 
-STAND_IN = Path(__file__).resolve().parent.parent / "backends" / "onnxruntime"
+INSTALL = "pip install 'slime-serve[serve]'"
+
+
+def _stand_in() -> Path:
+    """Return the folder of the stand-in backend: in the installed package, or else in the checkout around it."""
+    package = Path(__file__).resolve().parent
+    found = package / "backends" / "onnxruntime"
+    return found if found.is_dir() else package.parent / "backends" / "onnxruntime"
+
+
+STAND_IN = _stand_in()
+# A finder at the end of sys.meta_path is asked for a module only when nothing on sys.path has it.
+_SITECUSTOMIZE = """\
+import sys
+from importlib.machinery import PathFinder
+
+
+class Installed:
+    @staticmethod
+    def find_spec(name, path=None, target=None):
+        return PathFinder.find_spec(name, {installed!r} if path is None else path, target)
+
+
+sys.dont_write_bytecode = True
+sys.meta_path.append(Installed)
+"""
 _VERSION = f"{sys.version_info.major}.{sys.version_info.minor}"
 
 
@@ -41,7 +66,7 @@ def find() -> Wheel:
         )
     spec = importlib.util.find_spec("pytriton")
     if spec is None or spec.origin is None:
-        raise ServerError("tritonserver: package nvidia-pytriton is not installed; run: pip install '.[serve]'")
+        raise ServerError(f"tritonserver: package nvidia-pytriton is not installed; run: {INSTALL}")
     package = Path(spec.origin).parent
     root = package / "tritonserver"
     stub = root / "python_backend_stubs" / _VERSION / "triton_python_backend_stub"
@@ -73,8 +98,9 @@ def assemble_python(folder: Path) -> None:
     """A virtual environment in ``folder`` for the server's Python processes.
 
     They ignore PYTHONPATH and PYTHONDONTWRITEBYTECODE, but take after the first ``python3`` on PATH. One of our own
-    gives them the installed packages without those added by path files, so that models import what was published
-    beside them and not a working copy; and keeps caches, which count as a changed model, out of the repository.
+    gives them the installed packages without those added by path files, and only after everything on sys.path: Triton
+    appends the model's folder there, and models must import the code that was published beside them, neither a working
+    copy nor an installed one. It also keeps caches, which count as a changed model, out of the repository.
     """
     executable = folder / "bin" / "python3"
     executable.parent.mkdir(parents=True)
@@ -83,9 +109,7 @@ def assemble_python(folder: Path) -> None:
     packages = folder / "lib" / f"python{_VERSION}" / "site-packages"
     packages.mkdir(parents=True)
     installed = list(dict.fromkeys(sysconfig.get_path(name) for name in ("purelib", "platlib")))
-    (packages / "sitecustomize.py").write_text(
-        f"import sys\nsys.dont_write_bytecode = True\nsys.path.extend({installed!r})\n"
-    )
+    (packages / "sitecustomize.py").write_text(_SITECUSTOMIZE.format(installed=installed))
 
 
 def environment(wheel: Wheel, python: Path, threads: int) -> dict[str, str]:

@@ -102,10 +102,30 @@ def test_nothing_to_do(server: FakeTriton, tmp_path: Path, capsys: pytest.Captur
     "arguments",
     [[], ["a.jpg"], ["--segmenter", "car"], ["--timeout", "soon"], ["list", "car"], ["info"], ["--format", "gif"]],
 )
-def test_a_bad_command_line(arguments: list[str]) -> None:
+def test_a_bad_command_line(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
-        main(arguments)
+        main(arguments, prog="slime segment")
     assert caught.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1
+    assert "slime segment" in error
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("--ca", "--tls-ca"),
+        ("--certificate", "--tls-cert"),
+        ("--key", "--tls-key"),
+        ("--access-key", "--admin-key-file"),
+        ("--key-file", "--admin-key-file"),
+    ],
+)
+def test_options_under_their_old_names(old: str, new: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["list", old, "file"])
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {old} has another name now: {new}") and error.count("\n") == 1
 
 
 def test_bad_options(server: FakeTriton, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

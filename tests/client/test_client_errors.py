@@ -206,7 +206,7 @@ def test_a_file_without_permission(car: Segmenter, photo: Path, monkeypatch: pyt
         None,
         7,
     ],
-    ids=repr,
+    ids=lambda image: repr(image).partition(" at 0x")[0],
 )
 def test_what_is_no_image_is_never_sent(server: FakeTriton, car: Segmenter, image: Any) -> None:
     error = failure(lambda: car.segment(image))

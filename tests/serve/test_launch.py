@@ -14,7 +14,7 @@ from asking import picture
 
 from processes import SHARED_MEMORY, descendants, regions, running
 from serving import FREE_PORTS, Served, launch, png, served, stop
-from slime_serve import Server, ServerError, ServerSettings, UsageError, wheel
+from slime_serve import Server, ServerError, ServerSettings, UsageError, launch_command, wheel
 
 
 @pytest.fixture(autouse=True)
@@ -75,6 +75,27 @@ def test_launcher_reports_a_refusal(tmp_path: Path) -> None:
     assert error == (
         f"error: repository {tmp_path}/missing: no such folder; publish a segmenter into it with export/build.py\n"
     )
+
+
+@pytest.mark.parametrize("words", [[], ["--repository"], ["--repository", "x", "--instances", "was"], ["--port", "1"]])
+def test_a_bad_command_line(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        launch_command.main(words, prog="slime serve")
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.endswith("; slime serve --help shows the options\n")
+    assert error.count("\n") == 1
+
+
+def test_options_for_operators_are_shown_on_demand(capsys: pytest.CaptureFixture[str]) -> None:
+    shown = {}
+    for word in ("--help", "--help-all"):
+        with pytest.raises(SystemExit, match="0"):
+            launch_command.main([word])
+        shown[word] = capsys.readouterr().out
+    for option in ("--repository", "--grpc-port", "--listen", "--admin-key-file"):
+        assert option in shown["--help"] and option in shown["--help-all"]
+    for option in ("--instances", "--drain", "--triton"):
+        assert option not in shown["--help"] and option in shown["--help-all"]
 
 
 def test_port_in_use(toy_repository: Path) -> None:

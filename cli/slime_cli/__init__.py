@@ -1,0 +1,1 @@
+"""The `slime` command: one name for every step from an annotated image to served masks."""

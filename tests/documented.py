@@ -1,0 +1,194 @@
+"""Finds the commands that README.md and the pages of docs/ tell people to type, and makes what they need to run.
+
+A command is a line of a block marked bash, or an indented line that begins with one of PROGRAMS.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+
+from painting import ROOT
+from slime_backbone.scene import parts_of, scene
+from slime_optimize.backbone import embedded_folder
+
+PAGES = (
+    "README.md",
+    "CONTRIBUTING.md",
+    "SECURITY.md",
+    "client/README.md",
+    "serve/README.md",
+    *sorted(f"docs/{path.relative_to(ROOT / 'docs')}" for path in (ROOT / "docs").rglob("*.md")),
+)
+PROGRAMS = ("slime", "slime-segment", "python", "pip", "make", "docker", "benchmarks/gpu.sh", "backbone/train.sh")
+# What no test runs, and why. Everything else is run, or the test of it fails.
+NOT_RUN = {
+    r"make \w": "the targets run these tests, or take hours; that they exist is tested",
+    r"python3\.11 -m venv|pip install": "installs packages; tests/test_wheel.py installs what is built here",
+    r"slime demo$": "tests/test_wheel.py runs it, with fewer steps",
+    r"docker ": "needs Docker and NVIDIA's image; tests/serve/test_container.py reads what it would run",
+    r"benchmarks/gpu\.sh|backbone/train\.sh": "needs a GPU",
+    r"python backbone/(train|distil|card)\.py": "takes hours and writes what ships; tests/backbone does it small",
+    r"python backbone/scenes\.py --floor-ceiling": "takes minutes; tests/backbone measures bounds of fewer scenes",
+    r"(slime |python optimize/)prepare": "needs the data sets; tests/optimize prepares tiny ones in their formats",
+    r".*--data data/car/test --squash": "evaluates on a data set that is not here",
+}
+
+
+@dataclass(frozen=True)
+class Command:
+    """A documented command: the page it stands on, and its words in one line."""
+
+    page: str
+    line: str
+
+    @property
+    def why_not_run(self) -> str | None:
+        """The reason of NOT_RUN, or None for a command that is run."""
+        return next((why for pattern, why in NOT_RUN.items() if re.match(pattern, self.line)), None)
+
+    def runnable(self, url: str) -> list[str]:
+        """The words to run: without its optional ones, of few steps, on the embedded backbone, at `url`."""
+        words = re.sub(r"\[[^]]*\]", "", self.line).replace('"', "").split()
+        words = [url if word == "localhost:8001" else word for word in words]
+        words = ["embedded" if word == "stable-diffusion-v1-5/stable-diffusion-v1-5" else word for word in words]
+        words = ["repository" if word == "REPOSITORY" else word for word in words]
+        if words[0] == "python":
+            words = [sys.executable, str(ROOT / words[1]), *words[2:]]
+        else:
+            words[0] = str(Path(sys.executable).with_name(words[0]))
+        if words[1].endswith(("optimize", "run.py")):
+            words += ["--steps", "2", "--quiet"]
+        return words
+
+
+def commands(page: str) -> list[Command]:
+    """Return the page's commands in their order."""
+    text = (ROOT / page).read_text()
+    fenced = [
+        (text[: match.start()].count("\n"), match[1])
+        for match in re.finditer(r"^ *```bash\n(.*?)^ *```", text, re.S | re.M)
+    ]
+    outside = re.sub(r"^ *```.*?^ *```", lambda match: "\n" * match[0].count("\n"), text, flags=re.S | re.M)
+    starts = "|".join(re.escape(program) for program in PROGRAMS)
+    indented = [
+        (outside[: match.start()].count("\n"), match[1])
+        for match in re.finditer(rf"^ {{4,}}((?:{starts}) (?:[^\n]*\\\n)*[^\n]*)$", outside, re.M)
+    ]
+    return [Command(page, line) for _, block in sorted(fenced + indented) for line in _lines(block)]
+
+
+def _lines(block: str) -> list[str]:
+    lines = [line.partition(" #")[0] for line in block.replace("\\\n", " ").splitlines()]
+    return [" ".join(line.split()) for line in lines if line.strip() and not line.strip().startswith("#")]
+
+
+def make_workspace(folder: Path) -> Path:
+    """Write into `folder` what the commands of all pages read: pictures, masks, annotated folders, embeddings."""
+    parts = list(parts_of("car"))
+    for name in ("car.png", "car.jpg", "photo.jpg"):
+        Image.fromarray(scene("car", "train-1", 0).image).save(folder / name)
+    Image.fromarray(scene("car", "train-1", 0).mask).save(folder / "car-parts.png")
+    annotated(folder / "data" / "car", 2)
+    for index in range(2):
+        for place in ("photos", "more"):
+            (folder / place).mkdir(exist_ok=True)
+            Image.fromarray(scene("car", "validation", index).image).save(folder / place / f"{index}.jpg")
+    width = json.loads((embedded_folder() / "unet" / "config.json").read_text())["cross_attention_dim"]
+    (folder / "published" / "car").mkdir(parents=True)
+    for index in range(len(parts)):
+        torch.save(torch.randn(1, 1, width), folder / "published" / "car" / f"embedding_{index}.pth")
+    return folder
+
+
+def annotated(folder: Path, count: int) -> None:
+    """Write a folder with images/, index masks in masks/ and parts.json."""
+    for name in ("images", "masks"):
+        (folder / name).mkdir(parents=True)
+    for index in range(count):
+        drawn = scene("car", "validation", index)
+        Image.fromarray(drawn.image).save(folder / "images" / f"{index}.png")
+        Image.fromarray(drawn.mask).save(folder / "masks" / f"{index}.png")
+    (folder / "parts.json").write_text(json.dumps(list(parts_of("car"))))
+
+
+def prepare(command: Command, folder: Path) -> None:
+    """Put in place what this command reads under a name that others use too: its mask, or an annotated folder."""
+    if named := re.search(r"--image .*--parts ((?:\w+ )+)", command.line):
+        count = len(named[1].split())
+        Image.fromarray(np.minimum(scene("car", "train-1", 0).mask, count - 1)).save(folder / "car-parts.png")
+    match = re.search(r"--data (cars|annotations|labelled|unpacked-export)\b", command.line)
+    if match is None:
+        return
+    source = folder / match[1]
+    shutil.rmtree(source, ignore_errors=True)
+    if "--legend" in command.line:
+        _coloured(source, folder / "colours.json")
+    elif "--parts" in command.line:
+        _mask_for_each_part(source)
+    elif match[1] == "labelled":
+        _labelme(source)
+    elif match[1] == "cars":
+        annotated(source, 1)
+    else:
+        _coco(source, "instances.json" if match[1] == "annotations" else "result.json")
+
+
+def _picture(folder: Path) -> npt.NDArray[np.uint8]:
+    """Save the training scene as a.jpg; return its mask."""
+    folder.mkdir(parents=True)
+    drawn = scene("car", "train-1", 0)
+    Image.fromarray(drawn.image).save(folder / "a.jpg")
+    return drawn.mask
+
+
+def _coloured(folder: Path, legend: Path) -> None:
+    mask = _picture(folder / "images")
+    (folder / "masks").mkdir()
+    colours = np.array([[0, 0, 0], [255, 0, 0], [0, 255, 0]], np.uint8)
+    Image.fromarray(colours[np.minimum(mask, 2)]).save(folder / "masks" / "a.png")
+    legend.write_text(json.dumps({"#000000": "background", "#ff0000": "body", "#00ff00": "wheel"}))
+
+
+def _mask_for_each_part(folder: Path) -> None:
+    mask = _picture(folder)
+    for name in ("body", "wheel"):
+        Image.fromarray((mask == parts_of("car").index(name)).astype(np.uint8) * 255).save(folder / f"a_{name}.png")
+
+
+def _square(mask: npt.NDArray[np.uint8]) -> list[list[float]]:
+    rows, columns = np.nonzero(mask == parts_of("car").index("body"))
+    left, right, top, bottom = (float(value) for value in (columns.min(), columns.max(), rows.min(), rows.max()))
+    return [[left, top], [right, top], [right, bottom], [left, bottom]]
+
+
+def _labelme(folder: Path) -> None:
+    mask = _picture(folder)
+    shape = {"label": "body", "shape_type": "polygon", "points": _square(mask)}
+    size = {"imageHeight": mask.shape[0], "imageWidth": mask.shape[1]}
+    (folder / "a.json").write_text(json.dumps({"imagePath": "a.jpg", "imageData": None, "shapes": [shape], **size}))
+
+
+def _coco(folder: Path, name: str) -> None:
+    mask = _picture(folder)
+    region: dict[str, object] = {
+        "id": 1,
+        "image_id": 1,
+        "category_id": 1,
+        "iscrowd": 0,
+        "area": 1.0,
+        "bbox": [0, 0, 1, 1],
+    }
+    region["segmentation"] = [[value for point in _square(mask) for value in point]]
+    picture = {"id": 1, "file_name": "a.jpg", "height": mask.shape[0], "width": mask.shape[1]}
+    told = {"images": [picture], "annotations": [region], "categories": [{"id": 1, "name": "body"}]}
+    (folder / name).write_text(json.dumps(told))

@@ -1,0 +1,98 @@
+"""The `slime` command: its page, its sub-commands, what they import, and what it says where a package is missing."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from importlib import import_module
+
+import pytest
+
+from slime_cli.main import COMMANDS, help_text, main
+
+HEAVY = ("torch", "diffusers", "transformers", "onnx", "onnxruntime", "scipy", "matplotlib")
+
+
+def imported_by(*words: str) -> set[str]:
+    """Names of the modules in memory after `slime WORDS`."""
+    code = (
+        "import sys\nfrom slime_cli.main import main\n"
+        f"try:\n    main({list(words)!r})\nexcept SystemExit:\n    pass\n"
+        "print('imported:', *sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return set(done.stdout.rpartition("imported:")[2].split())
+
+
+def test_help_begins_with_the_main_path_in_four_lines() -> None:
+    lines = [line for line in help_text().splitlines() if line.startswith("  slime ")]
+    assert [line.split()[1] for line in lines[:4]] == ["optimize", "export", "serve", "segment"]
+    assert max(map(len, help_text().splitlines())) <= 120
+
+
+def test_help_explains_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == main([]) == 0
+    shown = capsys.readouterr().out
+    for name, command in COMMANDS.items():
+        assert f"  {name}" in shown and command.meaning in shown
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_shows_its_own_usage(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main([name, "--help"])
+    assert ended.value.code == 0
+    assert capsys.readouterr().out.startswith(f"usage: slime {name} ")
+
+
+@pytest.mark.parametrize("words", [("--help",), ("segment", "--help"), ("serve", "--help")])
+def test_light_commands_import_nothing_heavy(words: tuple[str, ...]) -> None:
+    found = imported_by(*words)
+    assert "slime_cli.main" in found
+    assert not found & set(HEAVY)
+
+
+def test_help_imports_no_other_package_of_ours() -> None:
+    assert {name.partition(".")[0] for name in imported_by("--help") if name.startswith("slime_")} == {"slime_cli"}
+
+
+def test_an_unknown_command_is_refused_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["segmnt"]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith("error: slime: got 'segmnt', expected one of optimize, ") and told.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "package", "extra"),
+    [("optimize", "torch", "optimize"), ("export", "onnx", "export"), ("segment", "tritonclient", "client")],
+)
+def test_a_missing_package_is_told_with_the_line_that_installs_it(name: str, package: str, extra: str) -> None:
+    hidden = f"import sys; sys.modules[{package!r}] = None; from slime_cli.main import main; sys.exit(main([{name!r}]))"
+    done = subprocess.run([sys.executable, "-c", hidden], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr == (
+        f"error: slime {name}: the package of module {package} is not installed; "
+        f"run: pip install 'slime-serve[{extra}]'\n"
+    )
+
+
+def test_a_missing_module_of_ours_is_a_defect_and_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, COMMANDS["segment"].module, None)
+    with pytest.raises(ModuleNotFoundError):
+        main(["segment"])
+
+
+def test_every_module_of_the_table_has_a_main() -> None:
+    for command in COMMANDS.values():
+        assert callable(import_module(command.module).main)
+
+
+def test_an_old_python_is_refused_but_for_the_client(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "version_info", (3, 10, 13))
+    assert main(["optimize"]) == 2
+    assert "needs Python 3.11 or newer, got 3.10" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as ended:
+        main(["segment", "--help"])
+    assert ended.value.code == 0
