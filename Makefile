@@ -52,16 +52,16 @@ wheel: $(INSTALLED)
 	$(BIN)/python -m build --wheel --no-isolation
 
 results: $(INSTALLED)
-	$(BIN)/python -m benchmarks.one_shot --json docs/one-shot.json
-	$(BIN)/python -m benchmarks.results --jobs 2
+	$(BIN)/python -m benchmarks.quality.one_shot --json docs/one-shot.json
+	$(BIN)/python -m benchmarks.quality.results --jobs 2
 
 speed: $(INSTALLED)
-	$(BIN)/python -m benchmarks.optimize --shape embedded --json docs/optimise-speed.json
-	$(BIN)/python -m benchmarks.optimize --shape sd21 --json docs/optimise-speed.json --page docs/optimise-speed.md
+	$(BIN)/python -m benchmarks.pipeline.optimize --shape embedded --json docs/optimise-speed.json
+	$(BIN)/python -m benchmarks.pipeline.optimize --shape sd21 --json docs/optimise-speed.json --page docs/optimise-speed.md
 
 performance: $(INSTALLED)
 	$(BIN)/python -m benchmarks.pipeline --shape embedded --growth --triton --sessions --json docs/performance.json
-	$(BIN)/python -m benchmarks.pipeline_accuracy --json docs/performance.json
+	$(BIN)/python -m benchmarks.quality.accuracy --json docs/performance.json
 	$(BIN)/python -m benchmarks.pipeline --shape sd21 --triton --json docs/performance.json --page docs/performance.md
 
 serve: $(INSTALLED)

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
 # Measures the published form of inference against ours on this machine's NVIDIA GPU, in one command:
 #
-#   benchmarks/gpu.sh [SHAPE] [further arguments of `python -m benchmarks.gpu`]
+#   benchmarks/gpu.sh [SHAPE] [further arguments of `python -m benchmarks.pipeline`]
 #
 # SHAPE is sd21 (default), sd15 or embedded. Takes 15 GB of disk and, with the engines built, some half an hour.
 # PYTHON names an interpreter that has everything; without it one is set up in build/gpu-venv.
-# Writes docs/gpu.json and docs/gpu-results.md.
+# Writes docs/gpu.json, docs/gpu-results.md and its plot.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -31,18 +31,4 @@ fi
     fail "torch of $PYTHON: sees no GPU; expected a build for CUDA that this driver knows (https://pytorch.org/get-started)"
 
 export HF_HUB_OFFLINE=1
-backbone=build/random-$shape repository=build/gpu-repository-$shape exported=()
-if [ "$shape" != embedded ] && [ ! -d "$backbone/segmenter" ]; then
-    "$PYTHON" -m benchmarks.make_random_backbone --like "$shape" --out "$backbone"
-fi
-# Both halves of what is served, in fp16, as they would be published; what cannot be exported is left out of the page.
-if [ "$shape" != embedded ]; then
-    if [ -d "$repository" ] || "$PYTHON" export/build.py "$backbone/segmenter" --repository "$repository" \
-        --name gpu --maps weighted --precision fp16; then
-        exported=(--repository "$repository")
-    else
-        echo "the export failed, its own words are above; measuring without the exported files" >&2
-    fi
-fi
-"$PYTHON" -m benchmarks.gpu --shape "$shape" --device cuda "${exported[@]}" \
-    --json docs/gpu.json --page docs/gpu-results.md "$@"
+exec "$PYTHON" -m benchmarks.pipeline --shape "$shape" --device cuda --json docs/gpu.json --page docs/gpu-results.md "$@"

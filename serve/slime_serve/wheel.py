@@ -123,7 +123,7 @@ def environment(wheel: Wheel, python: Path, threads: int) -> dict[str, str]:
         "LD_LIBRARY_PATH": f"{sysconfig.get_config_var('LIBDIR')}:{wheel.libraries}",
         "SLIME_SERVE_THREADS": str(threads),
         # Of numpy in the models around the networks. Its threads go on spinning after a product, which takes from the
-        # networks more than they give: a third of a mask's CPU time on two cores (benchmarks/load.py).
+        # networks more than they give: a third of a mask's CPU time on two cores (benchmarks/load).
         "OMP_NUM_THREADS": "1",
         "OPENBLAS_NUM_THREADS": "1",
     }

@@ -17,10 +17,9 @@ import numpy as np
 import pytest
 from exporting import Exported, Snapshot
 from PIL import Image
-from test_export_live import Asking
-from test_export_repository import FakeServer, assert_servable, killed, run
+from publishing import FakeServer, assert_servable, killed, run
 
-from serving import served
+from serving import Asking, served
 from slime_export.commands.repository import main
 from slime_export.errors import ServerError
 from slime_export.options import ExportOptions

@@ -1,0 +1,117 @@
+"""What int8 and the tiny encoder cost in mean IoU: segmenters of the embedded backbone on PartScenes' test images.
+
+    python -m benchmarks.quality.accuracy --json docs/performance.json --page docs/performance.md
+
+Segmenters are those of benchmarks.quality.results, preset `best`, 1-shot, learned here where they are not there yet;
+for the tiny encoder they are learned again with it, as they must be. fp32 and int8 run in ONNX Runtime, as served;
+int8 is calibrated on the ten images of another split. The tiny encoder runs in PyTorch, whose masks an export is held
+to.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from benchmarks.common import keeping
+from benchmarks.common.sides import ROOT, MissingError
+from benchmarks.pipeline.exports import Exports
+from benchmarks.pipeline.figures import page
+from benchmarks.pipeline.served_side import Served
+from benchmarks.pipeline.side import Stages
+from benchmarks.quality.laboratory import Job, Laboratory, Trial
+from benchmarks.quality.study import Measurement, Optimisation
+
+from slime_backbone.scene import KINDS
+from slime_export.publish.record import png
+from slime_optimize.evaluation import confusions
+from slime_optimize.metrics import report
+
+FORMS = ("weighted", "int8", "tiny")
+_CALIBRATION = "train-10"
+
+
+class _Files:
+    """Served networks, asked for the masks of images one by one, as files."""
+
+    batch_size = 1
+
+    def __init__(self, served: Served) -> None:
+        self._served = served
+
+    def masks(
+        self, images_HW3: Sequence[npt.NDArray[np.uint8]], *, use_was: bool = True
+    ) -> list[npt.NDArray[np.uint8]]:
+        return self._served.masks([png(image) for image in images_HW3], Stages())
+
+
+def mean_iou(form: str, kind: str, seed: int, laboratory: Laboratory, work: Path) -> float:
+    """Return the mean IoU in per cent on the test images. Raises MissingError where the form cannot be had."""
+    changes = {"encoder": "tiny"} if form == "tiny" else {}
+    job = Job(kind=kind, seed=seed, optimisation=Optimisation(preset="best", changes=changes))
+    if form == "tiny":
+        if laboratory.backbone.tiny is None:
+            raise MissingError("the embedded backbone has no tiny encoder")
+        found = laboratory.done(job, Measurement())
+        return float(found["mean_iou"])
+    folder = laboratory.segmenter(job)
+    pictures = [read().image_HW3 for read in laboratory.data(kind, _CALIBRATION).images]
+    exports = Exports.of(laboratory.backbone, work, given={folder.name: folder}, pictures=pictures)
+    served = _Files(exports.served("encoder", folder.name, exports.made(form, folder.name)["path"]))
+    data = laboratory.data(kind, "test")
+    return report(confusions(served, data), data.parts).mean
+
+
+def measure(options: argparse.Namespace) -> dict[str, Any]:
+    """Return the mean IoU by form and class, over the seeds, and what each form loses against fp32."""
+    laboratory = Laboratory(cache=options.cache, backbone_name="embedded", trial=Trial(steps=options.steps))
+    miou: dict[str, dict[str, float]] = {}
+    for form in options.forms:
+        try:
+            for kind in options.kinds:
+                of_seeds = [mean_iou(form, kind, seed, laboratory, options.work) for seed in options.seeds]
+                miou.setdefault(form, {})[kind] = mean(of_seeds)
+                print(f"{form} {kind}: {mean(of_seeds):.2f}", flush=True)
+        except MissingError as error:
+            print(f"{form}: {error}", flush=True)
+    plain = miou.get("weighted")
+    lost = {form: {kind: plain[kind] - each for kind, each in of.items()} for form, of in miou.items() if plain}
+    return {"images": 50, "seeds": options.seeds, "miou": _rounded(miou), "lost": _rounded(lost)}
+
+
+def _rounded(figures: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, float]]:
+    return {form: {kind: round(each, 3) for kind, each in of.items()} for form, of in figures.items()}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    options = _arguments(argv)
+    torch.set_num_threads(options.threads)
+    options.work = options.work.resolve()
+    accuracy = measure(options)
+    print(json.dumps(accuracy, indent=1))
+    keeping.keep(options, {"accuracy": accuracy}, page, "embedded")
+    return 0
+
+
+def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kinds", nargs="+", choices=list(KINDS), default=list(KINDS))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--forms", nargs="+", choices=FORMS, default=FORMS)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--work", type=Path, default=ROOT / "build" / "pipeline", help="where ONNX files are kept")
+    parser.add_argument("--cache", type=Path, default=ROOT / "build" / "results", help="where segmenters are kept")
+    parser.add_argument("--steps", type=int, help="of each optimisation, to see that everything works")
+    keeping.add_options(parser)
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    main()
