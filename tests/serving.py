@@ -124,6 +124,31 @@ def first_line(launcher: subprocess.Popen[str]) -> str:
         return ""
 
 
+class Asking:
+    """Sends one image after the other from a thread of its own, and keeps every answer and error."""
+
+    def __init__(self, server: Served, image: Any, segmenter: str = "car") -> None:
+        self.masks: list[Any] = []
+        self.errors: list[str] = []
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, args=(server, png(image), segmenter))
+
+    def __enter__(self) -> Asking:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _run(self, server: Served, data: bytes, segmenter: str) -> None:
+        while not self._stop.is_set():
+            try:
+                self.masks.append(server.segment(segmenter, data))
+            except Exception as error:
+                self.errors.append(f"{type(error).__name__}: {error}")
+
+
 def png(image: npt.NDArray[np.uint8], **options: Any) -> bytes:
     """The array (H, W, 3) or (H, W) as an encoded PNG; ``options`` go to Pillow, e.g. exif."""
     buffer = io.BytesIO()

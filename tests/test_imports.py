@@ -86,3 +86,9 @@ def test_entry_scripts_stand_alone_beside_their_package() -> None:
     names = [path.name for path in scripts]
     assert len(names) == len(set(names))
     assert not {path.stem for path in scripts} & set(sys.stdlib_module_names)
+
+
+def test_no_test_imports_from_another() -> None:
+    """What tests share stands in a module of its own, so that running one file collects no other's tests."""
+    for path in (ROOT / "tests").rglob("*.py"):
+        assert not {name for name in imported(path) if name.startswith("test_")}, path

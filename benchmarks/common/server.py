@@ -76,6 +76,9 @@ def launched(repository: Path, *arguments: str) -> Iterator[Launched]:
             launcher.wait(60)
         finally:
             launcher.kill()
+            launcher.wait()
+            assert launcher.stdout is not None
+            launcher.stdout.close()
 
 
 def _first_line(launcher: subprocess.Popen[str]) -> str:

@@ -29,9 +29,5 @@ class EngineError(RuntimeError):
     """TensorRT is there but built no engine, or could not run it; nothing was published."""
 
 
-class WrongMaskError(ServerError):
-    """The running server answered a new version's check with another mask than PyTorch's."""
-
-
 class BusyError(RuntimeError):
     """The repository's lock was not free in time; nothing was changed."""

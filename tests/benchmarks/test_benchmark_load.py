@@ -19,7 +19,7 @@ from toy import build_repository
 
 load = import_module("benchmarks.load.__main__")
 publishing = import_module("benchmarks.publishing.__main__")
-pytestmark = [pytest.mark.triton, pytest.mark.slow]
+pytestmark = [pytest.mark.triton, pytest.mark.slow, pytest.mark.alone]
 
 
 @pytest.fixture(scope="module")

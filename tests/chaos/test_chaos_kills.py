@@ -15,7 +15,7 @@ from load import DEADLINE_S, GRACE_S, Outcome, load, wait_until_ok
 from processes import regions, server_of, stubs_of
 from serving import Served, served, stop
 
-pytestmark = [pytest.mark.triton, pytest.mark.slow]
+pytestmark = [pytest.mark.triton, pytest.mark.slow, pytest.mark.alone]
 
 # Ten seconds are promised of two idle cores; a test machine may be busy.
 RECOVERED_S = 30.0

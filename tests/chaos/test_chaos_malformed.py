@@ -25,7 +25,7 @@ from processes import stubs_of
 from serving import Served, served
 from slime_image import ImageError, decode
 
-pytestmark = [pytest.mark.triton, pytest.mark.slow]
+pytestmark = [pytest.mark.triton, pytest.mark.slow, pytest.mark.alone]
 FORMATS = ("JPEG", "PNG", "WEBP")
 MALFORMED = 1_000
 # What no message may tell.

@@ -18,7 +18,7 @@ from tritonclient.utils import InferenceServerException
 
 from serving import Served, png, served
 
-pytestmark = [pytest.mark.triton, pytest.mark.slow]
+pytestmark = [pytest.mark.triton, pytest.mark.slow, pytest.mark.alone]
 # Fewer than the encoder's queue takes, so that none is refused, nor one that comes later.
 WAITING = 12
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from test_export_repository import FakeServer, run
+from publishing import FakeServer, run
 
 from slime_export.commands.repository import main, table
 from slime_export.publish.lock import locked

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import shutil
-import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from exporting import Exported, Snapshot
 from tritonclient import grpc
 
-from serving import Served, png, served
+from serving import Asking, Served, png, served
 from slime_export.errors import ServerError
 from slime_export.options import ExportOptions
 from slime_export.pipeline import export
@@ -22,31 +20,6 @@ from slime_repository import contract, layout
 from slime_repository.record import Check
 
 pytestmark = pytest.mark.triton
-
-
-class Asking:
-    """Sends one image after the other from a thread of its own, and keeps every answer and error."""
-
-    def __init__(self, server: Served, image: Any, segmenter: str = "car") -> None:
-        self.masks: list[Any] = []
-        self.errors: list[str] = []
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, args=(server, png(image), segmenter))
-
-    def __enter__(self) -> Asking:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join()
-
-    def _run(self, server: Served, data: bytes, segmenter: str) -> None:
-        while not self._stop.is_set():
-            try:
-                self.masks.append(server.segment(segmenter, data))
-            except Exception as error:
-                self.errors.append(f"{type(error).__name__}: {error}")
 
 
 def served_version(server: Served) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from test_export_repository import assert_servable, run
+from publishing import assert_servable, run
 
 from slime_export.errors import BusyError
 from slime_export.publish.lock import locked, staging

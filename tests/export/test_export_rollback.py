@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from exporting import Snapshot
-from test_export_repository import FakeServer, assert_servable, killed, run
+from publishing import FakeServer, assert_servable, killed, run
 
 from slime_export.errors import ServerError
 from slime_export.publish import changes

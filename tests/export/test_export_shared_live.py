@@ -241,7 +241,10 @@ def test_a_group_is_upgraded_without_a_server_unless_one_of_it_would_answer_othe
     before = layout.pinned(repository / group)
     mask = repository / "segmenters" / "checks" / "one" / "1" / "mask.png"
     right = mask.read_bytes()
-    for content, line in ((png(np.full((96, 96), 77, np.uint8)), "one answers a generated image"), (None, "not kept")):
+    for content, line in (
+        (png(np.full((96, 96), 77, np.uint8)), "one answers a generated image"),
+        (None, "was not kept"),
+    ):
         if content:
             mask.write_bytes(content)
         else:

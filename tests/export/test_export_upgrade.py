@@ -17,12 +17,11 @@ import numpy as np
 import pytest
 from exporting import Exported, Snapshot
 from PIL import Image
-from test_export_live import Asking
-from test_export_repository import FakeServer, assert_servable, killed, run
+from publishing import FakeServer, assert_servable, killed, run
 
-from serving import served
+from serving import Asking, served
 from slime_export.commands.repository import main
-from slime_export.errors import ServerError, WrongMaskError
+from slime_export.errors import ServerError
 from slime_export.options import ExportOptions
 from slime_export.pipeline import export
 from slime_export.proof import parity
@@ -181,7 +180,7 @@ def test_one_that_would_answer_otherwise_is_left(
 ) -> None:
     monkeypatch.setattr(FakeTrial, "wrong", ("horse",))
     car, horse = upgrade(repository, say=quiet)
-    assert (car.version, horse.version, horse.reason) == (2, None, "answers wrongly")
+    assert (car.version, horse.version, horse.reason) == (2, None, "horse answers wrongly")
     # Its code stays loaded beside that of the others, until they have no use for what lies between.
     assert (layout.pinned(repository / "horse")["was"], loaded(repository / "was")) == (1, [1, 2, 3])
     run(repository, "car")
@@ -204,7 +203,7 @@ def test_one_that_the_server_finds_wrong_is_left(tmp_path: Path, code: Code, mon
 
     def wrong(name: str, *_: object) -> None:
         if name == "car":
-            raise WrongMaskError("server fake: car's next version answers with another mask")
+            raise ServerError("server fake: car's next version answers with another mask")
 
     monkeypatch.setattr(server, "try_out", wrong)
     car, horse = upgrade(repository, server=server, say=quiet)
@@ -213,7 +212,7 @@ def test_one_that_the_server_finds_wrong_is_left(tmp_path: Path, code: Code, mon
         assert server.has("was", layout.pinned(repository / name)["was"])
 
 
-@pytest.mark.parametrize("fails_at", ["load was", "try horse", "load horse"])
+@pytest.mark.parametrize("fails_at", ["load preprocess", "load was", "load car", "load horse"])
 def test_what_the_server_refuses_is_taken_back(
     tmp_path: Path, code: Code, snapshot: Callable[[Path], Snapshot], fails_at: str
 ) -> None:
@@ -357,8 +356,11 @@ def test_a_mask_that_changes_is_named(
     before = snapshot(one)
     assert main(["upgrade", str(one)]) == 1
     told = capsys.readouterr()
-    assert "segmenter car: is left as it is: answers" in told.err and "of which 0.00 % is as expected" in told.err
+    assert "segmenter car: is left as it is: car answers" in told.err and "of which 0.00 % is as expected" in told.err
     assert snapshot(one) == before
+    (one / "car" / "1" / record.IMAGE_FILE).write_bytes(b"no image")
+    assert main(["upgrade", str(one)]) == 1
+    assert "with the current code (image: got 8 bytes" in capsys.readouterr().err
 
 
 @pytest.mark.triton

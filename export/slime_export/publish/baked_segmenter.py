@@ -49,13 +49,14 @@ class BakedSegmenter:
         self.transaction.take_orphans(model, self.before.get(model))
         return self.transaction.add_files(files, model, config)
 
-    def switch(self, new: Record) -> int:
-        """Have the running server answer the record's check, make its configuration the segmenter's; its version.
+    def switch(self, new: Record, *, tried: bool = False) -> int:
+        """Make the record's configuration the segmenter's, and return the new version.
 
+        Unless that was `tried`, the running server answers the record's check first.
         What no version uses that is to stay is moved out, and models that nobody uses any more whole.
         """
         transaction, repository = self.transaction, self.transaction.repository
-        if transaction.server:
+        if transaction.server and not tried:
             transaction.server.try_out(self.name, new.config, new.check)
         transaction.take_orphans(self.name, self.live())
         version, staged = transaction.next_version(self.name), transaction.staging / self.name

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from slime_export.errors import ExportError, WrongMaskError
+from slime_export.errors import ExportError, ServerError
 from slime_export.publish.baked_segmenter import BakedSegmenter
 from slime_export.publish.lock import WAIT_S, Say
 from slime_export.publish.server_control import Server
@@ -21,7 +21,7 @@ from slime_repository import config as triton_config
 from slime_repository import layout, record, served_code, shared_store
 from slime_repository.contract import PREPROCESS, SEGMENTERS, WAS, is_preprocess, was_config
 from slime_repository.errors import RepositoryError
-from slime_repository.record import Record
+from slime_repository.record import Check, Record
 from slime_repository.shared_contract import is_group, segmenters_config
 
 
@@ -89,8 +89,9 @@ def upgrade(
     Raises RepositoryError, ServerError, BusyError or OSError with the repository, and what the server serves, as they
     were.
     """
-    for name in names or [""]:
-        _require_segmenter(repository, name) if name else layout.require_repository(repository)
+    layout.require_repository(repository)
+    for name in names:
+        _require_segmenter(repository, name)
     layout.require_current(repository)
     with changing(repository, server, wait_s, say) as transaction:
         layout.require_current(repository)
@@ -120,41 +121,37 @@ def _upgraded(transaction: Transaction, name: str, config: str, trial: Trial | N
     folder = segmenter.folder / str(segmenter.live())
     try:
         check = record.read_check(folder)
-        reason = trial.complaint(config, check) if trial else None
-    except RepositoryError as error:
-        reason = str(error)
-    if reason:
-        return [Outcome(name=name, reason=reason)]
-    try:
-        version = segmenter.switch(
-            Record(config=config, check=check, content_of=record.facts(folder).get("content_of"))
-        )
-    except WrongMaskError as error:  # raised before anything changes
+        _require_answer(transaction, name, config, check, None, trial)
+    except (RepositoryError, ServerError) as error:
         return [Outcome(name=name, reason=str(error))]
-    return [Outcome(name=name, version=version)]
+    new = Record(config=config, check=check, content_of=record.facts(folder).get("content_of"))
+    return [Outcome(name=name, version=segmenter.switch(new, tried=True))]
 
 
 def _upgraded_group(transaction: Transaction, group: str, config: str, trial: Trial | None) -> list[Outcome]:
     """Bring all segmenters of a group up to date, if each answers as expected."""
     repository = transaction.repository
     members = shared_store.members(repository, group)
-    reason = ""
-    for name in members:
-        try:
+    try:
+        for name in members:
             check = shared_store.check_of(repository, name)
             if check is None:
-                reason = f"the training image of {name} was not kept when it was published; export {name} again"
-            elif trial and (complaint := trial.complaint(config, check, name)):
-                reason = f"{name} {complaint}"
-        except RepositoryError as error:
-            reason = str(error)
-    if not reason:
-        try:
-            switch_group(transaction, group, config)
-        except WrongMaskError as error:  # raised before anything changes
-            reason = str(error)
-    version = None if reason else layout.live_version(repository / group)
-    return [Outcome(name=name, version=version, reason=reason) for name in members]
+                raise RepositoryError(f"the image that {name} is to be tried on was not kept; export {name} again")
+            _require_answer(transaction, group, config, check, name, trial)
+    except (RepositoryError, ServerError) as error:
+        return [Outcome(name=name, reason=str(error)) for name in members]
+    version = switch_group(transaction, group, config, tried=True)
+    return [Outcome(name=name, version=version) for name in members]
+
+
+def _require_answer(
+    transaction: Transaction, ensemble: str, config: str, check: Check, segmenter: str | None, trial: Trial | None
+) -> None:
+    """Raise ServerError, or RepositoryError without a server, unless this configuration answers as expected."""
+    if transaction.server:
+        transaction.server.try_out(ensemble, config, check, segmenter)
+    elif trial and (complaint := trial.complaint(config, check, segmenter)):
+        raise RepositoryError(f"{segmenter or ensemble} {complaint}")
 
 
 def _segmenter(transaction: Transaction, name: str) -> BakedSegmenter | SharedSegmenter:

@@ -16,7 +16,7 @@ from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from slime_client import Access, SegmenterError, protocol
 from slime_client.blocking import Connection
-from slime_export.errors import ExportError, ServerError, WrongMaskError
+from slime_export.errors import ExportError, ServerError
 from slime_repository import config as triton_config
 from slime_repository.record import Check, Mask
 from slime_was import tensors
@@ -86,8 +86,8 @@ class Server:
         """Have the server load this ensemble configuration under a name of its own, and answer `check` with it.
 
         `segmenter`: which one is asked for, where the ensemble serves shared ones. No client sees the name, and the
-        ensemble `name` is not touched. Raises ServerError where the server refuses the configuration, WrongMaskError
-        where it answers wrongly.
+        ensemble `name` is not touched. Raises ServerError where the server refuses the configuration, or
+        answers wrongly.
         """
         # A dot, which no segmenter's name has. Triton wants a file in the version's folder to know of the version.
         private = f"{name}.next"
@@ -102,13 +102,13 @@ class Server:
                 self.unload(private)
 
     def try_shared(self, group: str, name: str, check: Check) -> None:
-        """Ask the group's ensemble for the segmenter of this name. Raises WrongMaskError where it answers wrongly."""
+        """Ask the group's ensemble for the segmenter of this name. Raises ServerError where it answers wrongly."""
         self._require(check, name.lstrip("."), group, name)
 
     def _require(self, check: Check, name: str, model: str, segmenter: str | None) -> None:
         given = {tensors.IMAGE: check.image} | ({tensors.SEGMENTER: segmenter.encode()} if segmenter else {})
         if complaint := check.complaint(self._mask(model, given)):
-            raise WrongMaskError(f"server {self.url}: {name}'s next version {complaint}; the version before serves on")
+            raise ServerError(f"server {self.url}: {name}'s next version {complaint}; the version before serves on")
 
     def _mask(self, model: str, given: dict[str, bytes]) -> Mask:
         """Return the mask, uint8 (H, W), that `model` answers the input tensors `given` with."""

@@ -105,17 +105,16 @@ class SharedSegmenter:
                 transaction.changes.take(checked)
 
 
-def switch_group(transaction: Transaction, group: str, config: str) -> None:
-    """Make `config` the configuration of a group's ensemble, under its next version.
+def switch_group(transaction: Transaction, group: str, config: str, *, tried: bool = False) -> int:
+    """Make `config` the configuration of a group's ensemble, and return the version that then serves.
 
-    The running server tries it first, with every segmenter of the group whose training image is kept.
+    Unless that was `tried`, the running server tries it first, with every segmenter of the group whose check is kept.
     """
     repository, folder = transaction.repository, transaction.repository / group
     before, live = layout.pinned(folder), max(layout.versions(folder), default=0)
     if triton_config.same(layout.config_text(folder), config):
-        transaction.keep(group, live, config)
-        return
-    if transaction.server and live:
+        return transaction.keep(group, live, config)
+    if transaction.server and live and not tried:
         for name in shared_store.members(repository, group):
             if checked := shared_store.check_of(repository, name):
                 transaction.server.try_out(group, config, checked, name)
@@ -124,3 +123,4 @@ def switch_group(transaction: Transaction, group: str, config: str) -> None:
     transaction.add(staged, live + 1, config)
     transaction.take(group, layout.versions(folder)[:-KEEP])
     transaction.retire(set(before), layout.used(repository) | set(before.items()))
+    return live + 1

@@ -46,7 +46,12 @@ class Trial:
 
         `segmenter`: which one of a group's is tried. Raises RepositoryError where its networks cannot run here.
         """
-        return check.complaint(self._mask(triton_config.pins(config), check.image, segmenter))
+        try:
+            return check.complaint(self._mask(triton_config.pins(config), check.image, segmenter))
+        except (ValueError, KeyError) as error:  # of slime_image and slime_was, or of a network with other tensors
+            if isinstance(error, RepositoryError):
+                raise
+            return f"cannot be segmented with the current code ({error})"
 
     def _mask(self, pins: Mapping[str, int], image: bytes, segmenter: str | None) -> Mask:
         entry = shared_store.entry(self._repository, segmenter) if segmenter else None
