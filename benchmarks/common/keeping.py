@@ -52,6 +52,7 @@ def read(path: Path) -> Any:
 
 def write(path: Path, text: str) -> None:
     """Replace the file as a whole, so that an interrupted benchmark leaves the old one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.partial")
     beside.write_text(text, encoding="utf-8")
     os.replace(beside, path)

@@ -32,8 +32,9 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from slime_image import fit
-from slime_optimize.backbone import EMBEDDED, TOKENS, Backbone, embedded_folder, load_backbone
-from slime_optimize.method.predict import Predictor
+from slime_optimize.backbone import EMBEDDED, Backbone, embedded_folder, load_backbone
+from slime_optimize.backbone_folder import TOKENS
+from slime_optimize.method.prediction import Predictor
 from slime_optimize.presets import PAPER
 from slime_optimize.segmenter import Segmenter
 

@@ -13,9 +13,9 @@ from typing import NamedTuple
 
 from benchmarks.common.sides import BenchmarkError, python, script
 
-from slime_export.publish import layout
-from slime_export.publish.shared_store import names, store_of
+from slime_repository import layout
 from slime_repository.contract import is_encoder, is_unet
+from slime_repository.shared_store import names, store_of
 
 _BATCH = re.compile(r"max_batch_size: [1-9]\d*")
 # A server does not load a model that has a warm-up larger than its largest batch.

@@ -31,7 +31,7 @@ from benchmarks.common.sides import BenchmarkError, positive
 from tritonclient import grpc
 from tritonclient.utils import InferenceServerException
 
-from slime_serve.leftovers import SETTLED_SECONDS
+from slime_serve.stubs import SETTLED_SECONDS
 from slime_was.tensors import IMAGE, MASK
 
 CLIENTS = 4

@@ -29,12 +29,10 @@ from benchmarks.common.sides import BenchmarkError, Side, positive, say, script,
 from benchmarks.load.figures import Runs, pairs, summary
 from benchmarks.publishing.variants import (
     UNCHECKED,
-    Baked,
     ExportVariant,
     Published,
     Segmenter,
     Server,
-    Shared,
     checked,
 )
 
@@ -87,7 +85,8 @@ class Bench:
         with Client(self.server.url, name) as client:
             mask_HW = np.asarray(client.segment(published.check.image).array)
         seconds = time.perf_counter() - begun
-        published.check.require(mask_HW, f"segmenter {name}")
+        if complaint := published.check.complaint(mask_HW):
+            raise BenchmarkError(f"segmenter {name} {complaint}")
         return seconds
 
 
@@ -141,13 +140,13 @@ def many(bench: Bench, count: int, timed: int) -> tuple[list[str], dict[str, Any
     bench.ask([SHARED], clients=CLIENTS, seconds=1e6, count=count)
     before, seconds, names = bench.server.memory(), [], [f"many-{turn:03}" for turn in range(count)]
     for turn, name in enumerate(names):
-        segmenter = bench.another(turn)
-        if turn < timed:
-            check = checked(segmenter, bench.backbone, turn, AGREEMENT)
-            published = Shared(segmenter=segmenter, check=check, variant=bench.variant)
+        segmenter, is_timed = bench.another(turn), turn < timed
+        check = checked(segmenter, bench.backbone, turn, AGREEMENT) if is_timed else UNCHECKED
+        published = Published(shared=True, segmenter=segmenter, check=check, variant=bench.variant)
+        if is_timed:
             seconds.append(bench.seconds_to_answer(published, name))
         else:
-            Shared(segmenter=segmenter, check=UNCHECKED, variant=bench.variant).publish(bench.repository, name, None)
+            published.publish(bench.repository, name, None)
         if turn % 20 == 19:
             say(f"published {turn + 1} of {count}")
     answered = summary(bench.ask(names, clients=CLIENTS, seconds=1e6, count=count))
@@ -169,7 +168,7 @@ def baked_ones(bench: Bench, count: int) -> dict[str, Any]:
     before = bench.server.memory()
     check = checked(bench.segmenter, bench.backbone, 0, AGREEMENT)
     files = served_repository.networks(bench.repository, BAKED)
-    published = Baked(segmenter=bench.segmenter, check=check, networks=files, variant=bench.variant)
+    published = Published(segmenter=bench.segmenter, check=check, networks=files, variant=bench.variant)
     seconds = [bench.seconds_to_answer(published, f"baked-{turn}") for turn in range(count)]
     grown = sum(bench.server.memory().values()) - sum(before.values())
     return {"count": count, "memory_mb_each": grown * _MB / count, "publish_to_answer_s": spread(seconds)}

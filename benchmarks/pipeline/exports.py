@@ -40,17 +40,16 @@ from benchmarks.pipeline.side import Mask, Stages
 import slime_export.graph
 import slime_optimize.method
 from slime_export.errors import EngineError, ExportError
-from slime_export.graph import counts, engine_builder, lowering, onnx_export, precision
-from slime_export.graph.encoder import Encoder
+from slime_export.graph import engine_builder, inspection, lowering, onnx_export, precision
+from slime_export.graph.networks import Encoder, MapsUNet
 from slime_export.graph.quantisation import quantised
 from slime_export.graph.tracing import encoder_signature, unet_signature
-from slime_export.graph.unet import MapsUNet
 from slime_export.proof.report import LOWER
-from slime_export.publish.record import png
 from slime_optimize.backbone import Backbone, load_backbone
 from slime_optimize.errors import BackboneError
-from slime_optimize.method.predict import Predictor
+from slime_optimize.method.prediction import Predictor
 from slime_optimize.segmenter import Segmenter
+from slime_repository.record import png
 from slime_repository.variant import Variant
 from slime_was.tensors import LATENTS
 
@@ -106,7 +105,7 @@ class Exports:
             self._make(form, waiting, name)
             gc.collect()
             if not (waiting / COUNTS).exists():
-                (waiting / COUNTS).write_text(json.dumps(asdict(counts.counts(waiting / onnx_export.FILE))))
+                (waiting / COUNTS).write_text(json.dumps(asdict(inspection.counts(waiting / onnx_export.FILE))))
             os.replace(waiting, folder)
         counted: dict[str, Any] = json.loads((folder / COUNTS).read_text())
         (path,) = [*folder.glob("model.onnx"), *folder.glob("model.plan")]

@@ -88,7 +88,7 @@ class Served(Variant):
 def network(path: Path, options: argparse.Namespace) -> tuple[Callable[[Arrays], Arrays], str]:
     """Open a network; return what runs it, by names of tensors, and the device it runs on."""
     if path.suffix == ".plan":
-        from slime_export.graph.engine_runner import Engine
+        from slime_export.graph.runtimes import Engine
 
         return Engine(path, options.device), "cuda"
     session = opened(path, options)

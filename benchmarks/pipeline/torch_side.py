@@ -19,11 +19,9 @@ from benchmarks.pipeline.side import Mask, Stages, Variant
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from slime_export.graph.encoder import Encoder
-from slime_export.graph.unet import MapsUNet
+from slime_export.graph.networks import Encoder, MapsUNet
 from slime_optimize.method.attention import attend
-from slime_optimize.method.passes import accumulated
-from slime_optimize.method.predict import Predictor, load_predictor
+from slime_optimize.method.prediction import Predictor, accumulated, load_predictor
 from slime_optimize.segmenter import library_versions
 from slime_was import Postprocess, finished, segment, sharpened
 

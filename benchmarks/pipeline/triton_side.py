@@ -12,7 +12,7 @@ from typing import Any
 from benchmarks.common.served_repository import Networks
 from benchmarks.common.server import launched
 from benchmarks.pipeline.side import Mask, Stages, Variant
-from benchmarks.publishing.variants import UNCHECKED, Baked, ExportVariant, Segmenter
+from benchmarks.publishing.variants import UNCHECKED, ExportVariant, Published, Segmenter
 
 from slime_client import Segmenter as Client
 
@@ -28,7 +28,7 @@ class Triton(Variant):
         repository = Path(self._stack.enter_context(tempfile.TemporaryDirectory(dir=options.unet.parents[1])))
         variant = ExportVariant(maps="weighted" if options.unet.parent.name.startswith("weighted") else "averaged")
         segmenter, networks = Segmenter.load(options.segmenter), Networks(options.encoder, options.unet)
-        published = Baked(segmenter=segmenter, check=UNCHECKED, networks=networks, variant=variant)
+        published = Published(segmenter=segmenter, check=UNCHECKED, networks=networks, variant=variant)
         published.publish(repository, NAME, None)
         words = ("--no-verify", "--threads", str(options.threads))
         server = self._stack.enter_context(launched(repository, *words))

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from benchmarks.publishing.variants import NAME, Answer, Baked, Published, Watched, ask, rolled_back
+from benchmarks.publishing.variants import NAME, Answer, Published, Watched, ask, rolled_back
 from tritonclient import grpc
 
 ASKING = 2  # threads that send requests
@@ -93,7 +93,7 @@ class Run:
 
         A baked one switches with a load of the ensemble; a shared segmenter's file is renamed during its change.
         """
-        baked = isinstance(self.variants[0], Baked)
+        baked = not self.variants[0].shared
         loads = [(begun, ended) for model, begun, ended in self.watched.loads if model == NAME]
         switches = loads if baked else [(begun, ended) for _, _, begun, ended in self.changes]
         ends = [ended for _, ended in switches[1:]] + [float("inf")]

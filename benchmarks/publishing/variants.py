@@ -8,7 +8,6 @@ from __future__ import annotations
 import itertools
 import json
 import time
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,17 +23,16 @@ from slime_export.options import ExportOptions
 from slime_export.pipeline import export
 from slime_export.publish.changes import linked
 from slime_export.publish.lock import staging
+from slime_export.publish.maintenance import remove, rollback
 from slime_export.publish.publication import Candidate, publish
-from slime_export.publish.record import Check, Mask, png
-from slime_export.publish.removal import remove
-from slime_export.publish.rollback import rollback
 from slime_export.publish.server_control import Server
-from slime_export.publish.shared_publication import SharedCandidate, publish_shared
 from slime_export.shared_form import group_of
 from slime_optimize.backbone import Backbone
-from slime_optimize.method.predict import Predictor
+from slime_optimize.method.prediction import Predictor
 from slime_optimize.segmenter import Segmenter
 from slime_repository.contract import VAE_ENCODER, unet_name
+from slime_repository.record import Check, Mask, png
+from slime_repository.shared_contract import Group
 from slime_repository.variant import Variant as ExportVariant
 from slime_was.tensors import DESCRIPTION, IMAGE, MASK, SEGMENTER
 
@@ -49,57 +47,43 @@ def quiet(line: str) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Published(ABC):
-    """A segmenter to publish. `check`: an image, and PyTorch's mask of it. `networks`: its exported files."""
+class Published:
+    """A segmenter to publish, in one of the forms. `check`: an image, and PyTorch's mask of it.
+
+    networks: the exported files; those of the shared form are not needed where the repository has its models.
+    """
 
     segmenter: Segmenter
     check: Check
+    shared: bool = False
     networks: Networks | None = None
     variant: ExportVariant = field(default_factory=ExportVariant)
 
-    @abstractmethod
     def publish(self, repository: Path, name: str, server: Server | None) -> int:
         """Publish it under `name`; return the version that it got."""
-
-    @abstractmethod
-    def model(self, name: str) -> str:
-        """Return the model that is asked for the masks of the segmenter of that name."""
-
-    def _linked(self, staged: Path, *, needed: bool = True) -> dict[str, Path | None]:
-        files = self.networks._asdict() if self.networks and needed else {"unet": None, "encoder": None}
-        return {name: path and linked(path.parent, staged / ".export" / name) for name, path in files.items()}
-
-
-class Baked(Published):
-    """Its text embedding is part of a UNet of its own."""
-
-    def publish(self, repository: Path, name: str, server: Server | None) -> int:
         with staging(repository, say=quiet) as staged:
-            files: dict[str, Any] = self._linked(staged)
-            candidate = Candidate(name=name, segmenter=self.segmenter, check=self.check, variant=self.variant, **files)
+            files: dict[str, Path] = {}
+            if self.networks and not (self.shared and (repository / self._group.unet).exists()):
+                for part, path in self.networks._asdict().items():
+                    files[part] = linked(path.parent, staged / ".export" / part)
+            candidate = Candidate(
+                name=name,
+                segmenter=self.segmenter,
+                unet=files.get("unet"),
+                encoder=files.get("encoder"),
+                check=self.check,
+                variant=self.variant,
+                shared=self.shared,
+            )
             return publish(repository, staged, candidate, server, say=quiet).version
 
     def model(self, name: str) -> str:
-        return name
+        """Return the model that is asked for the masks of the segmenter of that name."""
+        return self._group.name if self.shared else name
 
-
-class Shared(Published):
-    """Its text embedding is an input of a UNet that all segmenters of the backbone share."""
-
-    def publish(self, repository: Path, name: str, server: Server | None) -> int:
-        with staging(repository, say=quiet) as staged:
-            is_there = (repository / group_of(self.segmenter, self.variant).unet).exists()
-            files: dict[str, Any] = self._linked(staged, needed=not is_there)
-            candidate = SharedCandidate(
-                name=name, segmenter=self.segmenter, check=self.check, variant=self.variant, **files
-            )
-            return publish_shared(repository, staged, candidate, server, say=quiet).version
-
-    def model(self, name: str) -> str:
-        return group_of(self.segmenter, self.variant).name
-
-
-EMBEDDINGS: dict[str, type[Published]] = {"baked": Baked, "shared": Shared}
+    @property
+    def _group(self) -> Group:
+        return group_of(self.segmenter, self.variant)
 
 
 def exported(root: Path, count: int, backbone: Backbone, embedding: str) -> tuple[list[Published], list[float]]:
@@ -116,7 +100,8 @@ def exported(root: Path, count: int, backbone: Backbone, embedding: str) -> tupl
         unet = shared if embedding == "shared" else unet_name(NAME)
         files = (folder / "repository" / model / "1" / "model.onnx" for model in (VAE_ENCODER, unet))
         check = checked(segmenter, backbone, 0, AGREEMENT)
-        made.append(EMBEDDINGS[embedding](segmenter=segmenter, check=check, networks=Networks(*files)))
+        shared_form = embedding == "shared"
+        made.append(Published(segmenter=segmenter, check=check, shared=shared_form, networks=Networks(*files)))
     require_different([each.check.mask_HW for each in made])
     return made, seconds
 

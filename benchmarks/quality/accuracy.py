@@ -30,9 +30,9 @@ from benchmarks.quality.laboratory import Job, Laboratory, Trial
 from benchmarks.quality.study import Measurement, Optimisation
 
 from slime_backbone.scene import KINDS
-from slime_export.publish.record import png
 from slime_optimize.evaluation import confusions
 from slime_optimize.metrics import report
+from slime_repository.record import png
 
 FORMS = ("weighted", "int8", "tiny")
 _CALIBRATION = "train-10"

@@ -26,13 +26,13 @@ from slime_backbone.bounds import ceiling, nearest_colour, random_backbone
 from slime_backbone.dataset import write_split
 from slime_backbone.scene import parts_of
 from slime_optimize.backbone import Backbone, load_backbone
-from slime_optimize.data.annotations import Example, load_example
-from slime_optimize.data.examples import dataset
+from slime_optimize.data.annotations import Example, dataset, load_example
 from slime_optimize.data.validation import Validation
 from slime_optimize.evaluation import Data, confusions, read_data
 from slime_optimize.method.checkpoint import Checkpoint
-from slime_optimize.method.predict import Predictor
-from slime_optimize.method.train import Run, learn, sampled_noise
+from slime_optimize.method.prediction import Predictor
+from slime_optimize.method.seeds import sampled_noise
+from slime_optimize.method.training import Run, learn
 from slime_optimize.metrics import Report, report, smallest_third
 from slime_optimize.presets import preset
 from slime_optimize.segmenter import JSON_FILE, Segmenter
@@ -229,5 +229,4 @@ def _read(path: Path) -> dict[str, Any] | None:
 
 
 def _write(path: Path, measured: Report) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
     keeping.write(path, keeping.compact(measured.as_json()))

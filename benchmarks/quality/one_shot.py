@@ -28,9 +28,9 @@ from benchmarks.quality.study import Measurement, Optimisation
 
 from slime_backbone.scene import KINDS
 from slime_client import Segmenter as Client
-from slime_export.publish.record import png
-from slime_optimize.method.predict import load_predictor
+from slime_optimize.method.prediction import load_predictor
 from slime_optimize.metrics import confusion, report
+from slime_repository.record import png
 
 WITHOUT_WAS = Measurement(use_was=False)
 

@@ -18,9 +18,8 @@ from torch import Tensor
 
 import backbones
 from slime_optimize import Backbone, load_backbone
-from slime_optimize.method.losses import Losses, losses
-from slime_optimize.method.predict import Predictor
-from slime_optimize.method.step import Stepper
+from slime_optimize.method.losses import Losses, Stepper, losses
+from slime_optimize.method.prediction import Predictor
 from slime_optimize.presets import BEST, PAPER, REFERENCE
 from slime_optimize.segmenter import Segmenter
 from slime_optimize.settings import Settings
