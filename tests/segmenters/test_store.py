@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from slime_store import Entry, Store, StoreError, UnknownSegmenterError, write
 
@@ -27,6 +29,12 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
     assert np.array_equal(got.text_TD, entry(2.0).text_TD) and np.array_equal(got.noise_Xhw, entry(2.0).noise_Xhw)
     assert np.array_equal(got.postprocess, entry().postprocess) and got.description == entry().description
     assert store.names() == ["car"] and [each.name for each in tmp_path.iterdir()] == ["car.safetensors"]
+
+
+def test_a_file_from_before_a_tensor_was_renamed_is_read(tmp_path: Path) -> None:
+    tensors = {"TEXT": entry().text_TD, "NOISE": entry().noise_Xhw, "WEIGHTING": entry().postprocess}
+    save_file(tensors, tmp_path / "car.safetensors", {"description": json.dumps(entry().description)})
+    assert np.array_equal(Store(tmp_path).get("car").postprocess, entry().postprocess)
 
 
 def test_a_new_file_is_seen_and_an_unchanged_one_is_not_read_again(tmp_path: Path) -> None:

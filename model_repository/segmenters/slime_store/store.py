@@ -29,6 +29,8 @@ ENDING = ".safetensors"
 KEPT = 1024
 _NAME = re.compile(r"\.?[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 _TENSORS = ("TEXT", "NOISE", "POSTPROCESS")
+# What a tensor was called in files that were written before it was renamed; a launcher still reads those.
+_FORMER_NAMES = {"POSTPROCESS": "WEIGHTING"}
 _DESCRIPTION = "description"
 
 
@@ -105,7 +107,9 @@ def read(path: Path) -> Entry:
     try:
         with safe_open(os.fspath(path), framework="numpy") as file:
             description = json.loads(file.metadata()[_DESCRIPTION])
-            text, noise, postprocess = (np.ascontiguousarray(file.get_tensor(name), np.float32) for name in _TENSORS)
+            stored = set(file.keys())
+            names = [name if name in stored else _FORMER_NAMES.get(name, name) for name in _TENSORS]
+            text, noise, postprocess = (np.ascontiguousarray(file.get_tensor(name), np.float32) for name in names)
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         raise StoreError(f"segmenter {path.stem!r}: its file is damaged; publish it again") from error
     return Entry(text_TD=text, noise_Xhw=noise, postprocess=postprocess, description=description)
