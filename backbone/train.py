@@ -105,8 +105,8 @@ def _train(options: argparse.Namespace, device: torch.device, started: float) ->
 
 
 def _recipe(options: argparse.Namespace, device: torch.device) -> Recipe:
-    given = {name: getattr(options, name) for name in ("batch", "rate", "coarse") if getattr(options, name) is not None}
-    return replace(Recipe.for_device(device), compile=options.compile, **given)
+    given = {name: getattr(options, name) for name in ("batch", "rate") if getattr(options, name) is not None}
+    return replace(Recipe.for_device(device), **given)
 
 
 def _save(options: argparse.Namespace) -> None:
@@ -122,14 +122,12 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--state", type=Path, default=HERE.parent / "build" / "backbone", help="where a stopped run goes on from")
     add("--out", type=Path, default=HERE / "weights", help="the diffusers folder to write")
-    add("--scenes", type=_count, help="pictures to draw (12000, on a GPU 60000)")
+    add("--scenes", type=_count, help="pictures to draw, each drawing in three colourings (12000, on a GPU 60000)")
     add("--vae-steps", type=_count, help="(1000, on a GPU 4000); a VAE that made latents is not trained further")
     add("--steps", type=_count, help="of the UNet and the text encoder (4000, on a GPU 200000)")
     add("--minutes", type=_amount, default=0.0, help="stop after so long, all told; the learning rate falls in time")
     add("--batch", type=_positive, help="captioned pictures a step (16, on a GPU 256)")
     add("--rate", type=_positive_amount, help="peak learning rate (8e-4, on a GPU 1.5e-3)")
-    add("--coarse", type=_count, help="first steps at half the resolution, with twice the batch (2700, on a GPU 0)")
-    add("--compile", action="store_true", help="torch.compile the UNet")
     add("--threads", type=int, default=0, help="CPU threads; 0 leaves PyTorch's choice")
     add("--workers", type=int, default=0, help="processes that draw scenes; 0 is one a core")
     add("--begin", type=Path, metavar="WEIGHTS", help="begin with weights that train.py wrote, backbone/weights say")

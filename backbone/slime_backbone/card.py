@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 from safetensors import safe_open
 
+from slime_backbone.corpus import COLOURINGS
 from slime_backbone.pictures import watched
-from slime_backbone.scene import COUNTS, KINDS, SIZE, parts_of, scene
+from slime_backbone.scene import COUNTS, KINDS, SIZE, colourings, parts_of
 from slime_backbone.training import read_state
 from slime_optimize.backbone import Backbone
 
@@ -130,14 +131,15 @@ def _data(diffusion: Training) -> str:
     held = ", ".join(f"{split} ({count})" for split, count in COUNTS.items())
     return f"""## Data
 
-{scenes} scenes of PartScenes' `backbone` split, the classes in equal numbers, {SIZE} px:
+{scenes} pictures of PartScenes' `backbone` split, the classes in equal numbers, {SIZE} px:
 **images and captions only**. The masks that the generator also draws are thrown away before anything is written; no
-part of the training sees one.
+part of the training sees one. Every drawing is there in {COLOURINGS} colourings, and the latents of one are denoised to
+the caption of another: pairs of pictures that differ in the colours of their parts alone.
 
 {classes}
 
 A caption names the class and binds colours to parts, such as
-`{scene("car", "backbone", 0).caption}`.
+`{colourings("car", 0, 1)[0].caption}`.
 The splits that are evaluated, for each class {held},
 are drawn from other seeds and were never trained on."""
 
@@ -222,7 +224,8 @@ _USE = """## Train it again
     python backbone/distil.py --weights backbone/weights                       # the tiny encoder of the VAE
     python backbone/card.py --state build/backbone --weights backbone/weights  # this page
 
-`train.sh` is for a rented GPU; its CUDA path was written without one at hand. What has run is listed under Training.
+`train.sh` is for a rented GPU. What has run is listed under Training; [what was tried](trials.md) tells how, and what
+it gave, layer by layer.
 
 ## Limits
 

@@ -1,4 +1,5 @@
-"""The training pictures: scenes of the `backbone` split drawn once into a memory-mapped array.
+"""The training pictures: scenes of the `backbone` split, each in several colourings, drawn once into a memory-mapped
+array.
 
 Images and captions only; masks are thrown away as soon as the caption is written.
 """
@@ -18,9 +19,10 @@ from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from slime_backbone.scene import KINDS, SIZE, scene
+from slime_backbone.scene import KINDS, SIZE, colourings
 
-CHUNK = 64  # scenes a worker draws at a time
+COLOURINGS = 3  # pictures of each drawing, one after the other
+CHUNK = 66  # pictures a worker draws at a time, of whole drawings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,10 +34,13 @@ class Corpus:
 
 
 def corpus(folder: Path, count: int, workers: int = 0) -> Corpus:
-    """`count` scenes, the classes taking turns, drawn into `folder` unless they are there already.
+    """`count` pictures, the classes taking turns, drawn into `folder` unless they are there already.
+
+    Picture i is colouring i % COLOURINGS of drawing i // COLOURINGS; of a drawing begun, none is left out.
 
     `workers` processes draw, 0 for one a core; what is drawn does not depend on how many.
     """
+    count += -count % COLOURINGS
     pixels, text = folder / f"scenes-{count}.npy", folder / f"captions-{count}.json"
     if not text.exists():
         _draw(pixels, text, count, workers or cores())
@@ -76,9 +81,10 @@ def _chunks(pixels: Path, count: int, workers: int) -> Iterator[list[str]]:
 def _draw_chunk(pixels: Path, count: int, start: int) -> list[str]:
     images = np.load(pixels, mmap_mode="r+")
     captions, kinds = [], list(KINDS)
-    for i in range(start, min(start + CHUNK, count)):
-        drawn = scene(kinds[i % len(kinds)], "backbone", i // len(kinds))
-        images[i] = drawn.image
-        captions.append(drawn.caption)
+    for drawing in range(start // COLOURINGS, min(start + CHUNK, count) // COLOURINGS):
+        kind, index = kinds[drawing % len(kinds)], drawing // len(kinds)
+        for turn, drawn in enumerate(colourings(kind, index, COLOURINGS)):
+            images[drawing * COLOURINGS + turn] = drawn.image
+            captions.append(drawn.caption)
     images.flush()
     return captions

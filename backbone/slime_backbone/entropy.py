@@ -14,9 +14,9 @@ from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import Attention
 
 WATCHED = (
+    "up_blocks.3.attentions.0.transformer_blocks.0.attn1",
     "up_blocks.3.attentions.1.transformer_blocks.0.attn1",
-    "up_blocks.3.attentions.2.transformer_blocks.0.attn1",
-    "up_blocks.2.attentions.1.transformer_blocks.0.attn2",
+    "up_blocks.2.attentions.2.transformer_blocks.0.attn2",
 )
 
 

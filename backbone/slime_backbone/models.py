@@ -14,7 +14,11 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 LENGTH = 77  # tokens of every prompt, as in Stable Diffusion
 WIDTH = 128  # of the text embedding
 LATENT = 32  # latent side: 128 px over the VAE's factor of 4
-SHARPNESS = {"attn1": 4.0, "attn2": 2.5}  # standard deviation of the attention logits at the start
+CHANNELS = (48, 96, 96, 96)
+HEADS = (1, 2, 2, 2)  # all CHANNELS[0] wide, as the keys that cross-attention shares want
+SHARPNESS = {"attn1": 4.0, "attn2": 1.5}  # standard deviation of the attention logits at the start
+LEAD = 4.0  # of the first token's logit over the others', at the start
+FILLER = "part"  # says nothing in captions, so that the paper's starting prompt draws no attention
 TOKENIZER_FILES = ("vocab.json", "merges.txt")  # what a tokenizer is made from
 START, END = "<|startoftext|>", "<|endoftext|>"
 
@@ -49,19 +53,19 @@ def build_tiny_vae() -> AutoencoderTiny:
 
 
 def build_unet() -> UNet2DConditionModel:
-    """SD 2.1's block types and 16 cross-attention layers on a narrow trunk; one head at the widest maps,
-    where attention is the dearest operation by far."""
+    """SD 2.1's block types and 16 cross-attention layers on a narrow trunk; heads that are wide enough to find a part
+    by themselves, one at the widest maps, where attention is the dearest operation by far."""
     unet = UNet2DConditionModel(
         sample_size=LATENT,
         in_channels=4,
         out_channels=4,
         down_block_types=("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
         up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
-        block_out_channels=(32, 64, 96, 96),
+        block_out_channels=CHANNELS,
         layers_per_block=2,
         norm_num_groups=8,
         cross_attention_dim=WIDTH,
-        attention_head_dim=(1, 4, 6, 6),  # diffusers' name for the NUMBER of heads
+        attention_head_dim=HEADS,  # diffusers' name for the NUMBER of heads
         use_linear_projection=True,
     )
     sharpen(unet)
@@ -81,7 +85,13 @@ def build_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    return CLIPTextModel(config)
+    encoder = CLIPTextModel(config)
+    for name, weight in encoder.named_parameters():
+        if name.endswith("token_embedding.weight"):
+            torch.nn.init.normal_(weight, std=1.0)
+        if name.endswith("position_embedding.weight"):
+            torch.nn.init.normal_(weight, std=0.3)
+    return encoder
 
 
 def build_scheduler() -> DDIMScheduler:
@@ -100,22 +110,39 @@ def build_scheduler() -> DDIMScheduler:
 
 @torch.no_grad()
 def sharpen(unet: UNet2DConditionModel) -> None:
-    """Tie each self-attention's key to its query and enlarge both, cross-attention's too.
+    """Peaked attention from the first step: self-attention's keys are its queries, cross-attention's are one for all.
 
     A convolutional UNet this small learns to denoise long before it needs attention, and the maps stay
-    uniform. Starting from softmax(|q - q'|^2-like) similarities of SHARPNESS keeps them peaked; the
+    uniform. Starting from softmax(|q - q'|^2-like) similarities of SHARPNESS keeps them peaked. Every head of every
+    cross-attention reads the same keys (d, D): no layer can mean something else by a word, or by a learned token. The
     result is an ordinary checkpoint.
     """
+    shared_dD = None
     for name, module in unet.named_modules():
-        sharpness = SHARPNESS.get(name.rpartition(".")[2])
-        if sharpness is None:
+        kind = name.rpartition(".")[2]
+        if kind not in SHARPNESS:
             continue
-        gain = (3 * sharpness) ** 0.5  # a linear layer's default outputs have variance 1/3
+        gain = (3 * SHARPNESS[kind]) ** 0.5  # a linear layer's default outputs have variance 1/3
         module.to_q.weight.mul_(gain)
-        if name.endswith("attn1"):
+        if kind == "attn1":
             module.to_k.weight.copy_(module.to_q.weight)
-        else:
-            module.to_k.weight.mul_(gain)
+            continue
+        if shared_dD is None:
+            shared_dD = gain * module.to_k.weight[: len(module.to_k.weight) // module.heads].clone()
+        module.to_k.weight.copy_(shared_dD.repeat(module.heads, 1))
+
+
+@torch.no_grad()
+def lead(unet: UNet2DConditionModel, text_encoder: CLIPTextModel) -> None:
+    """Let every pixel's query favour the first token by LEAD, through the bias of the norm before cross-attention."""
+    start = torch.tensor([[text_encoder.config.bos_token_id]], device=unet.device)
+    first_D = text_encoder(start)[0][0, 0]
+    for name, module in unet.named_modules():
+        if name.endswith("attn2"):
+            key_hd = (module.to_k.weight @ first_D).view(module.heads, -1)
+            wanted_hd = LEAD * key_hd.shape[1] ** 0.5 * key_hd / key_hd.square().sum(1, keepdim=True)
+            norm = unet.get_submodule(name.rpartition(".")[0]).norm2
+            norm.bias.copy_(torch.linalg.lstsq(module.to_q.weight, wanted_hd.view(-1, 1)).solution[:, 0])
 
 
 def build_tokenizer(captions: Iterable[str], folder: Path) -> CLIPTokenizer:
@@ -139,7 +166,7 @@ def _train_tokenizer(captions: Iterable[str], vocabulary: Path, merges: Path) ->
     trainer = trainers.BpeTrainer(
         vocab_size=1200, initial_alphabet=alphabet, end_of_word_suffix="</w>", show_progress=False
     )
-    bpe.train_from_iterator(captions, trainer)
+    bpe.train_from_iterator([*captions, *[FILLER] * 50], trainer)
     learned = json.loads(bpe.to_str())["model"]
     pairs = [" ".join(pair) for pair in learned["merges"]]
     tokens = [*alphabet, *(c + "</w>" for c in alphabet), *("".join(p.split()) for p in pairs), START, END]

@@ -29,7 +29,7 @@ def loss_picture(history: Sequence[dict[str, float]], path: Path) -> None:
         below.plot(*zip(*seen, strict=True), marker=".", label=name)
     below.set(ylabel="effective tokens", xlabel="step", yscale="log")
     if watched(history):
-        title = "attn1: self-attention, of 1024 tokens (256 in coarse steps); attn2: cross-attention, of 77"
+        title = "attn1: self-attention, of 1024 tokens; attn2: cross-attention, of 77"
         figure.legend(title=title, fontsize="small", loc="outside lower center", ncols=3)
     for panel in (above, below):
         panel.grid(alpha=0.3, which="both")

@@ -17,18 +17,18 @@ STEPS = 40
 GUIDANCE = 3.0
 SEED = 0
 PROMPTS = (
-    "a car , red body , black wheel , cyan window , yellow light , white plate , on green",
-    "a car , blue wheel , yellow body , black window , red light , yellow plate , on white",
-    "a car , white body , black wheel , blue window , orange light , no plate , on brown",
-    "a car , purple body , gray wheel , pink window , white light , white plate , on gray",
-    "a horse , brown head , brown leg , brown neck+torso , black tail , on cyan",
-    "a horse , white head , white leg , white neck+torso , yellow tail , on green",
-    "a horse , red head , green leg , blue neck+torso , orange tail , on white",
-    "a horse , black tail , gray neck+torso , pink leg , yellow head , on purple",
-    "a face , tan face , tan ear , tan neck , tan nose , black hair , blue eye , red mouth , green cloth , on gray",
-    "a face , dark face , dark ear , dark neck , dark nose , orange hair , brown eye , white cloth , on yellow",
-    "a face , pale face , pale ear , pale neck , pale nose , brown hair , pink mouth , purple cloth , on cyan",
-    "a face , green face , red ear , yellow nose , blue hair , white eye , black mouth , orange cloth , on pink",
+    "a car , red body , black wheel , cyan window , yellow light , white plate",
+    "a car , blue wheel , yellow body , black window , red light , yellow plate",
+    "a car , white body , black wheel , blue window , orange light , no plate",
+    "a car , purple body , gray wheel , pink window , white light , white plate",
+    "a horse , brown head , brown leg , brown neck+torso , black tail",
+    "a horse , white head , white leg , white neck+torso , yellow tail",
+    "a horse , red head , green leg , blue neck+torso , orange tail",
+    "a horse , black tail , gray neck+torso , pink leg , yellow head",
+    "a face , tan face , tan ear , tan neck , tan nose , black hair , blue eye , red mouth , green cloth",
+    "a face , dark face , dark ear , dark neck , dark nose , orange hair , brown eye , white cloth",
+    "a face , pale face , pale ear , pale neck , pale nose , brown hair , pink mouth , purple cloth",
+    "a face , green face , red ear , yellow nose , blue hair , white eye , black mouth , orange cloth",
 )
 
 

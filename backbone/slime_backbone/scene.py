@@ -54,19 +54,39 @@ def scene(kind: str, split: str, index: int, size: int = SIZE) -> Scene:
 
 def _draw(kind: str, seed: tuple[int, ...], size: int) -> Scene:
     rng = np.random.default_rng([list(KINDS).index(kind), *seed])
-    maker = KINDS[kind]
-    colours: dict[str, Paint] = maker.paints(rng)
+    colours: dict[str, Paint] = KINDS[kind].paints(rng)
     ground, floor = paint(rng), paint(rng)
+    image, mask = _rendered(kind, colours, ground, floor, rng, size)
+    caption = _caption(kind, colours, mask, rng, told=0.88, ground=ground)
+    return Scene(image=image, mask=mask, parts=parts_of(kind), caption=caption)
+
+
+def colourings(kind: str, index: int, count: int, size: int = SIZE) -> list[Scene]:
+    """Scene `index` of the `backbone` split, then the same drawing with its parts in other colours, `count` in all.
+
+    Backdrop, light and textures' places stay; captions tell nearly every part, and nothing of the backdrop.
+    """
+    seed = (list(KINDS).index(kind), SPLITS["backbone"], index)
+    rng = np.random.default_rng(seed)
+    own: dict[str, Paint] = KINDS[kind].paints(rng)
+    ground, floor = paint(rng), paint(rng)
+    drawing, scenes = rng.bit_generator.state, []
+    for turn in range(count):
+        rng.bit_generator.state = drawing
+        chance = np.random.default_rng([*seed, turn + 1])
+        colours = own if turn == 0 else {name: paint(chance) for name in own}
+        image, mask = _rendered(kind, colours, ground, floor, rng, size)
+        caption = _caption(kind, colours, mask, chance, told=0.95)
+        scenes.append(Scene(image=image, mask=mask, parts=parts_of(kind), caption=caption))
+    return scenes
+
+
+def _rendered(
+    kind: str, colours: dict[str, Paint], ground: Paint, floor: Paint, rng: np.random.Generator, size: int
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     squash = 0.3 if kind == "face" else float(rng.uniform(0.55, 1.0))
-    placed = frame(maker.layers(rng, colours), rng, squash=squash)
-    layers = [*_backdrop(rng, ground, floor), *placed, *_occluders(rng)]
-    image, mask = render(layers, rng, size)
-    return Scene(
-        image=image,
-        mask=mask,
-        parts=maker.PARTS,
-        caption=_caption(kind, colours, ground, mask, maker.PARTS, rng),
-    )
+    placed = frame(KINDS[kind].layers(rng, colours), rng, squash=squash)
+    return render([*_backdrop(rng, ground, floor), *placed, *_occluders(rng)], rng, size)
 
 
 def _backdrop(rng: np.random.Generator, ground: Paint, floor: Paint) -> list[Layer]:
@@ -99,14 +119,17 @@ def _blob(rng: np.random.Generator, centre: Floats, radius: float) -> Layer:
 def _caption(
     kind: str,
     colours: dict[str, Paint],
-    ground: Paint,
     mask: NDArray[np.uint8],
-    parts: tuple[str, ...],
     rng: np.random.Generator,
+    *,
+    told: float,
+    ground: Paint | None = None,
 ) -> str:
-    """Such as "a car , red body , black wheel , no plate , on green": bound colours, shuffled, a few left out."""
+    """Such as "a car , red body , black wheel , no plate , on green": bound colours, shuffled, each `told` with that
+    chance."""
+    parts = parts_of(kind)
     seen = {parts[i] for i in np.unique(mask)}
-    said = [f"{p.word} {name}" if name in seen else f"no {name}" for name, p in colours.items() if rng.random() < 0.88]
+    said = [f"{p.word} {name}" if name in seen else f"no {name}" for name, p in colours.items() if rng.random() < told]
     order = rng.permutation(len(said))
-    where = [f"on {ground.word}"] if rng.random() < 0.7 else []
+    where = [f"on {ground.word}"] if ground and rng.random() < 0.7 else []
     return " , ".join([f"a {kind}", *(said[i] for i in order), *where])

@@ -18,10 +18,10 @@ from typing import Any
 
 import torch
 from torch import distributed, nn
-from torch.optim.swa_utils import get_ema_multi_avg_fn
 from tqdm import tqdm
 
 SAVE_EVERY = 120.0  # seconds
+WATCH_EVERY = 250  # steps between measurements that `Run.watch` makes
 FETCH_EVERY = 50  # steps between readings of the loss on CUDA: every reading waits for the GPU to catch up
 Figures = Mapping[str, float | torch.Tensor]
 LossOf = Callable[[int], tuple[torch.Tensor, Figures]]
@@ -37,6 +37,9 @@ class Run:
 
     `fresh_since` is the step from which the optimiser's moments count: the rate warms up from there, because a
     state unpacked from shards has none. `facts` are written down with every stretch of steps in `sessions`.
+    `mend_gradients` is called between a step's backward pass and the optimiser; `watch` gives further figures now and
+    then. `graphed`: on CUDA a step is captured as one graph and replayed, which its loss must allow (no host numbers,
+    no waiting, chance from the device); the optimiser's rate is then a tensor there.
     """
 
     modules: nn.ModuleDict
@@ -50,6 +53,9 @@ class Run:
     facts: dict[str, str | int | float] = field(default_factory=dict)
     history: list[dict[str, float]] = field(default_factory=list)
     sessions: list[dict[str, Any]] = field(default_factory=list)
+    mend_gradients: Callable[[], None] | None = None
+    watch: Callable[[], Figures] | None = None
+    graphed: bool = False
 
     def __post_init__(self) -> None:
         self.device = next(self.modules.parameters()).device
@@ -57,6 +63,8 @@ class Run:
         self.average = {k: v.detach().clone() for k, v in live.items()}
         keys = [k for k, v in live.items() if v.is_floating_point()]
         self._averaged, self._live = [self.average[k] for k in keys], [live[k] for k in keys]
+        self._newness = torch.tensor(1.0, device=self.device)  # 1 - decay
+        self._graph: torch.cuda.CUDAGraph | None = None
         self._unread: list[tuple[int, Figures]] = []
         if self.path.exists():
             self._restore()
@@ -94,17 +102,47 @@ class Run:
         return now
 
     def _one(self, left: float, loss_of: LossOf) -> None:
+        rate = self.peak_rate * trapezoid(left, (self.step - self.fresh_since + 1) / self.warmup)
         for group in self.optimiser.param_groups:
-            group["lr"] = self.peak_rate * trapezoid(left, (self.step - self.fresh_since + 1) / self.warmup)
+            if isinstance(group["lr"], torch.Tensor):
+                group["lr"].fill_(rate)
+            else:
+                group["lr"] = rate
+        self._newness.fill_(1 - min(self.decay, (1 + self.step) / (10 + self.step)))
+        figures = dict(self._replayed(loss_of) if self.graphed else self._stepped(loss_of))
+        if self.watch and self.step % WATCH_EVERY == 0:
+            figures |= self.watch()
+        self._unread.append((self.step + 1, figures))
+
+    def _stepped(self, loss_of: LossOf) -> Figures:
         loss, figures = loss_of(self.step)
         self.optimiser.zero_grad(set_to_none=True)
         torch.autograd.backward(loss)
         self._share_gradients()
+        if self.mend_gradients:
+            self.mend_gradients()
         nn.utils.clip_grad_norm_(self.modules.parameters(), 1.0)
         self.optimiser.step()
-        decay = min(self.decay, (1 + self.step) / (10 + self.step))
-        get_ema_multi_avg_fn(decay)(self._averaged, self._live, 0)
-        self._unread.append((self.step + 1, {"loss": loss.detach(), **figures}))
+        with torch.no_grad():
+            for average, live in zip(self._averaged, self._live, strict=True):
+                average.lerp_(live, self._newness.to(average.dtype))
+        return {"loss": loss.detach(), **figures}
+
+    def _replayed(self, loss_of: LossOf) -> Figures:
+        """A step as one graph: of its some thousand kernels each would cost the host more than the GPU."""
+        if self._graph is None:
+            side = torch.cuda.Stream(self.device)
+            side.wait_stream(torch.cuda.current_stream(self.device))
+            with torch.cuda.stream(side):
+                for _ in range(3):  # libraries choose their kernels now, not while the graph is captured
+                    self._stepped(loss_of)
+            torch.cuda.current_stream(self.device).wait_stream(side)
+            self.optimiser.zero_grad(set_to_none=True)
+            self._graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self._graph):
+                self._kept = self._stepped(loss_of)
+        self._graph.replay()
+        return {name: value.clone() if isinstance(value, torch.Tensor) else value for name, value in self._kept.items()}
 
     def _read(self) -> dict[str, float]:
         """Move the figures that are still on the device into the history; the last step's are returned."""
@@ -164,7 +202,7 @@ class Run:
     def _restore_optimiser(self, stored: dict[str, Any]) -> None:
         """The moments, in whichever implementation this device has, not the one that they were saved from."""
         for theirs, ours in zip(stored["param_groups"], self.optimiser.param_groups, strict=True):
-            theirs.update({k: ours[k] for k in ("fused", "foreach", "capturable") if k in ours})
+            theirs.update({k: ours[k] for k in ("fused", "foreach", "capturable", "lr") if k in ours})
         self.optimiser.load_state_dict(stored)
 
     def use_average(self) -> None:

@@ -11,7 +11,7 @@ from transformers import CLIPTokenizer
 
 from painting import ROOT
 from slime_backbone.diffusion import tokens
-from slime_backbone.models import LATENT, LENGTH, build_scheduler, build_tokenizer, build_unet
+from slime_backbone.models import FILLER, LATENT, LENGTH, build_scheduler, build_tokenizer, build_unet
 from slime_backbone.palette import COLOURS, SKIN
 from slime_backbone.saving import Pipeline, pipeline_of, save_pipeline
 from slime_backbone.scene import KINDS, parts_of, scene
@@ -28,7 +28,7 @@ def pipeline(state: Path) -> Pipeline:
 def words() -> set[str]:
     """All that captions are made of, but for the `+` of `neck+torso`."""
     parts = {piece for kind in KINDS for part in parts_of(kind)[1:] for piece in part.split("+")}
-    return parts | set(KINDS) | set(COLOURS) | set(SKIN) | {"a", "on", "no", ","}
+    return parts | set(KINDS) | set(COLOURS) | set(SKIN) | {"a", "on", "no", ",", FILLER}
 
 
 def test_every_word_is_one_token(tokenizer: CLIPTokenizer) -> None:
@@ -59,6 +59,14 @@ def test_a_tokenizer_in_the_folder_is_taken_as_it_is(captions: list[str], tmp_pa
     expected = tokens(first, captions[:20])
     assert expected == tokens(again, captions[:20]) == tokens(loaded, captions[:20])
     assert {len(row) for row in expected} == {LENGTH}
+
+
+def test_a_filled_caption_ends_in_fillers(tokenizer: CLIPTokenizer) -> None:
+    (padded,), (filled,) = (tokens(tokenizer, ["a car , red body"], way) for way in (False, True))
+    said = 1 + len(["a", "car", ",", "red", "body"])
+    assert len(filled) == LENGTH and filled[:said] == padded[:said]
+    assert set(filled[said:-1]) == {tokenizer.convert_tokens_to_ids(FILLER + "</w>")}
+    assert set(padded[said:]) == {filled[-1]} == {tokenizer.eos_token_id}
 
 
 def test_unet_has_stable_diffusions_blocks_and_few_parameters() -> None:

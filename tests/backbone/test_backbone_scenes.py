@@ -13,7 +13,7 @@ from PIL import Image
 
 from slime_backbone import bounds
 from slime_backbone.dataset import write_split
-from slime_backbone.scene import COUNTS, KINDS, MIN_PART_SHARE, SPLITS, Scene, parts_of, scene
+from slime_backbone.scene import COUNTS, KINDS, MIN_PART_SHARE, SPLITS, Scene, colourings, parts_of, scene
 
 # What was trained on is drawn again from its name: these may not change, whatever numpy or Pillow is installed.
 RECORDED = {
@@ -121,3 +121,15 @@ def test_scenes_with_nothing_to_do_says_so(scenes_script: ModuleType, capsys: py
         scenes_script.main([])
     assert left.value.code == 2
     assert "nothing to do" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_drawing_in_other_colours_is_the_same_drawing(kind: str) -> None:
+    first, second, third = colourings(kind, 3, 3)
+    np.testing.assert_array_equal(first.image, scene(kind, "backbone", 3).image)
+    assert len({first.caption, second.caption, third.caption}) == 3
+    for other in (second, third):
+        np.testing.assert_array_equal(first.mask, other.mask)
+        changed = np.abs(first.image.astype(int) - other.image).sum(-1) > 60
+        assert changed[first.mask > 0].mean() > 0.4 and changed[first.mask == 0].mean() < 0.02
+        assert not any(said.startswith("on ") for said in other.caption.split(" , "))

@@ -17,11 +17,11 @@ from torch import nn
 from painting import ROOT
 from slime_backbone import training
 from slime_backbone.autoencoder import encode_all, known_scale, train_vae
-from slime_backbone.corpus import CHUNK, Corpus, corpus
-from slime_backbone.diffusion import Recipe, timesteps
+from slime_backbone.corpus import CHUNK, COLOURINGS, Corpus, corpus
+from slime_backbone.diffusion import LOW, Recipe, timesteps
 from slime_backbone.entropy import WATCHED, effective_tokens
 from slime_backbone.models import WIDTH, build_unet
-from slime_backbone.scene import scene
+from slime_backbone.scene import KINDS, colourings
 from slime_backbone.shards import thin
 from slime_backbone.training import LossOf, Run, TrainingError, trapezoid
 
@@ -147,8 +147,10 @@ def test_rate_rises_stays_and_falls() -> None:
 
 
 def test_timesteps_are_timesteps() -> None:
-    times = timesteps(np.random.default_rng(0), 2000)
-    assert times.dtype == np.int64 and times.min() >= 0 and times.max() < 1000
+    chance = torch.Generator().manual_seed(0)
+    times = timesteps(*torch.rand(2, 2000, generator=chance), torch.randn(2000, generator=chance))
+    assert times.dtype == torch.int64 and times.min() >= 0 and times.max() < 1000
+    assert 0.5 < ((times >= LOW[0]) & (times < LOW[1])).float().mean() < 0.75
 
 
 def test_recipe_of_nothing_is_refused() -> None:
@@ -159,14 +161,16 @@ def test_recipe_of_nothing_is_refused() -> None:
 
 
 def test_corpus_does_not_depend_on_the_workers(tmp_path: Path) -> None:
-    count = CHUNK + 8  # two chunks
+    count = CHUNK + 9  # two chunks
     one, two = (corpus(tmp_path / str(n), count, workers=n) for n in (1, 2))
     np.testing.assert_array_equal(one.images, two.images)
     assert one.captions == two.captions
-    last = scene("horse", "backbone", (count - 2) // 3)
-    assert (count - 2) % 3 == 1
-    np.testing.assert_array_equal(one.images[count - 2], last.image)
-    assert one.captions[count - 2] == last.caption
+    drawing = (count - 1) // COLOURINGS
+    last = colourings(list(KINDS)[drawing % 3], drawing // 3, COLOURINGS)
+    for turn, drawn in enumerate(last):
+        place = drawing * COLOURINGS + turn
+        np.testing.assert_array_equal(one.images[place], drawn.image)
+        assert one.captions[place] == drawn.caption
 
 
 def test_a_vae_that_made_latents_is_final(tmp_path: Path) -> None:
@@ -192,6 +196,7 @@ def test_no_mask_reaches_the_training() -> None:
         "training",
         "autoencoder",
         "diffusion",
+        "grounding",
         "entropy",
         "models",
         "corpus",
@@ -212,7 +217,7 @@ def test_attention_is_measured_between_one_token_and_all() -> None:
     torch.manual_seed(0)
     unet = build_unet().eval()
     found = effective_tokens(unet, torch.randn(1, 4, 32, 32), torch.tensor([300]), torch.randn(1, 77, WIDTH))
-    assert set(found) == {"attn1-up3.1", "attn1-up3.2", "attn2-up2.1"} and len(found) == len(WATCHED)
+    assert set(found) == {"attn1-up3.0", "attn1-up3.1", "attn2-up2.2"} and len(found) == len(WATCHED)
     for name, tokens in found.items():
         assert 1 <= tokens <= (1024 if name.startswith("attn1") else 77)
     assert not any(module._forward_pre_hooks for module in unet.modules())
