@@ -27,7 +27,8 @@ def test_card_is_written_from_facts(state: Path, weights: Path, tmp_path: Path, 
     arguments = ["--state", str(state), "--weights", str(weights), "--out", str(tmp_path)]
     assert card_script.main([*arguments, "--steps", "1", "--prompts", "1", "--ran-on", "an abacus"]) == 0
     for name in ("loss.png", "samples.png", "reconstructions.png"):
-        assert min(Image.open(tmp_path / name).size) > 200
+        with Image.open(tmp_path / name) as picture:
+            assert min(picture.size) > 200
     text = (tmp_path / "card.md").read_text()
     for fact in (
         "an abacus",

@@ -7,11 +7,11 @@ import pytest
 
 from slime_backbone.scene import parts_of, scene
 from slime_optimize.backbone import load_backbone
-from slime_optimize.data import Example
+from slime_optimize.data.annotations import Example
+from slime_optimize.method.prediction import Predictor
+from slime_optimize.method.training import optimise
 from slime_optimize.metrics import confusion, report
-from slime_optimize.predict import Predictor
 from slime_optimize.presets import preset
-from slime_optimize.train import optimise
 
 FLOOR = 45.0  # mean IoU in percent; with a background that cannot win it was 10.5
 IMAGES = 6

@@ -11,7 +11,6 @@ import pytest
 import torch
 
 import backbones
-from slime_export.errors import ExportError
 from slime_export.graph.networks import Encoder
 from slime_export.graph.onnx_export import Signature, write
 from slime_export.graph.runtimes import OnnxModel
@@ -21,6 +20,7 @@ from slime_optimize.backbone import Backbone, load_backbone
 from slime_optimize.errors import BackboneError
 from slime_optimize.segmenter import Segmenter
 from slime_repository import layout
+from slime_repository.errors import RepositoryError
 from slime_was.tensors import LATENTS, PIXELS
 
 
@@ -72,6 +72,8 @@ def test_a_tiny_segmenter_is_served_with_its_own(make_segmenter: Callable[..., P
     assert name is not None
     there = repository / "tiny_encoder" / "1"
     assert layout.encoder_of(repository, made.backbone_hash, "tiny_encoder", name.hash) == there
-    with pytest.raises(ExportError, match=r"holds segmenters of tiny encoder .*; a repository holds one tiny encoder"):
+    with pytest.raises(
+        RepositoryError, match=r"holds segmenters of tiny encoder .*; a repository holds one tiny encoder"
+    ):
         layout.encoder_of(repository, made.backbone_hash, "tiny_encoder", "0" * 64)
     assert layout.encoder_of(repository, made.backbone_hash) is None  # a segmenter of the VAE may join

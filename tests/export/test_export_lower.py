@@ -90,7 +90,7 @@ def test_a_loss_of_mean_iou_is_refused(
     exported: Exported, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scores = iter((60.0, 58.9))
-    monkeypatch.setattr("slime_export.pipeline.mean_iou", lambda *_: next(scores))
+    monkeypatch.setattr("slime_export.proof.parity.mean_iou", lambda *_: next(scores))
     monkeypatch.setattr("slime_export.pipeline.read_data", lambda _, parts: _Nothing(parts))
     with pytest.raises(ParityError, match=r"mean IoU falls by 1\.10 points, expected at most 1.*nothing was published"):
         made(exported, tmp_path / "models", precision="fp16", evaluate=images)

@@ -51,13 +51,14 @@ def test_an_export_killed_half_way(exported: Exported, tmp_path: Path, snapshot:
     before = snapshot(repository)
     command = [sys.executable, str(SCRIPT), str(exported.folder), "--repository", str(repository)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
-    assert process.stdout
     said: list[str] = []
-    for line in process.stdout:
-        said.append(line)
-        if line.startswith("tracing the UNet"):
-            process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
+    with process:
+        assert process.stdout
+        for line in process.stdout:
+            said.append(line)
+            if line.startswith("tracing the UNet"):
+                process.send_signal(signal.SIGKILL)
+    assert process.returncode == -signal.SIGKILL
     assert not [line for line in said if line.startswith("published")]
     left = [path for path in tmp_path.iterdir() if path.name.startswith(".models.")]
     assert left, "killed before it had begun"
