@@ -21,7 +21,14 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from slime_optimize.data.annotations.example import Example, check_ids, check_not_empty, check_painted, index_of
+from slime_optimize.data.annotations.example import (
+    Example,
+    check_ids,
+    check_not_empty,
+    check_painted,
+    index_of,
+    tell_ignored,
+)
 from slime_optimize.data.annotations.legend import Colour, Legend, by_colour, hexadecimal, load_legend
 from slime_optimize.data.annotations.pictures import fitted, read_picture
 from slime_optimize.errors import InputError, first_line
@@ -195,7 +202,9 @@ def load_training(
         )
     pairs = zip(images, masks, strict=True)
     examples = load_pairs(pairs, parts, load_legend(legend) if legend is not None else None)
-    check_painted(examples, parts, f"mask {', '.join(str(mask) for mask in masks)}")
+    subject = f"mask {', '.join(str(mask) for mask in masks)}"
+    check_painted(examples, parts, subject)
+    tell_ignored(examples, subject)
     return list(examples)
 
 
