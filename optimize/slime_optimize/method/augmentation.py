@@ -2,7 +2,8 @@
 
 A view is mirrored, rotated, cropped to a square, blurred, and may get other colours. The first three are one affine
 map, so that image and mask are each resampled once; what a rotation uncovers is filled by reflection, in both. Masks
-are resampled by the nearest pixel, so that neither parts nor IGNORED are mixed with their neighbours. Views are encoded ahead in batches, since nothing of the VAE is learned.
+are resampled by the nearest pixel, so that neither parts nor IGNORED are mixed with their neighbours. Views are encoded
+ahead in batches, since nothing of the VAE is learned.
 
 Shape suffixes: B views of a step, S image side, h, w latent sides, N points, 2 is (x, y) with the image spanning -1..1.
 """

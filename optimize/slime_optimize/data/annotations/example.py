@@ -15,7 +15,7 @@ import numpy.typing as npt
 from slime_optimize.errors import InputError
 from slime_was.options import MAX_PARTS
 
-# The value in masks of pixels that count nowhere: in no loss, no class weight and no IoU. No part has so large an index.
+# The value in masks of pixels that count nowhere: in no loss, class weight or IoU. No part has so large an index.
 IGNORED = 255
 # With or without the underscores that LabelMe and some COCO sets put around such names.
 _BACKGROUND = ("background", "bg")

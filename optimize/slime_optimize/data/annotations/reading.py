@@ -36,10 +36,7 @@ def read(source: Path, parts: Sequence[str] | None = None, *, legend: Path | Non
     documents = _documents(source)
     if legend is not None and (documents or source.is_file()):
         raise InputError(f"legend {legend}: is for masks of colours, but {source} names its parts itself; leave it out")
-    if legend is None:
-        found = _annotated(source, documents, names)
-    else:
-        found = read_folder(source, names, load_legend(legend))
+    found = read_folder(source, names, load_legend(legend)) if legend else _annotated(source, documents, names)
     tell_ignored(found.examples, f"data {source}")
     return found
 
