@@ -1,4 +1,4 @@
-"""Palettes and colours that are known, in any order; grey of few bits; masks that the client wrote, edited and saved."""
+"""Palettes and colours that are known, in any order; grey of few bits; masks that the client wrote and people edited."""
 
 from __future__ import annotations
 
@@ -70,8 +70,9 @@ def test_void_of_a_reordered_voc_palette(tmp_path: Path) -> None:
     colours = np.concatenate([VOC[:3], [[224, 224, 192]]])
     path = reordered(np.where(void == IGNORED, 3, void), colours, [2, 3, 0, 1], tmp_path / "mask.png")
     assert same(path, void)
-    # Void at 255 may have any colour, such as none: the palette ends before it.
-    assert same(palette_png(void, tmp_path / "short.png", VOC[:3]), void)
+    # Void at 255 may have any colour, such as the background's.
+    black = np.concatenate([VOC[:3], np.zeros((253, 3), np.uint8)])
+    assert same(palette_png(void, tmp_path / "black.png", black), void)
 
 
 def test_black_and_white_in_either_order(tmp_path: Path) -> None:
