@@ -1,4 +1,4 @@
-"""Palettes and colours that are known, in any order; grey of few bits; masks that the client wrote and people edited."""
+"""Known palettes and colours, in any order; grey of few bits; masks that the client wrote and people edited."""
 
 from __future__ import annotations
 
