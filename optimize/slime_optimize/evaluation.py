@@ -5,8 +5,8 @@ Shape suffixes: H, W image sides, P parts; confusions are (P,P) by [truth, predi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Protocol
@@ -28,10 +28,14 @@ _CELL = 256
 
 @dataclass(frozen=True, kw_only=True)
 class Data:
-    """Part names, and a reader for each image, so that a data set need not be in memory."""
+    """Part names, and a reader for each image, so that a data set need not be in memory.
+
+    ignored: for images that are read when they are needed, the number of void pixels, by the image's index, once read.
+    """
 
     parts: tuple[str, ...]
     images: tuple[Callable[[], Example], ...]
+    ignored: Mapping[int, int] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -44,15 +48,24 @@ def read_data(source: Path, parts: tuple[str, ...], *, legend: Path | None = Non
     # A folder as optimize/prepare.py writes it may be too large for the memory, and is read image by image.
     prepared = (source / PARTS_FILE).is_file() and all(any((source / n).glob("*.png")) for n in ("images", "masks"))
     readers: tuple[Callable[[], Example], ...]
+    ignored: dict[int, int] = {}
     if prepared and legend is None:
         names, pairs = dataset(source)
-        readers = tuple(partial(load_example, image, mask, names) for image, mask in pairs)
+        readers = tuple(partial(_counted, index, ignored, *pair, names) for index, pair in enumerate(pairs))
     else:
         found = read(source, parts, legend=legend)
         names, readers = found.parts, tuple(partial(_same, each) for each in found.examples)
     if squash is not None:
         readers = tuple(partial(_squashed, each, squash) for each in readers)
-    return Data(parts=names, images=readers)
+    return Data(parts=names, images=readers, ignored=ignored)
+
+
+def _counted(index: int, ignored: dict[int, int], image: Path, mask: Path, parts: Sequence[str]) -> Example:
+    """Load an example, and note how many of its pixels are void."""
+    example = load_example(image, mask, parts)
+    if example.ignored:
+        ignored[index] = example.ignored
+    return example
 
 
 def _same(example: Example) -> Example:

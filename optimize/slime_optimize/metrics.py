@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from slime_optimize.data.annotations import IGNORED
 from slime_optimize.tables import Figure, Table
 
 Ints = npt.NDArray[np.int64]
@@ -125,11 +126,15 @@ def spread(values: Floats | Sequence[float]) -> Figure:
 
 
 def confusion(truth_HW: npt.NDArray[np.uint8], predicted_HW: npt.NDArray[np.uint8], parts: int) -> Ints:
-    """Return pixel counts (P,P) int64 by [truth, prediction] of two masks of one shape, with values under `parts`."""
+    """Return pixel counts (P,P) int64 by [truth, prediction] of two masks of one shape, with values under `parts`.
+
+    Pixels whose truth is IGNORED are not counted.
+    """
     if truth_HW.shape != predicted_HW.shape:
         raise ValueError(f"masks: got {predicted_HW.shape}, expected {truth_HW.shape} as the truth")
-    pairs = truth_HW.astype(np.int64) * parts + predicted_HW
-    counts: Ints = np.bincount(pairs.ravel(), minlength=parts * parts).reshape(parts, parts)
+    counted_HW = truth_HW != IGNORED
+    pairs = truth_HW[counted_HW].astype(np.int64) * parts + predicted_HW[counted_HW]
+    counts: Ints = np.bincount(pairs, minlength=parts * parts).reshape(parts, parts)
     return counts
 
 
@@ -156,7 +161,8 @@ def report(confusions_PP: Sequence[Ints], parts: Sequence[str]) -> Report:
 
 def smallest_third(masks_HW: Sequence[npt.NDArray[np.uint8]], parts: Sequence[str]) -> tuple[str, ...]:
     """Return the third of the parts, without the background and at least one, that cover the least of these masks."""
-    shares_IP = [np.bincount(mask.ravel(), minlength=len(parts)) / mask.size for mask in masks_HW]
+    counted = [mask[mask != IGNORED] for mask in masks_HW]
+    shares_IP = [np.bincount(values, minlength=len(parts)) / max(1, values.size) for values in counted]
     by_size = np.argsort(np.mean(shares_IP, axis=0)[1:], kind="stable") + 1
     return tuple(parts[index] for index in sorted(by_size[: max(1, round((len(parts) - 1) / 3))]))
 

@@ -38,8 +38,10 @@ def palette(parts: int) -> tuple[Colour, ...]:
 
 
 def colour_mask(mask_HW: Pixels, colours: Sequence[Colour]) -> Pixels:
-    """Return part indices (H,W) as colours, (H,W,3) uint8 RGB."""
-    coloured: Pixels = np.asarray(colours, dtype=np.uint8)[mask_HW]
+    """Return part indices (H,W) as colours, (H,W,3) uint8 RGB; void, which has no colour, is white."""
+    table_V3 = np.full((256, 3), 255, np.uint8)
+    table_V3[: len(colours)] = colours
+    coloured: Pixels = table_V3[mask_HW]
     return coloured
 
 

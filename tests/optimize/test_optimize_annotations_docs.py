@@ -24,7 +24,7 @@ def test_every_option_is_one_that_run_has() -> None:
 
 
 def test_every_name_that_is_recognised_is_told() -> None:
-    for name in (*IMAGE_FOLDERS, *MASK_FOLDERS, *WHOLE, *legend.LEGEND_FILES, *example._BACKGROUND):
+    for name in (*IMAGE_FOLDERS, *MASK_FOLDERS, *WHOLE, *legend.LEGEND_FILES, *example._BACKGROUND, *example._VOID):
         assert f"`{name}`" in TEXT, name
 
 

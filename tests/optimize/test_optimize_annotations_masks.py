@@ -182,7 +182,7 @@ def test_two_legends_that_differ(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("value", "told"),
     [
-        (MASK.astype(np.float32), "holds float32"),
+        (MASK.astype(np.float32) + np.float32(0.5), "holds float32 with fractions"),
         (np.zeros((0, 4), np.uint8), "holds uint8 (0, 4)"),
         (MASK.astype(int) - 1, "from -1 to 1"),
         (MASK.astype(int) * 300, "from 0 to 600"),

@@ -20,6 +20,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from slime_optimize.backbone import choose_device, load_backbone
+from slime_optimize.data.annotations import ignored_line
 from slime_optimize.errors import InputError, exit_code
 from slime_optimize.evaluation import Data, confusions, picture, read_data
 from slime_optimize.files import whole, write_text
@@ -80,6 +81,8 @@ def run(arguments: argparse.Namespace) -> None:
     summary = Summary(reports=tuple(report(each, data.parts) for each in counts))
     maps = "cross-attention alone" if arguments.no_was else "WAS"
     several = f", mean ± std over {len(predictors)} segmenters" if len(predictors) > 1 else ""
+    if data.ignored:
+        print(ignored_line(sum(data.ignored.values()), len(data.ignored), f"data {arguments.data}"), file=sys.stderr)
     print(f"{len(data)} images, masks from {maps}{several}\n{summary.table().text()}")
     if arguments.json:
         rows = zip(arguments.segmenters, segmenters, summary.reports, strict=True)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from slime_optimize.data.annotations import Example
+from slime_optimize.data.annotations import IGNORED, Example
 from slime_optimize.errors import InputError
 from slime_optimize.method.prediction import Predictor
 from slime_optimize.metrics import Report, confusion, report
@@ -83,4 +83,4 @@ def hold_back(examples: Sequence[Example]) -> tuple[list[Example], Example | Non
 
 def _painted(examples: Sequence[Example]) -> set[int]:
     """Return the ids of the painted parts, without the background."""
-    return {int(value) for example in examples for value in np.unique(example.mask_HW)} - {0}
+    return {int(value) for example in examples for value in np.unique(example.mask_HW)} - {0, IGNORED}

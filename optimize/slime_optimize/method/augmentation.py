@@ -1,8 +1,9 @@
 """Augmented views of the training images, as latents and masks, one step at a time.
 
 A view is mirrored, rotated, cropped to a square, blurred, and may get other colours. The first three are one affine
-map, so that image and mask are each resampled once; what a rotation uncovers is filled by reflection, in both. Views
-are encoded ahead in batches, since nothing of the VAE is learned.
+map, so that image and mask are each resampled once; what a rotation uncovers is filled by reflection, in both. Masks
+are resampled by the nearest pixel, so that neither parts nor IGNORED are mixed with their neighbours. Views are encoded
+ahead in batches, since nothing of the VAE is learned.
 
 Shape suffixes: B views of a step, S image side, h, w latent sides, N points, 2 is (x, y) with the image spanning -1..1.
 """
@@ -20,7 +21,7 @@ from torch import Tensor
 
 from slime_image import fit, fit_mask
 from slime_optimize.backbone import Backbone
-from slime_optimize.data.annotations import Example
+from slime_optimize.data.annotations import IGNORED, Example
 from slime_optimize.method.seeds import generator
 from slime_optimize.settings import Settings
 
@@ -94,7 +95,7 @@ def recoloured(pixels_3SS: Tensor, mask_SS: Tensor, probability: float, generato
     if probability <= 0:
         return pixels_3SS
     changed = pixels_3SS.clone()
-    for part in mask_SS.unique().tolist():
+    for part in _painted(mask_SS):
         values = torch.rand(5, generator=generator)
         where_SS = mask_SS == part
         if values[0] < probability:
@@ -182,8 +183,14 @@ def _view(canvases: Sequence[_Canvas], settings: Settings, seed: int, index: int
 
 def _canvas(example: Example, size: int, order: str) -> _Canvas:
     mask_SS = torch.from_numpy(fit_mask(example.mask_HW, size)).long()
-    parts = tuple(sorted(set(mask_SS.flatten().tolist())))
+    # A part thinner than a pixel at this size may leave nothing but void.
+    parts = _painted(mask_SS) or (0,)
     return _Canvas(pixels_3SS=torch.from_numpy(fit(example.image_HW3, size, order)), mask_SS=mask_SS, parts=parts)
+
+
+def _painted(mask_SS: Tensor) -> tuple[int, ...]:
+    """Return the parts that have a pixel, ascending."""
+    return tuple(part for part in mask_SS.unique().tolist() if part != IGNORED)
 
 
 def _shrunk(mask_BSS: Tensor, size: int) -> Tensor:

@@ -1,5 +1,7 @@
 """One step of the optimisation: noise, one forward pass, and the three losses of eq. 4, 7 and 8.
 
+Pixels that are IGNORED in the mask count in none of them.
+
 Shape suffixes: B views of a step, P parts, h, w map and latent sides, T tokens, D text width.
 """
 
@@ -13,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from slime_optimize.backbone import Backbone
+from slime_optimize.data.annotations import IGNORED
 from slime_optimize.method.attention import attend
 from slime_optimize.method.processors import plain
 from slime_optimize.method.seeds import generator
@@ -37,7 +40,7 @@ def class_weights(mask_Bhw: Tensor, parts: int, power: float = 1.0, *, foregroun
 
     With `foreground`, as in the published code, the background's pixels do not count among all, and it weighs 1.
     """
-    counts = torch.bincount(mask_Bhw.flatten(), minlength=parts).float()
+    counts = torch.bincount(mask_Bhw[mask_Bhw != IGNORED], minlength=parts).float()
     everything = counts[1:].sum() if foreground else counts.sum()
     weights = torch.where(counts > 0, (everything / counts.clamp(min=1)) ** power, torch.zeros_like(counts))
     if foreground:
@@ -47,22 +50,41 @@ def class_weights(mask_Bhw: Tensor, parts: int, power: float = 1.0, *, foregroun
 
 def map_cross_entropy(cross_BPhw: Tensor, mask_Bhw: Tensor, weights_P: Tensor) -> Tensor:
     """Return eq. 4: -log of the true part's share of the softmax over all tokens, a class-weighted mean."""
-    return F.nll_loss((cross_BPhw + _TINY).log(), mask_Bhw, weight=weights_P.to(cross_BPhw.dtype))
+    if _nothing_counts(mask_Bhw):
+        return cross_BPhw.sum() * 0
+    weights_P = weights_P.to(cross_BPhw.dtype)
+    return F.nll_loss((cross_BPhw + _TINY).log(), mask_Bhw, weight=weights_P, ignore_index=IGNORED)
 
 
 def logit_cross_entropy(logits_BPhw: Tensor, mask_Bhw: Tensor, weights_P: Tensor) -> Tensor:
     """Return eq. 4 as the published code has it: softmax over the parts alone, of the mean raw logits."""
-    return F.cross_entropy(logits_BPhw, mask_Bhw, weight=weights_P.to(logits_BPhw.dtype))
+    if _nothing_counts(mask_Bhw):
+        return logits_BPhw.sum() * 0
+    return F.cross_entropy(logits_BPhw, mask_Bhw, weight=weights_P.to(logits_BPhw.dtype), ignore_index=IGNORED)
 
 
 def was_loss(was_BPhw: Tensor, mask_Bhw: Tensor, reduction: str = "mean") -> Tensor:
     """Return eq. 7: squared distance to each part's binary mask, summed over parts, mean over the batch.
 
-    Over pixels it is the mean, or with `reduction` "sum" the sum, as the paper writes.
+    Over the pixels that count it is the mean, or with `reduction` "sum" the sum, as the paper writes.
     """
-    truth_BPhw = F.one_hot(mask_Bhw, was_BPhw.shape[1]).permute(0, 3, 1, 2).to(was_BPhw.dtype)
-    per_pixel = F.mse_loss(was_BPhw, truth_BPhw) * was_BPhw.shape[1]
-    return per_pixel if reduction == "mean" else per_pixel * was_BPhw[0, 0].numel()
+    counted_Bhw = mask_Bhw != IGNORED
+    truth_BPhw = F.one_hot(mask_Bhw * counted_Bhw, was_BPhw.shape[1]).permute(0, 3, 1, 2).to(was_BPhw.dtype)
+    per_pixel = counted_mean(was_BPhw, truth_BPhw, counted_Bhw) * was_BPhw.shape[1]
+    return per_pixel if reduction == "mean" else per_pixel * (counted_Bhw.sum() / len(mask_Bhw))
+
+
+def counted_mean(values_BChw: Tensor, wanted_BChw: Tensor, counted_Bhw: Tensor) -> Tensor:
+    """Return the mean squared distance over channels and the pixels that count, 0 where none does."""
+    if bool(counted_Bhw.all()):
+        return F.mse_loss(values_BChw, wanted_BChw)
+    squared_BChw = (values_BChw - wanted_BChw) ** 2 * counted_Bhw[:, None]
+    return squared_BChw.sum() / (counted_Bhw.sum().clamp(min=1) * values_BChw.shape[1])
+
+
+def _nothing_counts(mask_Bhw: Tensor) -> bool:
+    """Return whether every pixel is IGNORED, over which a weighted mean is no number."""
+    return bool((mask_Bhw == IGNORED).all())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +98,7 @@ class Answer:
 
 
 def losses(answer: Answer, mask_Bhw: Tensor, target_B4hw: Tensor, settings: Settings) -> Losses:
-    """Return eq. 8 = eq. 4 + alpha x eq. 7 + beta x diffusion, and its terms; mask_Bhw: int64 part indices.
+    """Return eq. 8 = eq. 4 + alpha x eq. 7 + beta x diffusion, and its terms; mask_Bhw: int64 part indices or IGNORED.
 
     Half-precision maps are converted to float32 first.
     """
@@ -88,7 +110,8 @@ def losses(answer: Answer, mask_Bhw: Tensor, target_B4hw: Tensor, settings: Sett
     else:
         entropy = map_cross_entropy(_at_least_single(answer.cross_BPhw), mask_Bhw, weights)
     was = was_loss(_at_least_single(answer.was_BPhw), mask_Bhw, settings.was_reduction)
-    diffusion = F.mse_loss(_at_least_single(answer.predicted_B4hw), _at_least_single(target_B4hw))
+    predicted_B4hw, target_B4hw = _at_least_single(answer.predicted_B4hw), _at_least_single(target_B4hw)
+    diffusion = counted_mean(predicted_B4hw, target_B4hw, mask_Bhw != IGNORED)
     total = entropy + settings.alpha * was + settings.beta * diffusion
     return Losses(cross_entropy=entropy, was=was, diffusion=diffusion, total=total)
 

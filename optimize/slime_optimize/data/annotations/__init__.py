@@ -8,12 +8,14 @@ Every mistake is an InputError (or slime_image's ImageError) of one line. Nothin
 """
 
 from slime_optimize.data.annotations.example import (
+    IGNORED,
     Annotated,
     Example,
     check_ids,
     check_not_empty,
     check_painted,
     check_parts,
+    ignored_line,
 )
 from slime_optimize.data.annotations.folders import PARTS_FILE, dataset
 from slime_optimize.data.annotations.legend import Legend, find_legend, load_legend
@@ -21,6 +23,7 @@ from slime_optimize.data.annotations.masks import load_example, load_mask, load_
 from slime_optimize.data.annotations.reading import read
 
 __all__ = [
+    "IGNORED",
     "PARTS_FILE",
     "Annotated",
     "Example",
@@ -31,6 +34,7 @@ __all__ = [
     "check_parts",
     "dataset",
     "find_legend",
+    "ignored_line",
     "load_example",
     "load_legend",
     "load_mask",

@@ -5,6 +5,7 @@ Shape suffixes: H, W image sides.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -14,18 +15,27 @@ import numpy.typing as npt
 from slime_optimize.errors import InputError
 from slime_was.options import MAX_PARTS
 
-# LabelMe writes the second, some COCO sets the third.
-_BACKGROUND = ("background", "_background_", "__background__")
+# The value in masks of pixels that count nowhere: in no loss, class weight or IoU. No part has so large an index.
+IGNORED = 255
+# With or without the underscores that LabelMe and some COCO sets put around such names.
+_BACKGROUND = ("background", "bg")
+_VOID = ("void", "ignore", "ignored", "dontcare", "don't care")
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Example:
-    """An image (H,W,3) uint8 RGB, its mask (H,W) uint8 of part indices, and the sha256 of the image file."""
+    """An image (H,W,3) uint8 RGB, its mask (H,W) uint8 of part indices or IGNORED, and the sha256 of the image file."""
 
     name: str
     image_HW3: npt.NDArray[np.uint8]
     mask_HW: npt.NDArray[np.uint8]
     digest: str = ""
+
+    @property
+    def ignored(self) -> int:
+        """Number of pixels that count nowhere."""
+        return int(np.count_nonzero(self.mask_HW == IGNORED))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,12 +59,14 @@ def check_parts(names: Sequence[str]) -> tuple[str, ...]:
             raise InputError(f"parts: name {index} is empty, expected a word for each part")
         if name in parts[:index]:
             raise InputError(f"parts: {name!r} is named twice, expected each part once")
+        if index and is_background(name) and is_background(parts[0]):
+            raise InputError(f"parts: {name!r} is another name of {parts[0]!r}, expected one background; leave it out")
     return parts
 
 
 def check_ids(mask_HW: npt.NDArray[np.uint8], parts: Sequence[str], subject: str) -> None:
-    """Raise InputError where the mask has an id that no part has."""
-    beyond = sorted(set(np.unique(mask_HW).tolist()) - set(range(len(parts))))
+    """Raise InputError where the mask has an id that no part has, but for IGNORED."""
+    beyond = sorted(set(np.unique(mask_HW).tolist()) - {*range(len(parts)), IGNORED})
     if beyond:
         some = ", ".join(map(str, beyond[:5])) + (", …" if len(beyond) > 5 else "")
         raise InputError(
@@ -65,9 +77,11 @@ def check_ids(mask_HW: npt.NDArray[np.uint8], parts: Sequence[str], subject: str
 
 def check_not_empty(mask_HW: npt.NDArray[np.uint8], subject: str) -> None:
     """Raise InputError where no part but the background has a pixel."""
-    if not mask_HW.any():
+    if np.isin(mask_HW, (0, IGNORED)).all():
+        void = np.count_nonzero(mask_HW == IGNORED)
+        told = f"background, but for {void} of the value {IGNORED}, which is void" if void else "background"
         raise InputError(
-            f"{subject}: is empty, all of its {mask_HW.shape[1]}x{mask_HW.shape[0]} pixels are background; "
+            f"{subject}: is empty, all of its {mask_HW.shape[1]}x{mask_HW.shape[0]} pixels are {told}; "
             "expected at least one part, paint it or leave the image out"
         )
 
@@ -80,23 +94,56 @@ def check_painted(examples: Sequence[Example], parts: Sequence[str], subject: st
         raise InputError(f"{subject}: has no pixel of {', '.join(missing)}; paint the part, or leave it out of --parts")
 
 
+def tell(line: str) -> None:
+    """Log a choice that was made for the person, at the level that commands show on stderr."""
+    _LOG.warning(line)
+
+
+def tell_ignored(examples: Iterable[Example], subject: str) -> None:
+    """Tell how many pixels count nowhere, where there are any."""
+    counts = [example.ignored for example in examples if example.ignored]
+    if counts:
+        tell(ignored_line(sum(counts), len(counts), subject))
+
+
+def ignored_line(pixels: int, images: int, subject: str) -> str:
+    """Return the words on void pixels."""
+    masks = "1 mask" if images == 1 else f"{images} masks"
+    return f"{subject}: {pixels} pixels in {masks} are void, they count in no loss and no IoU"
+
+
 def is_background(name: str) -> bool:
     """Return whether annotation tools use `name` for the background."""
-    return name.strip().casefold() in _BACKGROUND
+    return _plain(name) in _BACKGROUND
 
 
-def parts_from(names: Iterable[str]) -> tuple[str, ...]:
-    """Return a source's own part names in their order, each once, after "background"."""
-    return check_parts(("background", *dict.fromkeys(name.strip() for name in names if not is_background(name))))
+def is_void(name: str) -> bool:
+    """Return whether annotation tools use `name` for pixels that are to count nowhere."""
+    return _plain(name) in _VOID
+
+
+def _plain(name: str) -> str:
+    return name.strip().strip("_").casefold()
+
+
+def parts_from(names: Iterable[str], background: str = "background") -> tuple[str, ...]:
+    """Return a source's own part names in their order, each once, after the background; void is no part."""
+    others = dict.fromkeys(name.strip() for name in names if not is_background(name) and not is_void(name))
+    return check_parts((background, *(name for name in others if name != background)))
 
 
 def index_of(name: str, parts: Sequence[str], subject: str) -> int:
-    """Return the part's index, 0 for every common name of the background; InputError for a name that is no part."""
+    """Return the part's index, 0 for every common name of the background, IGNORED for those of void.
+
+    A name among `parts` is a part whatever it is. Raises InputError for a name that is no part.
+    """
     stripped = name.strip()
     if stripped in parts:
         return parts.index(stripped)
     if is_background(stripped):
         return 0
+    if is_void(stripped):
+        return IGNORED
     raise InputError(
         f"{subject}: has the name {stripped!r}, expected one of the parts {', '.join(parts)}; "
         "name it in --parts, or rename it"

@@ -6,23 +6,29 @@ NAME.png, NAME.npy               one mask of all parts; in a folder with the ima
 NAME_mask.png, NAME-parts.png …  the same, named after what it is (WHOLE)
 NAME_PART.png, NAME-PART.png     black and white, one for each part
 NAME/PART.png                    the same in a folder for each image
+NAME-overlay.jpg                 no image and no mask, but a picture of both, as slime segment writes it
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from slime_optimize.data.annotations.example import Annotated, agreed_parts, check_parts, parts_from
+from slime_optimize.data.annotations.example import Annotated, agreed_parts, check_parts, parts_from, tell
+from slime_optimize.data.annotations.layers import listed_name, load_layers, own_names
 from slime_optimize.data.annotations.legend import Legend, find_legend
-from slime_optimize.data.annotations.masks import load_layers, load_pairs
+from slime_optimize.data.annotations.masks import load_pairs
 from slime_optimize.data.annotations.pictures import IMAGE_SUFFIXES
 from slime_optimize.errors import InputError, first_line
 
 MASK_SUFFIXES = (".png", ".npy")
-WHOLE = ("mask", "masks", "label", "labels", "parts", "seg", "segmentation")
+WHOLE = (
+    *("mask", "masks", "label", "labels", "labelids", "parts", "seg", "segmentation", "gt", "ground_truth"),
+    *("groundtruth", "annotation", "annotations", "index", "indices"),
+)
+_OVERLAYS = ("-overlay", "_overlay")
 PARTS_FILE = "parts.json"
 CVAT_MASKS = "SegmentationClass"
 IMAGE_FOLDERS = ("images", "image", "imgs", "img", "JPEGImages")
@@ -59,7 +65,7 @@ def read_folder(folder: Path, parts: Sequence[str] | None, legend: Legend | None
         raise InputError(f"legend {legend.source}: the masks of {folder} are one for each part; leave --legend out")
     own = read_parts(folder)
     if layered:
-        return _read_layers(found, parts or own)
+        return _read_layers(folder, found, parts or own, "--parts" if parts else PARTS_FILE)
     legend = legend or find_legend(folder)
     asked = check_parts(parts or own or legend.parts) if legend else agreed_parts(parts, own, f"data {folder}")
     return Annotated(parts=asked, examples=load_pairs(((one.image, one.whole[0]) for one in found), asked, legend))
@@ -120,9 +126,10 @@ def match(images: Path, masks: Path, *, some: bool = False) -> list[Found]:
     """
     shared = images == masks
     found = _images(images, shared)
-    owned = {path for path in files(masks, MASK_SUFFIXES) if _place(path, found, shared)}
+    candidates = _without_overlays(masks, MASK_SUFFIXES, found)
+    owned = {path for path in candidates if _place(path, found, shared)}
     taken = owned | {one.image for one in found.values()}
-    stray = [path for path in files(masks, MASK_SUFFIXES) if path not in taken]
+    stray = [path for path in candidates if path not in taken]
     if stray:
         raise InputError(
             f"mask {stray[0]}: there is no image for it in {images}, expected a JPEG, PNG or WebP of its name"
@@ -136,16 +143,23 @@ def match(images: Path, masks: Path, *, some: bool = False) -> list[Found]:
     return _checked(found, masks, some)
 
 
+def _without_overlays(folder: Path, suffixes: Sequence[str], images: Iterable[str] = ()) -> list[Path]:
+    """Return the files with one of the suffixes, but for overlays of others, or of images of these names."""
+    stems = {path.stem for path in files(folder, (*IMAGE_SUFFIXES, *MASK_SUFFIXES))} | set(images)
+    overlays = {stem + ending for stem in stems for ending in _OVERLAYS}
+    return [path for path in files(folder, suffixes) if path.stem not in overlays]
+
+
 def _images(folder: Path, shared: bool) -> dict[str, Found]:
     """Return the images by stem. In a shared folder, a PNG is an image unless its name makes it another's mask."""
     found: dict[str, Found] = {}
-    for path in files(folder, _LOSSY if shared else IMAGE_SUFFIXES):
+    for path in _without_overlays(folder, _LOSSY if shared else IMAGE_SUFFIXES):
         if path.stem in found:
             raise InputError(f"image {path}: there is {found[path.stem].image.name} too, expected one image of a name")
         found[path.stem] = Found(image=path)
     if shared:
         # Shorter names first: the name of a mask's image is always shorter than the mask's.
-        for path in sorted(files(folder, (".png",)), key=lambda path: (len(path.stem), path.name)):
+        for path in sorted(_without_overlays(folder, (".png",)), key=lambda path: (len(path.stem), path.name)):
             if _owner(path.stem, found) is None:
                 found[path.stem] = Found(image=path)
     return found
@@ -194,14 +208,38 @@ def _checked(found: dict[str, Found], masks: Path, some: bool) -> list[Found]:
     return kept
 
 
-def _read_layers(found: list[Found], parts: Sequence[str] | None) -> Annotated:
+def _read_layers(folder: Path, found: list[Found], parts: Sequence[str] | None, listed_in: str) -> Annotated:
+    """Load masks for each part, whose names must all be in the list of parts where there is one."""
+    own = own_names(rest for one in found for rest, _ in one.layers)
+    names = parts_from(sorted(own.values())) if parts is None else check_parts(parts)
+    layers: list[list[tuple[str, Path]]] = []
     for one in found:
-        names = [name for name, _ in one.layers]
-        twice = next((name for name in names if names.count(name) > 1), None)
+        named = [
+            (own[rest] if parts is None else _listed(rest, path, names, listed_in), path) for rest, path in one.layers
+        ]
+        given = [name for name, _ in named]
+        twice = next((name for name in given if given.count(name) > 1), None)
         if twice is not None:
             raise InputError(f"image {one.image}: has two masks called {twice!r}, expected one for each part")
-    parts = check_parts(parts or parts_from(sorted({name for one in found for name, _ in one.layers})))
-    return Annotated(parts=parts, examples=tuple(load_layers(one.image, one.layers, parts) for one in found))
+        layers.append(named)
+    examples = tuple(
+        load_layers(one.image, named, names, larger_first=parts is None)
+        for one, named in zip(found, layers, strict=True)
+    )
+    first, count = found[0].layers[0][1].name, sum(len(one.layers) for one in found)
+    order = "in the order of their names, the larger painted first" if parts is None else f"as {listed_in} names them"
+    tell(f"data {folder}: {count} black and white masks such as {first} are one for each part, {order}")
+    return Annotated(parts=names, examples=examples)
+
+
+def _listed(rest: str, path: Path, parts: Sequence[str], listed_in: str) -> str:
+    name = listed_name(rest, parts)
+    if name is None:
+        raise InputError(
+            f"mask {path}: has the name {rest!r}, expected one of the parts {', '.join(parts)}; name it in {listed_in} "
+            "if it is the mask of one part, or call a mask of all parts NAME_mask.png"
+        )
+    return name
 
 
 def _first(folder: Path, names: Sequence[str], suffixes: Sequence[str]) -> Path | None:

@@ -3,7 +3,8 @@
 JSON:          {"#000000": "background", "#ff0000": "body"}     or the other way round: {"body": [255, 0, 0]}
 labelmap.txt:  one line for each label, NAME:R,G,B:: (what follows the colour is not used); # begins a comment
 
-Several colours may have one name: they are the same part.
+Several colours may have one name: they are the same part. Colours called void or ignore count nowhere, unless they are
+the black of a legend without a background.
 
 Shape suffixes: H, W image sides.
 """
@@ -19,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from slime_optimize.data.annotations.example import check_parts, index_of, is_background
+from slime_optimize.data.annotations.example import index_of, is_background, parts_from
 from slime_optimize.errors import InputError, first_line
 
 Colour = tuple[int, int, int]
@@ -36,10 +37,13 @@ class Legend:
 
     @property
     def parts(self) -> tuple[str, ...]:
-        """Part names in the file's order, the background first: what is called so, else what is black, else added."""
-        names = list(dict.fromkeys(self.names.values()))
+        """Part names in the file's order, the background first: what is called so, else what is black, else added.
+
+        Further names of the background are no part of their own, and void is none.
+        """
+        names = self.names.values()
         first = next((name for name in names if is_background(name)), None) or self.names.get(_BLACK, "background")
-        return check_parts((first, *(name for name in names if name != first)))
+        return parts_from(names, first)
 
     def name(self, colour: Colour) -> str | None:
         """Return the colour's name; black is the background also where the legend leaves both out."""

@@ -1,11 +1,7 @@
-"""Mask files: one mask of all parts (PNG or .npy), or a black and white mask for each part; and the image beside them.
+"""Mask files that hold all parts, PNG or .npy, and the image beside them.
 
-Without a legend, the values of a mask of all parts are part indices; with one, every PNG is read by its colours,
-palette and grey alike.
-
-A pixel of a black and white mask counts as painted where it is opaque, in pictures with transparency; else where it is
-not 0, in masks of two values; else from 128 on, so that smoothed edges and scans do no harm. Where the masks of parts
-overlap, the later part is kept.
+Without a legend, the values of a mask of all parts are part indices, but for palettes and colours that are known: there
+colours decide. With one, every PNG is read by its colours, palette and grey alike.
 
 Shape suffixes: H, W image sides.
 """
@@ -21,18 +17,29 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from slime_optimize.data.annotations.example import Example, check_ids, check_not_empty, check_painted, index_of
+from slime_optimize.data.annotations.example import (
+    IGNORED,
+    Example,
+    check_ids,
+    check_not_empty,
+    check_painted,
+    tell,
+    tell_ignored,
+)
 from slime_optimize.data.annotations.legend import Colour, Legend, by_colour, hexadecimal, load_legend
+from slime_optimize.data.annotations.palettes import known_palette, own_palette
 from slime_optimize.data.annotations.pictures import fitted, read_picture
 from slime_optimize.errors import InputError, first_line
 from slime_was.options import MAX_PARTS
 
 _GREY = ("1", "L", "I;16", "I;16B", "I")
+_COLOURED = ("RGB", "RGBA", "LA")
+_BIT_DEPTH = 24  # where a PNG says how many bits a value has
 
 
 @dataclass(frozen=True, kw_only=True)
 class Mask:
-    """Part indices (H,W) uint8, and the colours that a palette gives to those that occur; empty without a palette."""
+    """Part indices (H,W) uint8, and the colours that an unknown palette gives to those that occur."""
 
     values_HW: npt.NDArray[np.uint8]
     colours: Mapping[int, Colour]
@@ -48,13 +55,15 @@ def load_mask(path: Path, legend: Legend | None = None, parts: Sequence[str] | N
     with open_png(path) as image:
         if legend is not None:
             return Mask(values_HW=by_colour(_rgba(image, path), legend, parts, f"mask {path}"), colours={})
-        if image.mode not in (*_GREY, "P"):
-            raise InputError(
-                f"mask {path}: is a PNG of mode {image.mode}, expected a PNG of grey or palette values, "
-                "each the index of a part; say what its colours mean with --legend"
-            )
+        count = MAX_PARTS if parts is None else len(parts)
+        if image.mode == "P":
+            return _from_palette(image, path, count)
+        if image.mode in _COLOURED:
+            return _from_colours(image, path, count)
+        if image.mode not in _GREY:
+            raise _unknown_colours(image, path)
         values_HW = _indices(np.array(image), f"mask {path}")
-        return Mask(values_HW=_spread(values_HW, image.mode, parts), colours=_palette(image, values_HW))
+    return Mask(values_HW=_grey(values_HW, path, count), colours={})
 
 
 def open_png(path: Path) -> Image.Image:
@@ -77,7 +86,10 @@ def open_png(path: Path) -> Image.Image:
 
 
 def load_array(path: Path) -> npt.NDArray[Any]:
-    """Load a .npy file of whole numbers or booleans; InputError for anything else, pickles included."""
+    """Load a .npy file of whole numbers or booleans, floats that are whole numbers included, without sides of 1.
+
+    Raises InputError for anything else, such as pickles, fractions, NaN, and several arrays.
+    """
     try:
         # Mapped first: a header that promises more than the file holds then costs no memory.
         array = np.load(path, mmap_mode="r", allow_pickle=False)
@@ -85,15 +97,28 @@ def load_array(path: Path) -> npt.NDArray[Any]:
         raise InputError(f"mask {path}: no such file") from error
     except (OSError, ValueError, EOFError) as error:
         raise InputError(f"mask {path}: not a readable .npy array ({first_line(error)})") from error
-    if not isinstance(array, np.ndarray) or array.dtype.kind not in "bui" or array.size == 0:
-        kind = f"{array.dtype} {array.shape}" if isinstance(array, np.ndarray) else "several arrays"
-        raise InputError(f"mask {path}: holds {kind}, expected whole numbers of shape (height, width)")
-    return np.array(array)
+    if not isinstance(array, np.ndarray):
+        array.close()
+        raise InputError(f"mask {path}: holds several arrays, expected one of whole numbers, (height, width)")
+    if array.dtype.kind not in "buif" or array.size == 0:
+        raise InputError(
+            f"mask {path}: holds {array.dtype} {array.shape}, expected whole numbers of shape (height, width)"
+        )
+    whole = np.array(array)
+    if array.dtype.kind == "f":
+        if not (np.isfinite(whole).all() and (whole == np.round(whole)).all() and np.abs(whole).max() < 2**31):
+            raise InputError(
+                f"mask {path}: holds {array.dtype} with fractions, NaN or very large numbers, expected whole numbers; "
+                "save the part numbers themselves, for scores their argmax"
+            )
+        whole = whole.astype(np.int64)
+    return whole.squeeze() if whole.ndim == 3 and 1 in (whole.shape[0], whole.shape[2]) else whole
 
 
 def _from_array(array: npt.NDArray[Any], path: Path, legend: Legend | None, parts: Sequence[str] | None) -> Mask:
     if array.ndim == 2 and legend is None:
-        return Mask(values_HW=_indices(array, f"mask {path}"), colours={})
+        values_HW = _indices(array, f"mask {path}")
+        return Mask(values_HW=_black_and_white(values_HW, MAX_PARTS if parts is None else len(parts)), colours={})
     if array.ndim == 3 and array.shape[2] == 3 and array.dtype == np.uint8 and legend is not None:
         opaque_HW1 = np.full((*array.shape[:2], 1), 255, np.uint8)
         rgba_HW4 = np.concatenate([array, opaque_HW1], 2)
@@ -112,58 +137,88 @@ def _indices(values_HW: npt.NDArray[Any], subject: str) -> npt.NDArray[np.uint8]
     return values_HW.astype(np.uint8)
 
 
-def _spread(values_HW: npt.NDArray[np.uint8], mode: str, parts: Sequence[str] | None) -> npt.NDArray[np.uint8]:
+def _grey(values_HW: npt.NDArray[np.uint8], path: Path, count: int) -> npt.NDArray[np.uint8]:
+    """Return the numbers of a grey PNG: those of 2 and 4 bits were spread over 0..255 to show them as grey."""
+    spread_HW = _black_and_white(values_HW, count)
+    with path.open("rb") as file:
+        depth = file.read(_BIT_DEPTH + 1)[_BIT_DEPTH]
+    if depth in (2, 4) and spread_HW is values_HW:
+        return values_HW // np.uint8(255 // (2**depth - 1))
+    return spread_HW
+
+
+def _black_and_white(values_HW: npt.NDArray[np.uint8], count: int) -> npt.NDArray[np.uint8]:
     """Read black and white as 0 and 1 where there are only two parts: nothing else can be meant."""
-    if parts is not None and len(parts) == 2 and mode == "L" and set(np.unique(values_HW).tolist()) == {0, 255}:
+    if count == 2 and set(np.unique(values_HW).tolist()) == {0, 255}:
         return values_HW // np.uint8(255)
     return values_HW
 
 
-def _palette(image: Image.Image, values_HW: npt.NDArray[np.uint8]) -> dict[int, Colour]:
-    flat = image.getpalette("RGB") if image.mode == "P" else None
-    colours: dict[int, Colour] = {}
-    for value in np.unique(values_HW).tolist() if flat else ():
-        red, green, blue = [*(flat or ())[3 * value : 3 * value + 3], 0, 0, 0][:3]
-        colours[value] = (red, green, blue)
-    return colours
+def _from_palette(image: Image.Image, path: Path, count: int) -> Mask:
+    """Read a palette PNG: by its indices, or by its colours where these are of a known palette in another order."""
+    values_HW, flat = np.array(image), image.getpalette("RGB") or []
+    used = np.unique(values_HW).tolist()
+    colours: dict[int, Colour] = {
+        value: (flat[3 * value], flat[3 * value + 1], flat[3 * value + 2])
+        for value in used
+        if 3 * value + 2 < len(flat)
+    }
+    # The index of void may have any colour, or none.
+    telling = {value: colour for value, colour in colours.items() if value != IGNORED}
+    known = known_palette(telling.values(), count) if len(set(telling.values())) == len(telling) else None
+    if known is None or set(used) - {IGNORED} - telling.keys():
+        _check_own_colours(telling, values_HW, path)
+        return Mask(values_HW=values_HW, colours=telling)
+    numbers = {value: known.numbers[colour] for value, colour in telling.items()}
+    if all(value == number for value, number in numbers.items()):
+        return Mask(values_HW=values_HW, colours={})
+    tell(f"mask {path}: its palette is {known.name} in another order; the colours are read, not the indices")
+    table_V = np.full(256, IGNORED, np.uint8)
+    table_V[list(numbers)] = list(numbers.values())
+    return Mask(values_HW=table_V[values_HW], colours={})
+
+
+def _check_own_colours(colours: Mapping[int, Colour], values_HW: npt.NDArray[np.uint8], path: Path) -> None:
+    """Raise InputError where SLiMe Serve's colours are in another order, but not all colours are its own."""
+    own = own_palette().numbers
+    moved = [value for value, colour in colours.items() if own.get(colour, value) != value]
+    if sum(colour in own for colour in colours.values()) < 2 or not moved:
+        return
+    others = [(hexadecimal(c), np.count_nonzero(values_HW == value)) for value, c in colours.items() if c not in own]
+    some = ", ".join(f"{colour} ({pixels} pixels)" for colour, pixels in others[:5]) or "more parts than were named"
+    raise InputError(
+        f"mask {path}: its palette has the colours of SLiMe Serve's in another order, so that its indices cannot be "
+        f"believed, and beside them {some}; repaint those in the colours of the parts, or say all with --legend"
+    )
+
+
+def _from_colours(image: Image.Image, path: Path, count: int) -> Mask:
+    """Read a PNG of colours that are all of a known palette; what is transparent is background."""
+    rgba_HW4 = _rgba(image, path)
+    shown_HW = rgba_HW4[..., 3] > 0
+    found = np.unique(rgba_HW4[shown_HW][:, :3], axis=0) if shown_HW.any() else np.zeros((0, 3), np.uint8)
+    colours: list[Colour] = [(red, green, blue) for red, green, blue in found[:257].tolist()]
+    known = known_palette(colours, count) if len(colours) <= 256 else None
+    if known is None or not np.isin(rgba_HW4[..., 3], (0, 255)).all():
+        raise _unknown_colours(image, path)
+    tell(f"mask {path}: its colours are of {known.name} palette, and are read as the part numbers there")
+    values_HW = np.zeros(shown_HW.shape, np.uint8)
+    for colour in colours:
+        values_HW[shown_HW & (rgba_HW4[..., :3] == colour).all(axis=2)] = known.numbers[colour]
+    return Mask(values_HW=values_HW, colours={})
+
+
+def _unknown_colours(image: Image.Image, path: Path) -> InputError:
+    return InputError(
+        f"mask {path}: is a PNG of mode {image.mode}, expected a PNG of grey or palette values, "
+        "each the index of a part; say what its colours mean with --legend"
+    )
 
 
 def _rgba(image: Image.Image, path: Path) -> npt.NDArray[np.uint8]:
     if image.mode.startswith("I"):
         raise InputError(f"mask {path}: has 16 bits of grey, expected 8-bit colours for the legend")
     return np.array(image.convert("RGBA"))
-
-
-def load_layers(image: Path, layers: Iterable[tuple[str, Path]], parts: Sequence[str]) -> Example:
-    """Load an image and paint its named black and white masks in the order of `parts`; a part may have several."""
-    picture = read_picture(image)
-    mask_HW = np.zeros(picture.shape, np.uint8)
-    numbered = [(index_of(name, parts, f"mask {path}"), path) for name, path in layers]
-    for index, path in sorted(numbered):
-        mask_HW[fitted(painted(path).astype(np.uint8), picture, f"mask {path}") > 0] = index
-    check_not_empty(mask_HW, f"masks of {image}")
-    return Example(name=image.stem, image_HW3=picture.image_HW3, mask_HW=mask_HW, digest=picture.digest)
-
-
-def painted(path: Path) -> npt.NDArray[np.bool_]:
-    """Return where a black and white PNG or .npy is painted, (H,W) bool; InputError for anything else."""
-    if path.suffix.lower() == ".npy":
-        array = load_array(path)
-        if array.ndim != 2:
-            raise InputError(f"mask {path}: is of shape {array.shape}, expected (height, width)")
-        return _cut(array)
-    with open_png(path) as image:
-        if image.has_transparency_data:
-            alpha_HW = np.array(image.convert("RGBA"))[..., 3]
-            if (alpha_HW < 255).any():
-                return alpha_HW >= 128
-        return _cut(np.array(image if image.mode.startswith("I") else image.convert("L")))
-
-
-def _cut(values_HW: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
-    half = 128 if values_HW.max() < 256 else 32768  # 16 bits of grey
-    two = len(np.unique(values_HW)) <= 2
-    return np.asarray(values_HW > 0 if two else values_HW >= half)
 
 
 def load_example(image: Path, mask: Path, parts: Sequence[str], legend: Legend | None = None) -> Example:
@@ -182,6 +237,10 @@ def load_pairs(
         check_not_empty(example.mask_HW, f"mask {mask}")
         _check_palette(mask, colours, shown)
         examples.append(example)
+    if shown:
+        first = next(iter(shown.values()))[0]
+        meaning = [f"{parts[index]} is {hexadecimal(shown[index][1])}" for index in sorted(shown)]
+        tell(f"mask {first}: the indices of its palette are taken for part numbers: {', '.join(meaning)}")
     return tuple(examples)
 
 
@@ -195,7 +254,9 @@ def load_training(
         )
     pairs = zip(images, masks, strict=True)
     examples = load_pairs(pairs, parts, load_legend(legend) if legend is not None else None)
-    check_painted(examples, parts, f"mask {', '.join(str(mask) for mask in masks)}")
+    subject = f"mask {', '.join(str(mask) for mask in masks)}"
+    check_painted(examples, parts, subject)
+    tell_ignored(examples, subject)
     return list(examples)
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from slime_optimize.data.annotations.coco import is_coco, read_coco
-from slime_optimize.data.annotations.example import Annotated, check_parts
+from slime_optimize.data.annotations.example import Annotated, check_parts, tell_ignored
 from slime_optimize.data.annotations.folders import files, places, read_folder
 from slime_optimize.data.annotations.label_studio import is_tasks, read_brush, strokes
 from slime_optimize.data.annotations.labelme import is_labelme, read_labelme
@@ -34,11 +34,11 @@ def read(source: Path, parts: Sequence[str] | None = None, *, legend: Path | Non
     if not source.exists():
         raise InputError(f"data {source}: no such file or folder, {WANTED}")
     documents = _documents(source)
-    if legend is None:
-        return _annotated(source, documents, names)
-    if documents or source.is_file():
+    if legend is not None and (documents or source.is_file()):
         raise InputError(f"legend {legend}: is for masks of colours, but {source} names its parts itself; leave it out")
-    return read_folder(source, names, load_legend(legend))
+    found = read_folder(source, names, load_legend(legend)) if legend else _annotated(source, documents, names)
+    tell_ignored(found.examples, f"data {source}")
+    return found
 
 
 def _annotated(source: Path, documents: dict[Path, Any], parts: Sequence[str] | None) -> Annotated:
