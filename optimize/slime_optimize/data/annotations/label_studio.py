@@ -16,8 +16,9 @@ from typing import Any
 
 from slime_optimize.data.annotations.example import Annotated, check_parts, parts_from
 from slime_optimize.data.annotations.folders import MASK_SUFFIXES, files
+from slime_optimize.data.annotations.locating import Locator, spellings
 from slime_optimize.data.annotations.masks import load_layers
-from slime_optimize.data.annotations.pictures import IMAGE_SUFFIXES, find_image
+from slime_optimize.data.annotations.pictures import IMAGE_SUFFIXES
 from slime_optimize.errors import InputError
 
 _NAME = re.compile(r"task-(?P<task>\d+)-annotation-(?P<annotation>\d+)-by-[^-]*-(?P<tag>[^-]+)-(?P<label>.+)-\d+")
@@ -62,6 +63,7 @@ def read_brush(
     """Load one example for each task; InputError where its image is not known, or it has two annotations."""
     names = check_parts(parts) if parts is not None else parts_from(sorted({stroke.label for stroke in found}))
     pictures = {int(task["id"]): _image_of(task) for task in tasks}
+    locator = Locator(folders=(folder,), names=[name for name in pictures.values() if name is not None])
     examples = []
     for task in sorted({stroke.task for stroke in found}):
         mine = [stroke for stroke in found if stroke.task == task]
@@ -71,7 +73,7 @@ def read_brush(
                 f"data {folder}: task {task} has the annotations {', '.join(map(str, annotations))}, "
                 "expected one; keep the files of one"
             )
-        image = _find(task, pictures, folder, alone=len({stroke.task for stroke in found}) == 1)
+        image = _find(task, pictures, folder, locator, alone=len({stroke.task for stroke in found}) == 1)
         examples.append(load_layers(image, [(stroke.name(names), stroke.path) for stroke in mine], names))
     return Annotated(parts=names, examples=tuple(examples))
 
@@ -80,13 +82,13 @@ def _image_of(task: Mapping[str, Any]) -> str | None:
     data = task.get("data")
     values = (data if isinstance(data, dict) else task).values()
     names = (value for value in values if isinstance(value, str))
-    return next((name for name in names if PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES), None)
+    return next((name for name in names if PurePosixPath(spellings(name)[0]).suffix.lower() in IMAGE_SUFFIXES), None)
 
 
-def _find(task: int, pictures: Mapping[int, str | None], folder: Path, *, alone: bool) -> Path:
+def _find(task: int, pictures: Mapping[int, str | None], folder: Path, locator: Locator, *, alone: bool) -> Path:
     name = pictures.get(task)
     if name is not None:
-        return find_image(name.rpartition("/")[2], (folder,), f"task {task} of {folder}")
+        return locator.find(name, f"task {task} of {folder}")
     images = [path for path in files(folder, IMAGE_SUFFIXES) if _NAME.fullmatch(path.stem) is None]
     if alone and len(images) == 1:
         return images[0]
