@@ -47,3 +47,8 @@ def failed(error: Exception, code: int) -> int:
     """Print the error, one line on stderr, and return the exit code."""
     print(f"error: {first_line(error)}", file=sys.stderr)
     return code
+
+
+def note(line: str) -> None:
+    """Tell on stderr, in one line, what was left out or decided without asking."""
+    print(f"note: {line}", file=sys.stderr, flush=True)

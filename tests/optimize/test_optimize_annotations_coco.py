@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -132,7 +133,10 @@ def test_images_in_folders_of_subsets(tmp_path: Path) -> None:
     save(IMAGE, tmp_path / "images" / "default" / "car.jpg")
     write(both(), tmp_path / "annotations" / "instances_default.json")
     assert len(read(tmp_path).examples) == 1
-    save(IMAGE, tmp_path / "images" / "other" / "car.jpg")
+    save(paint(1)[0], tmp_path / "images" / "another" / "car.jpg")
+    wanted = (tmp_path / "images" / "default" / "car.jpg").read_bytes()
+    assert [each.digest for each in read(tmp_path).examples] == [hashlib.sha256(wanted).hexdigest()]
+    (tmp_path / "annotations" / "instances_default.json").rename(tmp_path / "annotations" / "all.json")
     refused(lambda: read(tmp_path), "found 2 files of that name")
 
 
@@ -206,6 +210,46 @@ MISTAKES: dict[str, tuple[object, tuple[str, ...]]] = {
 def test_mistakes(tmp_path: Path, mistake: str) -> None:
     content, told = MISTAKES[mistake]
     refused(lambda: read(placed(tmp_path, content)), "coco.json", *told)
+
+
+WITHOUT_AREA = {"two points": [[1, 1, 9, 9]], "box": [], "none": None, "empty ring": [[]]}
+
+
+@pytest.mark.parametrize("kind", WITHOUT_AREA)
+def test_one_annotation_without_an_area_is_left_out(
+    tmp_path: Path, kind: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = both()
+    content["annotations"].append(region(1, WITHOUT_AREA[kind], bbox=[1, 1, 9, 9]) | {"id": 77})
+    (example,) = read(placed(tmp_path, content)).examples
+    assert np.array_equal(example.mask_HW, MASK)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("note: COCO") and "annotation 77" in line and line.endswith("left out")
+
+
+def test_one_ring_without_an_area_is_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (example,) = read(placed(tmp_path, coco(region(1, [[1, 1, 9, 9], RED]), region(2, [GREEN])))).examples
+    assert np.array_equal(example.mask_HW, MASK) and "annotation 11" in capsys.readouterr().err
+
+
+def test_ids_in_quotation_marks(tmp_path: Path) -> None:
+    for image, category in ((str, int), (int, str), (str, str)):
+        content = coco(region(1, [RED], image=image(1)), region(2, [GREEN]))
+        for each in content["annotations"]:
+            each["category_id"] = category(each["category_id"])
+        annotated = read(placed(tmp_path, content))
+        assert annotated.parts == PARTS and np.array_equal(annotated.examples[0].mask_HW, MASK)
+
+
+def test_categories_that_nobody_drew(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Roboflow's COCO has one for the project itself, with the id 0."""
+    content = both()
+    content["categories"] = [{"id": 0, "name": "car-parts"}, *content["categories"], {"id": 10, "name": "roof"}]
+    path = placed(tmp_path, content)
+    assert read(path).parts == PARTS
+    assert "nothing is annotated as 'car-parts', 'roof', left out of the parts" in capsys.readouterr().err
+    asked = (*PARTS, "roof")
+    assert read(path, asked).parts == asked
 
 
 def test_size_of_the_sideways_picture_is_refused(tmp_path: Path) -> None:

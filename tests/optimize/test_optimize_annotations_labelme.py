@@ -165,5 +165,15 @@ def test_mistakes(tmp_path: Path, mistake: str) -> None:
     refused(lambda: read(placed(tmp_path, content), PARTS), "car.json", *told)
 
 
+@pytest.mark.parametrize("other", [shape("red", RED[:2], "line"), shape("red", RED[:2]), shape("red", [], "circle")])
+def test_one_shape_without_an_area_is_left_out(
+    tmp_path: Path, other: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = placed(tmp_path, labelme(shape("red", RED), other, shape("green", GREEN)))
+    assert np.array_equal(mask_of(path), MASK)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("note: LabelMe") and "shape 1 (red)" in line and line.endswith("left out")
+
+
 def test_nothing_drawn_anywhere(tmp_path: Path) -> None:
     refused(lambda: read(placed(tmp_path, labelme())), "no file has a shape")

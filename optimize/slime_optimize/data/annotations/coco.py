@@ -10,18 +10,29 @@ Shape suffixes: H, W image sides.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unicodedata import normalize
 
 import numpy as np
 import numpy.typing as npt
 from pycocotools import mask as run_lengths
 
-from slime_optimize.data.annotations.example import Annotated, Example, check_not_empty, index_of, parts_from
-from slime_optimize.data.annotations.pictures import Picture, check_size, find_image, points, read_picture
-from slime_optimize.errors import InputError, first_line
+from slime_optimize.data.annotations.example import (
+    Annotated,
+    Example,
+    NoAreaError,
+    check_not_empty,
+    index_of,
+    is_background,
+    parts_from,
+    tell_left_out,
+)
+from slime_optimize.data.annotations.locating import Locator
+from slime_optimize.data.annotations.pictures import Picture, check_size, points, read_picture
+from slime_optimize.errors import InputError, first_line, note
 
 Json = Mapping[str, Any]
 
@@ -31,15 +42,21 @@ def is_coco(content: object) -> bool:
     return isinstance(content, dict) and {"images", "annotations", "categories"} <= content.keys()
 
 
-def read_coco(path: Path, content: Json, folders: Sequence[Path], parts: Sequence[str] | None) -> Annotated:
-    """Load every annotated image, which is looked for in `folders`; InputError in one line for what cannot be used."""
+def read_coco(
+    path: Path, content: Json, locator: Locator, parts: Sequence[str] | None, used: Iterable[object]
+) -> Annotated:
+    """Load every annotated image, whose file `locator` finds; InputError in one line for what cannot be used.
+
+    used: the ids of categories that are parts although `path` itself may show none of them.
+    """
     try:
         categories = _categories(content, path)
-        names = tuple(parts) if parts is not None else parts_from(categories[key] for key in sorted(categories))
-        images = {entry["id"]: entry for entry in content["images"]}
-        regions = _by_image(content, images, path)
+        images = {_same(entry["id"]): entry for entry in content["images"]}
+        regions = _by_image(content, images, categories, path)
+        drawn = {categories.get(_same(key)) for key in used}
+        names = tuple(parts) if parts is not None else _parts(categories, drawn, path)
         examples = [
-            _example(entry, regions[key], categories, names, folders, path)
+            _example(entry, regions[key], categories, names, locator, path)
             for key, entry in images.items()
             if key in regions
         ]
@@ -51,62 +68,97 @@ def read_coco(path: Path, content: Json, folders: Sequence[Path], parts: Sequenc
     return Annotated(parts=names, examples=tuple(examples))
 
 
-def _categories(content: Json, path: Path) -> dict[int, str]:
-    categories: dict[int, str] = {}
+def _same(key: object) -> object:
+    """Return an id as a number where it is one in quotation marks: some tools write both forms into one file."""
+    return int(key) if isinstance(key, str) and key.strip().lstrip("-").isdecimal() else key
+
+
+def _parts(categories: Mapping[Any, str], drawn: Container[str | None], path: Path) -> tuple[str, ...]:
+    """Return the parts by ascending id: those that something was drawn of, which is told where it is not all."""
+    names = [categories[key] for key in sorted(categories, key=_order)]
+    unused = [name for name in names if name not in drawn and not is_background(name)]
+    if unused and len(unused) < len(names):
+        note(f"COCO {path}: nothing is annotated as {', '.join(map(repr, unused))}, left out of the parts")
+        names = [name for name in names if name not in unused]
+    return parts_from(names)
+
+
+def _order(key: object) -> tuple[bool, Any]:
+    return isinstance(key, str), key
+
+
+def _categories(content: Json, path: Path) -> dict[Any, str]:
+    categories: dict[Any, str] = {}
     for entry in content["categories"]:
-        if categories.setdefault(entry["id"], entry["name"]) != entry["name"]:
+        key, name = _same(entry["id"]), normalize("NFC", entry["name"]).strip()
+        if categories.setdefault(key, name) != name:
             raise InputError(
-                f"COCO {path}: category {entry['id']} is both {categories[entry['id']]!r} and {entry['name']!r}, "
-                "expected one name for an id"
+                f"COCO {path}: category {key} is both {categories[key]!r} and {name!r}, expected one name for an id"
             )
     return categories
 
 
-def _by_image(content: Json, images: Mapping[Any, Json], path: Path) -> dict[Any, list[Json]]:
+def _category(region: Json) -> Any:
+    return _same(region["category_id"])
+
+
+def _by_image(
+    content: Json, images: Mapping[Any, Json], categories: Mapping[Any, str], path: Path
+) -> dict[Any, list[Json]]:
     regions: dict[Any, list[Json]] = defaultdict(list)
     for region in content["annotations"]:
-        if region["image_id"] not in images:
+        key = _same(region["image_id"])
+        if key not in images:
             raise InputError(
                 f"COCO {path}: annotation {region.get('id')} is of image {region['image_id']}, "
                 "which is not among its images; export it again"
             )
-        regions[region["image_id"]].append(region)
+        if _category(region) not in categories:
+            raise InputError(
+                f"COCO {path}: annotation {region.get('id')}: has the category id {region['category_id']}, which is "
+                f"not among the categories {', '.join(map(str, sorted(categories, key=_order)))}; name it there"
+            )
+        regions[key].append(region)
     return dict(regions)
 
 
 def _example(
     entry: Json,
     regions: Sequence[Json],
-    categories: Mapping[int, str],
+    categories: Mapping[Any, str],
     parts: Sequence[str],
-    folders: Sequence[Path],
+    locator: Locator,
     path: Path,
 ) -> Example:
     name = str(entry["file_name"])
     subject = f"COCO {path}: image {name!r}"
-    picture = read_picture(find_image(name, folders, subject))
+    file = locator.find(name, subject)
+    picture = read_picture(file)
     check_size(entry.get("width"), entry.get("height"), picture, subject)
-    layers = [_layer(region, categories, parts, picture, f"COCO {path}") for region in regions]
+    layers = _layers(regions, categories, parts, picture, f"COCO {path}")
     mask_HW = np.zeros(picture.shape, np.uint8)
     # Decoded one at a time: a large picture's regions would fill the memory.
     for index, region in sorted(layers, key=lambda layer: -layer[1].area):
         mask_HW[region.painted()] = index
     check_not_empty(mask_HW, subject)
-    stem = Path(name.replace("\\", "/")).stem
-    return Example(name=stem, image_HW3=picture.image_HW3, mask_HW=mask_HW, digest=picture.digest)
+    return Example(name=file.stem, image_HW3=picture.image_HW3, mask_HW=mask_HW, digest=picture.digest)
 
 
-def _layer(
-    region: Json, categories: Mapping[int, str], parts: Sequence[str], picture: Picture, source: str
-) -> tuple[int, Region]:
-    subject = f"{source}: annotation {region.get('id')}"
-    if region["category_id"] not in categories:
-        raise InputError(
-            f"{subject}: has the category id {region['category_id']}, which is not among the categories "
-            f"{', '.join(map(str, sorted(categories)))}; name it there"
-        )
-    index = index_of(categories[region["category_id"]], parts, subject)
-    return index, region_of(region.get("segmentation"), picture.shape, subject)
+def _layers(
+    regions: Sequence[Json], categories: Mapping[Any, str], parts: Sequence[str], picture: Picture, source: str
+) -> list[tuple[int, Region]]:
+    """Return part and region of each annotation. One without an area is left out and told, unless no other is left."""
+    layers: list[tuple[int, Region]] = []
+    without: list[NoAreaError] = []
+    for region in regions:
+        subject = f"{source}: annotation {region.get('id')}"
+        index = index_of(categories[_category(region)], parts, subject)
+        try:
+            layers.append((index, region_of(region.get("segmentation"), picture.shape, subject)))
+        except NoAreaError as error:
+            without.append(error)
+    tell_left_out(without, layers)
+    return layers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,12 +183,15 @@ def region_of(segmentation: object, shape: tuple[int, int], subject: str) -> Reg
     if isinstance(segmentation, list) and segmentation:
         rings = segmentation if isinstance(segmentation[0], list) else [segmentation]
         flat = [[float(number) for point in points(ring, shape, subject) for number in point] for ring in rings]
-        if min(map(len, flat)) < 6:
-            raise InputError(f"{subject}: has a polygon of fewer than 3 points; remove or redraw it")
-        return Region(lengths=run_lengths.merge(run_lengths.frPyObjects(flat, *shape)), subject=subject)
+        areas = [ring for ring in flat if len(ring) >= 6]
+        if not areas:
+            raise NoAreaError(f"{subject}: has a polygon of fewer than 3 points; remove or redraw it")
+        if len(areas) < len(flat):
+            note(f"{subject}: has a polygon of fewer than 3 points among others; left out")
+        return Region(lengths=run_lengths.merge(run_lengths.frPyObjects(areas, *shape)), subject=subject)
     if isinstance(segmentation, dict):
         return Region(lengths=_compressed(segmentation, shape, subject), subject=subject)
-    raise InputError(
+    raise NoAreaError(
         f"{subject}: has no outline, only a box or key points, expected polygons or a mask; "
         "draw the part with the polygon or brush tool"
     )

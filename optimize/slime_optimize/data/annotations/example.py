@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from slime_optimize.errors import InputError
+from slime_optimize.errors import InputError, note
 from slime_was.options import MAX_PARTS
 
 # The value in masks of pixels that count nowhere: in no loss, class weight or IoU. No part has so large an index.
@@ -44,6 +44,18 @@ class Annotated:
 
     parts: tuple[str, ...]
     examples: tuple[Example, ...]
+
+
+class NoAreaError(InputError):
+    """An annotation that covers no pixels, such as a line; its message ends with "; " and what to do."""
+
+
+def tell_left_out(without: Sequence[NoAreaError], others: Sequence[object]) -> None:
+    """Tell which of an image's annotations are left out as they have no area; raise the first if it has no others."""
+    if without and not others:
+        raise without[0]
+    for error in without:
+        note(f"{str(error).rpartition('; ')[0]}; left out")
 
 
 def check_parts(names: Sequence[str]) -> tuple[str, ...]:

@@ -18,7 +18,8 @@ from typing import Any
 from slime_optimize.data.annotations.example import Annotated, check_parts, parts_from
 from slime_optimize.data.annotations.folders import MASK_SUFFIXES, files
 from slime_optimize.data.annotations.layers import load_layers
-from slime_optimize.data.annotations.pictures import IMAGE_SUFFIXES, find_image
+from slime_optimize.data.annotations.locating import Locator, spellings
+from slime_optimize.data.annotations.pictures import IMAGE_SUFFIXES
 from slime_optimize.errors import InputError
 
 _NAME = re.compile(r"task-(?P<task>\d+)-annotation-(?P<annotation>\d+)-by-(?P<rest>.*-.+-.+)-\d+")
@@ -80,6 +81,7 @@ def read_brush(
     labels = {stroke.path: stroke.label(known) for stroke in found}
     names = check_parts(parts) if parts is not None else parts_from(sorted(set(labels.values())))
     pictures = {int(task["id"]): _image_of(task) for task in tasks}
+    locator = Locator(folders=(folder,), names=[name for name in pictures.values() if name is not None])
     examples = []
     for task in sorted({stroke.task for stroke in found}):
         mine = [stroke for stroke in found if stroke.task == task]
@@ -89,7 +91,7 @@ def read_brush(
                 f"data {folder}: task {task} has the annotations {', '.join(map(str, annotations))}, "
                 "expected one; keep the files of one"
             )
-        image = _find(task, pictures, folder, alone=len({stroke.task for stroke in found}) == 1)
+        image = _find(task, pictures, folder, locator, alone=len({stroke.task for stroke in found}) == 1)
         layers = [(labels[stroke.path], stroke.path) for stroke in mine]
         examples.append(load_layers(image, layers, names, larger_first=parts is None))
     return Annotated(parts=names, examples=tuple(examples))
@@ -110,13 +112,13 @@ def _image_of(task: Mapping[str, Any]) -> str | None:
     data = task.get("data")
     values = (data if isinstance(data, dict) else task).values()
     names = (value for value in values if isinstance(value, str))
-    return next((name for name in names if PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES), None)
+    return next((name for name in names if PurePosixPath(spellings(name)[0]).suffix.lower() in IMAGE_SUFFIXES), None)
 
 
-def _find(task: int, pictures: Mapping[int, str | None], folder: Path, *, alone: bool) -> Path:
+def _find(task: int, pictures: Mapping[int, str | None], folder: Path, locator: Locator, *, alone: bool) -> Path:
     name = pictures.get(task)
     if name is not None:
-        return find_image(name.rpartition("/")[2], (folder,), f"task {task} of {folder}")
+        return locator.find(name, f"task {task} of {folder}")
     images = [path for path in files(folder, IMAGE_SUFFIXES) if _NAME.fullmatch(path.stem) is None]
     if alone and len(images) == 1:
         return images[0]

@@ -15,16 +15,25 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from unicodedata import normalize
 
 import numpy as np
 from PIL import Image, ImageDraw
 
-from slime_optimize.data.annotations.example import Annotated, Example, check_not_empty, index_of, parts_from
+from slime_optimize.data.annotations.example import (
+    Annotated,
+    Example,
+    NoAreaError,
+    check_not_empty,
+    index_of,
+    parts_from,
+    tell_left_out,
+)
+from slime_optimize.data.annotations.locating import Locator
 from slime_optimize.data.annotations.pictures import (
     Picture,
     check_size,
     decode_picture,
-    find_image,
     points,
     read_picture,
 )
@@ -46,38 +55,47 @@ def read_labelme(contents: Mapping[Path, Json], folder: Path, parts: Sequence[st
     path = folder
     try:
         if parts is None:
-            labels = sorted({shape["label"] for content in contents.values() for shape in content["shapes"]})
+            shapes = (shape for content in contents.values() for shape in content["shapes"])
+            labels = sorted({normalize("NFC", shape["label"]) for shape in shapes})
             if not labels:
                 raise InputError(
                     f"LabelMe {folder}: no file has a shape, all masks are empty; draw the parts, then save"
                 )
             parts = parts_from(labels)
+        locator = Locator(folders=(folder,))
         examples = []
         for path, content in contents.items():
-            examples.append(_example(path, content, folder, parts))
+            examples.append(_example(path, content, locator, parts))
     except (KeyError, TypeError, AttributeError) as error:
         reason = f"{type(error).__name__}: {first_line(error)}"
         raise InputError(f"LabelMe {path}: is not laid out as LabelMe JSON ({reason}); save it again") from error
     return Annotated(parts=tuple(parts), examples=tuple(examples))
 
 
-def _example(path: Path, content: Json, folder: Path, parts: Sequence[str]) -> Example:
+def _example(path: Path, content: Json, locator: Locator, parts: Sequence[str]) -> Example:
     subject = f"LabelMe {path}"
-    picture = _picture(path, content, folder)
+    picture = _picture(path, content, locator)
     check_size(content.get("imageWidth"), content.get("imageHeight"), picture, subject)
     canvas = Image.new("L", picture.shape[::-1])
+    drawn: list[int] = []
+    without: list[NoAreaError] = []
     for number, shape in enumerate(content["shapes"]):
         this = f"{subject}: shape {number} ({shape['label']})"
-        _draw(canvas, shape, index_of(shape["label"], parts, this), this)
+        try:
+            _draw(canvas, shape, index_of(normalize("NFC", shape["label"]), parts, this), this)
+            drawn.append(number)
+        except NoAreaError as error:
+            without.append(error)
+    tell_left_out(without, drawn)
     mask_HW = np.array(canvas)
     check_not_empty(mask_HW, subject)
     return Example(name=path.stem, image_HW3=picture.image_HW3, mask_HW=mask_HW, digest=picture.digest)
 
 
-def _picture(path: Path, content: Json, folder: Path) -> Picture:
+def _picture(path: Path, content: Json, locator: Locator) -> Picture:
     if content.get("imageData"):
         return decode_picture(_bytes(content["imageData"], f"LabelMe {path}: imageData"), f"image in {path}")
-    return read_picture(find_image(str(content["imagePath"]), (path.parent, folder), f"LabelMe {path}"))
+    return read_picture(locator.find(str(content["imagePath"]), f"LabelMe {path}", path.parent))
 
 
 def _bytes(text: str, subject: str) -> bytes:
@@ -90,12 +108,12 @@ def _bytes(text: str, subject: str) -> bytes:
 def _draw(canvas: Image.Image, shape: Json, index: int, subject: str) -> None:
     kind = shape.get("shape_type") or "polygon"
     if kind not in _LEAST_POINTS:
-        raise InputError(
+        raise NoAreaError(
             f"{subject}: is a {kind}, which has no area, expected one of {', '.join(_LEAST_POINTS)}; draw a polygon"
         )
     found = points(shape["points"], (canvas.height, canvas.width), subject)
     if len(found) < _LEAST_POINTS[kind]:
-        raise InputError(f"{subject}: is a {kind} of {len(found)} points, expected {_LEAST_POINTS[kind]}; redraw it")
+        raise NoAreaError(f"{subject}: is a {kind} of {len(found)} points, expected {_LEAST_POINTS[kind]}; redraw it")
     if kind == "mask":
         _paste(canvas, shape, (round(found[0][0]), round(found[0][1])), index, subject)
         return

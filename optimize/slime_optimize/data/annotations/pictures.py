@@ -1,4 +1,4 @@
-"""The pictures of annotations: read them, find them by the name in an export, and lay masks over them.
+"""The pictures of annotations: read them, and lay masks over them.
 
 Shape suffixes: H, W image sides.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,8 +21,6 @@ from slime_optimize.errors import InputError
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 _ORIENTATION_TAG = 0x0112
 _QUARTER_TURNS = (5, 6, 7, 8)
-# Label Studio puts eight digits before the names of uploaded files.
-_UPLOAD = re.compile(r"^[0-9a-f]{8}-")
 Point = tuple[float, float]
 
 
@@ -87,26 +84,6 @@ def check_size(width: object, height: object, picture: Picture, subject: str) ->
         f"{subject}: was drawn at {width}x{height}, but the {picture.subject} is {size(picture.shape)}"
         f"{' once turned upright by its EXIF tag' if sideways else ''}; "
         "expected one size, save the image upright and annotate that file"
-    )
-
-
-def find_image(name: str, folders: Sequence[Path], subject: str) -> Path:
-    """Return the file that an export calls `name`: by its path or file name, else anywhere below the first folder."""
-    if not name.strip("/\\. "):
-        raise InputError(f"{subject}: names no image, got {name!r}; export again")
-    relative = Path(name.replace("\\", "/"))
-    for wanted in dict.fromkeys((relative, relative.with_name(_UPLOAD.sub("", relative.name) or relative.name))):
-        for folder in folders:
-            for path in (folder / wanted, folder / wanted.name, folder / "images" / wanted.name):
-                if path.is_file():
-                    return path
-    found = sorted(path for path in folders[0].rglob(relative.name) if path.is_file())
-    if len(found) == 1:
-        return found[0]
-    ways = f"found {len(found)} files of that name" if found else "there is no such file"
-    raise InputError(
-        f"{subject}: belongs to the image {name!r}, but {ways} in {folders[0]}; "
-        "export with the images, or put them beside the annotations"
     )
 
 

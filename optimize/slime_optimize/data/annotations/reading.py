@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unicodedata import normalize
 
 from slime_optimize.data.annotations.coco import is_coco, read_coco
 from slime_optimize.data.annotations.example import Annotated, check_parts, tell_ignored
@@ -17,10 +19,10 @@ from slime_optimize.data.annotations.folders import files, places, read_folder
 from slime_optimize.data.annotations.label_studio import is_tasks, read_brush, strokes
 from slime_optimize.data.annotations.labelme import is_labelme, read_labelme
 from slime_optimize.data.annotations.legend import load_legend
-from slime_optimize.errors import InputError, first_line
+from slime_optimize.data.annotations.locating import JSON_FOLDERS, Locator
+from slime_optimize.errors import InputError, first_line, note
 
 WANTED = "expected a folder of images with masks, COCO JSON, or LabelMe JSON; docs/annotations.md shows each"
-_JSON_FOLDERS = ("annotations", "json", "labels")
 _OURS = ("parts.json", "legend.json")
 
 
@@ -30,7 +32,7 @@ def read(source: Path, parts: Sequence[str] | None = None, *, legend: Path | Non
     `legend` says what the colours of masks mean. Raises InputError or slime_image's ImageError, in one line.
     """
     source = Path(source)
-    names = None if parts is None else check_parts(parts)
+    names = None if parts is None else check_parts([normalize("NFC", name) for name in parts])
     if not source.exists():
         raise InputError(f"data {source}: no such file or folder, {WANTED}")
     documents = _documents(source)
@@ -67,7 +69,7 @@ def _documents(source: Path) -> dict[Path, Any]:
     if source.is_file():
         paths = [source] if source.suffix.lower() == ".json" else []
     else:
-        folders = [source, *(source / name for name in _JSON_FOLDERS if (source / name).is_dir())]
+        folders = [source, *(source / name for name in JSON_FOLDERS if (source / name).is_dir())]
         paths = [path for folder in folders for path in files(folder, (".json",)) if path.name not in _OURS]
     contents = {path: _json(path) for path in paths}
     known = {path: content for path, content in contents.items() if _kind(content)}
@@ -109,7 +111,11 @@ def _coco(documents: dict[Path, Any], folder: Path, parts: Sequence[str] | None)
     """Load one COCO file, or several with the same categories."""
     first: tuple[Path, list[Any]] | None = None
     read_all: list[Annotated] = []
-    for path, content in documents.items():
+    used = _with_regions(documents)
+    names = _values(documents, "images", "file_name")
+    shared = Locator(folders=(folder,), names=[str(name) for name in names], once=True)
+    drawn = _values(used, "annotations", "category_id")
+    for path, content in used.items():
         categories = sorted((str(one.get("id")), str(one.get("name"))) for one in content["categories"])
         first = first or (path, categories)
         if first[1] != categories:
@@ -117,8 +123,30 @@ def _coco(documents: dict[Path, Any], folder: Path, parts: Sequence[str] | None)
                 f"data {folder}: {first[0].name} and {path.name} have categories that differ, expected the same; "
                 "name one of the files"
             )
-        read_all.append(read_coco(path, content, (folder, path.parent, path.parent.parent), parts))
+        places = (folder, path.parent, path.parent.parent)
+        locator = replace(shared, folders=places, subset=path.stem.partition("_")[2])
+        read_all.append(read_coco(path, content, locator, parts, drawn))
     return Annotated(parts=read_all[0].parts, examples=tuple(one for part in read_all for one in part.examples))
+
+
+def _values(documents: dict[Path, Any], entries: str, key: str) -> list[Any]:
+    """Return what the entries that have a key say there; those that are none are refused where they are read."""
+    lists = (content[entries] for content in documents.values() if isinstance(content[entries], list))
+    return [one[key] for each in lists for one in each if isinstance(one, dict) and key in one]
+
+
+def _with_regions(documents: dict[Path, Any]) -> dict[Path, Any]:
+    """Return the files that outline anything; others, of key points or without annotations, may lie beside them."""
+    used = {
+        path: content
+        for path, content in documents.items()
+        if content["annotations"] and not _values({path: content}, "categories", "keypoints")
+    }
+    if not used:
+        return documents
+    for path in sorted(documents.keys() - used.keys()):
+        note(f"data {path}: has key points or no annotation; left out")
+    return used
 
 
 def _check_alone(source: Path, kind: str) -> None:
