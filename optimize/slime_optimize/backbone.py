@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from slime_optimize.backbone_folder import TINY_FOLDER, load_models, load_tiny_model, locate
+from slime_optimize.backbone_folder import TINY_FOLDER, load_models, load_tiny_model, locate_backbone
 from slime_optimize.backbone_folder import TOKENS as TOKENS
 from slime_optimize.backbone_folder import content_hash as content_hash
 from slime_optimize.backbone_folder import read_recommended as read_recommended
@@ -186,7 +186,7 @@ def load_backbone(
                 "train them with backbone/train.py, or give --backbone a folder or hub id"
             )
     else:
-        folder, identity = locate(str(name))
+        folder, identity = locate_backbone(str(name))
     models = load_models(folder, device, dtype)
     scale = 2 ** (len(models["vae"].config.block_out_channels) - 1)
     latent_size = int(models["unet"].config.sample_size)
