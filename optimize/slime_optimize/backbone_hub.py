@@ -77,9 +77,13 @@ def _fetch(name: str, choose: Choice, subject: str, expected: str) -> Path:
             info = huggingface_hub.HfApi().model_info(repository, revision=revision or None)
         except (RepositoryNotFoundError, RevisionNotFoundError, HFValidationError):
             raise
-        except Exception:  # no network, of which each release of the hub's client has errors of its own
-            cached = huggingface_hub.snapshot_download(repository, revision=revision or None, local_files_only=True)
-            return Path(cached)
+        except Exception as offline:  # of which each release of the hub's client has errors of its own
+            try:
+                return Path(
+                    huggingface_hub.snapshot_download(repository, revision=revision or None, local_files_only=True)
+                )
+            except Exception:
+                raise offline from None
         names = [sibling.rfilename for sibling in info.siblings or []]
         wanted = choose(where, names)
         single = [each for each in names if "/" not in each and each.endswith(SINGLE_FILES)]
