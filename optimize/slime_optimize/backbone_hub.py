@@ -28,10 +28,11 @@ def locate(name: str, choose: Choice, subject: str = "backbone", also: str = "'e
         return folder, str(folder.resolve())
     expected = f"expected {also}a folder in diffusers layout, or a hub id (OWNER/NAME or OWNER/NAME@REVISION)"
     if folder.is_file():
-        raise BackboneError(f"{subject} {name}: is a file; {expected}")
+        suffixes = "; a checkpoint in one file ends in .safetensors or .ckpt" if also else ""
+        raise BackboneError(f"{subject} {name}: is a file; {expected}{suffixes}")
     if _is_path(name):
         hub = f"; the hub's {name} is {name}@main" if _HUB_ID.fullmatch(name) and "@" not in name else ""
-        raise BackboneError(f"{subject} {name}: no such folder; {expected}{hub}")
+        raise BackboneError(f"{subject} {name}: no such folder or file; {expected}{hub}")
     if not _HUB_ID.fullmatch(name):
         raise BackboneError(f"{subject} {name}: neither a folder nor a hub id; {expected}")
     return _fetch(name, choose, subject, expected), name
@@ -70,18 +71,16 @@ def _fetch(name: str, choose: Choice, subject: str, expected: str) -> Path:
     import huggingface_hub
     from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
 
-    repository, _, revision = name.partition("@")
-    where = f"{subject} {name}"
+    repository, _, given = name.partition("@")
+    where, revision = f"{subject} {name}", given or None
     try:
         try:
-            info = huggingface_hub.HfApi().model_info(repository, revision=revision or None)
+            info = huggingface_hub.HfApi().model_info(repository, revision=revision)
         except (RepositoryNotFoundError, RevisionNotFoundError, HFValidationError):
             raise
-        except Exception as offline:  # of which each release of the hub's client has errors of its own
+        except Exception as offline:  # for which each release of the hub's client has errors of its own
             try:
-                return Path(
-                    huggingface_hub.snapshot_download(repository, revision=revision or None, local_files_only=True)
-                )
+                return Path(huggingface_hub.snapshot_download(repository, revision=revision, local_files_only=True))
             except Exception:
                 raise offline from None
         names = [sibling.rfilename for sibling in info.siblings or []]
@@ -90,9 +89,9 @@ def _fetch(name: str, choose: Choice, subject: str, expected: str) -> Path:
         if not wanted and single:
             raise BackboneError(
                 f"{where}: is not in diffusers layout; it has the single file {single[0]}: "
-                "download it, and give its path"
+                "download that file, and give its path"
             )
-        return Path(huggingface_hub.snapshot_download(repository, revision=revision or None, allow_patterns=wanted))
+        return Path(huggingface_hub.snapshot_download(repository, revision=revision, allow_patterns=wanted))
     except RevisionNotFoundError as error:
         raise BackboneError(f"{where}: the hub has {repository}, but no revision {revision or 'main'!r}") from error
     except BackboneError:
