@@ -40,6 +40,7 @@ NOT_RUN = {
     r"python backbone/(train|distil|card)\.py": "takes hours and writes what ships; tests/backbone does it small",
     r"python backbone/scenes\.py --floor-ceiling": "takes minutes; tests/backbone measures bounds of fewer scenes",
     r"(slime |python optimize/)prepare": "needs the data sets; tests/optimize prepares tiny ones in their formats",
+    r"slime import-checkpoint": "needs a checkpoint of gigabytes; tests/optimize converts tiny ones",
     r".*--data data/car/test --squash": "evaluates on a data set that is not here",
 }
 

@@ -37,6 +37,11 @@ COMMANDS = {
         "optimize",
         "make a segmenter of embeddings the method's authors published",
     ),
+    "import-checkpoint": Command(
+        "slime_optimize.commands.import_checkpoint",
+        "optimize",
+        "make a backbone of a Stable Diffusion checkpoint in one file",
+    ),
     "export": Command(
         "slime_export.commands.build",
         "export",
@@ -58,7 +63,7 @@ SLiMe Serve: paint the parts of ONE image; a server segments every other image o
   slime serve --repository repository
   slime segment photos/ --segmenter car --out masks        (in another terminal)
 
-Photographs need a Stable Diffusion 1.x or 2.x checkpoint: add `--backbone FOLDER_OR_HUB_ID` to slime optimize.
+Photographs need a Stable Diffusion 1.x or 2.x checkpoint: add `--backbone FOLDER_FILE_OR_HUB_ID` to slime optimize.
 To see all of it work in a few minutes, on drawn cars and with nothing downloaded: slime demo
 
 commands:

@@ -1,8 +1,8 @@
-"""A loaded backbone, shaped as Stable Diffusion 1.x or 2.x: the embedded one, a folder, or a hub id.
+"""A loaded backbone, shaped as Stable Diffusion 1.x or 2.x: the embedded one, a folder, a file, a hub id.
 
-All three are the same thing, a folder in diffusers layout, which backbone_folder.py reads. A backbone may have a second
-encoder of images, diffusers' AutoencoderTiny, which gives the VAE's latents for a fraction of its work. Which one a
-segmenter was made with is part of the segmenter: the latents of another differ.
+All of them are the same thing, a folder in diffusers layout, which backbone_folder.py reads. A backbone may have a
+second encoder of images, diffusers' AutoencoderTiny, which gives the VAE's latents for a fraction of its work. Which
+one a segmenter was made with is part of the segmenter: the latents of another differ.
 
 Shape suffixes: B batch, S image side, h, w latent sides, T text tokens, D text width.
 """
@@ -17,11 +17,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from slime_optimize.backbone_folder import TINY_FOLDER, load_models, load_tiny_model, locate
+from slime_optimize.backbone_folder import TINY_FOLDER, load_models, load_tiny_model, locate_backbone
 from slime_optimize.backbone_folder import TOKENS as TOKENS
 from slime_optimize.backbone_folder import content_hash as content_hash
 from slime_optimize.backbone_folder import read_recommended as read_recommended
 from slime_optimize.errors import BackboneError, first_line
+from slime_optimize.single_file import cached_folder, is_single_file
 
 EMBEDDED = "embedded"
 
@@ -173,7 +174,7 @@ def choose_device(name: str) -> torch.device:
 def load_backbone(
     name: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32, *, tiny: str | None = None
 ) -> Backbone:
-    """Load `embedded`, a folder in diffusers layout, or a hub id, frozen and in evaluation mode.
+    """Load `embedded`, a folder in diffusers layout, a checkpoint in one file, or a hub id, frozen, for evaluation.
 
     `tiny` is the folder or hub id of a tiny encoder, in place of the backbone's own. Raises BackboneError, in one line,
     when it is not there, unreadable, or not of SD 1.x/2.x's shape.
@@ -185,8 +186,11 @@ def load_backbone(
                 f"backbone embedded: its weights are not in {folder}; "
                 "train them with backbone/train.py, or give --backbone a folder or hub id"
             )
+    elif is_single_file(str(name)):
+        file = Path(name).expanduser()
+        folder, identity = cached_folder(file), str(file.resolve())
     else:
-        folder, identity = locate(str(name))
+        folder, identity = locate_backbone(str(name))
     models = load_models(folder, device, dtype)
     scale = 2 ** (len(models["vae"].config.block_out_channels) - 1)
     latent_size = int(models["unet"].config.sample_size)

@@ -17,67 +17,32 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from slime_optimize.backbone_hub import choose_models, locate
+from slime_optimize.backbone_weights import STEM, ModelFolder
 from slime_optimize.errors import BackboneError, first_line
 
 TOKENS = 77  # of the text encoder of Stable Diffusion 1.x and 2.x
 TINY_FOLDER = "tiny_vae"
 SETTINGS_FILE = "slime.json"
 _PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
-_STEM = "diffusion_pytorch_model"  # name of diffusers' weights, without a suffix
-_STEMS = {"unet": _STEM, "vae": _STEM, "text_encoder": "model", TINY_FOLDER: _STEM}
-_TINY_FILES = [f"{at}{name}" for at in ("", f"{TINY_FOLDER}/") for name in ("config.json", f"{_STEM}.safetensors")]
-_FILES = [f"{part}/*.json" for part in (*_PARTS, TINY_FOLDER)] + ["model_index.json", SETTINGS_FILE, "tokenizer/*"]
-_FILES += [f"{part}/{stem}.safetensors" for part, stem in _STEMS.items()]
+_STEMS = {"unet": STEM, "vae": STEM, "text_encoder": "model", TINY_FOLDER: STEM}
+_VOCABULARY = ("vocab.json", "merges.txt")
+_TOKENIZER_FILES = (*_VOCABULARY, "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+_OTHER_FILES = {f"tokenizer/{name}" for name in (*_TOKENIZER_FILES, "added_tokens.json")}
+_OTHER_FILES |= {"scheduler/scheduler_config.json", "text_encoder_2/config.json", SETTINGS_FILE}
 
 
-@dataclass(frozen=True, kw_only=True)
-class ModelFolder:
-    """One model: config.json, and weights called `stem`: plain ones, or else half-precision ones beside them."""
-
-    path: Path
-    stem: str = _STEM
-
-    def files(self) -> list[Path]:
-        """Return the config and the weights that are loaded; other files beside them change nothing."""
-        weights = self._plain() or list(self.path.glob(f"{self.stem}.fp16*.safetensors"))
-        return [self.path / "config.json", *sorted(weights)]
-
-    def load(self, kind: Any, **options: Any) -> Any:
-        """Return the model as `kind`, a class of diffusers or transformers. Raises BackboneError without weights."""
-        if len(self.files()) < 2:
-            raise BackboneError(
-                f"backbone {self.path.parent}: has no {self.path.name}/{self.stem}.safetensors "
-                "(pickled weights are never read)"
-            )
-        variant = None if self._plain() else "fp16"
-        return kind.from_pretrained(self.path, use_safetensors=True, local_files_only=True, variant=variant, **options)
-
-    def _plain(self) -> list[Path]:
-        return [*self.path.glob(f"{self.stem}.safetensors"), *self.path.glob(f"{self.stem}-0*.safetensors")]
+def locate_backbone(name: str) -> tuple[Path, str]:
+    """Return the folder called `name`, or the fetched files of a hub id, and the id to find it by again."""
+    return locate(name, lambda subject, names: choose_models(subject, names, _STEMS, _OTHER_FILES))
 
 
-def locate(name: str, subject: str = "backbone", also: str = "'embedded', ") -> tuple[Path, str]:
-    """Return the folder called `name`, or the files of a hub id, and the id to find them by again.
+def _locate_tiny(name: str) -> tuple[Path, str]:
+    def choose(subject: str, names: list[str]) -> list[str]:
+        part = "" if "config.json" in names else TINY_FOLDER
+        return choose_models(subject, names, {part: STEM}, set())
 
-    `subject` is what is looked for, `also` what else could have been given, for messages. Raises BackboneError.
-    """
-    folder = Path(name).expanduser()
-    if folder.is_dir():
-        return folder, str(folder.resolve())
-    if folder.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
-        raise BackboneError(
-            f"{subject} {name}: no such folder; expected {also}a folder in diffusers layout, or a hub id"
-        )
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-
-    try:
-        return Path(snapshot_download(name, allow_patterns=_FILES if subject == "backbone" else _TINY_FILES)), name
-    except (OSError, ValueError, HfHubHTTPError, HFValidationError) as error:
-        raise BackboneError(
-            f"{subject} {name}: neither a folder nor a hub id that can be fetched ({first_line(error)}); "
-            f"expected {also}a folder in diffusers layout, or a hub id with the network there"
-        ) from error
+    return locate(name, choose, "tiny encoder", "")
 
 
 def read_recommended(folder: Path) -> dict[str, Any]:
@@ -98,33 +63,57 @@ def load_models(folder: Path, device: str | torch.device, dtype: torch.dtype) ->
     Raises BackboneError, in one line, for what is not there, unreadable, or not of SD 1.x/2.x's shape.
     """
     from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
-    from transformers import CLIPTokenizer
-    from transformers.utils import logging
 
     _check_shape(folder, {part: _read_config(folder, part) for part in ("unet", "vae", "text_encoder", "scheduler")})
-    logging.disable_progress_bar()  # loading takes a moment; a bar for each model says nothing
     try:
+        tokenizer = _load_tokenizer(folder)
         unet = _model(folder, "unet").load(UNet2DConditionModel, torch_dtype=dtype)
         vae = _model(folder, "vae").load(AutoencoderKL, torch_dtype=dtype)
         # Loaded once to see that it can be, and then again whenever it is called.
         text_encoder = TextEncoder(folder=folder, device=device, dtype=dtype, config=load_text(folder, dtype).config)
-        tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
         # Whatever sampler the folder names, only its noise levels are used, and DDIM knows them.
         scheduler = DDIMScheduler.from_pretrained(folder / "scheduler", local_files_only=True)
     except BackboneError:
         raise
     except Exception as error:  # foreign loaders raise of every kind; the user gets one line
-        raise BackboneError(f"backbone {folder}: its weights cannot be loaded ({first_line(error)})") from error
+        raise BackboneError(f"backbone {folder}: cannot be loaded ({first_line(error)})") from error
     for model in (unet, vae):
         model.to(device).eval().requires_grad_(False)
     return {"unet": unet, "vae": vae, "text_encoder": text_encoder, "tokenizer": tokenizer, "scheduler": scheduler}
 
 
+def _load_tokenizer(folder: Path) -> Any:
+    """Return the backbone's CLIPTokenizer. Raises BackboneError without a vocabulary, or for one of another encoder."""
+    from transformers import CLIPTokenizer
+
+    where = folder / "tokenizer"
+    lacking = [name for name in _VOCABULARY if not (where / name).is_file()]
+    if lacking and not (where / "tokenizer.json").is_file():
+        raise BackboneError(
+            f"backbone {folder}: has no tokenizer/{lacking[0]}; copy the folder tokenizer of the checkpoint "
+            f"that it was made from ({' and '.join(_VOCABULARY)}, or tokenizer.json)"
+        )
+    tokenizer = CLIPTokenizer.from_pretrained(where, local_files_only=True)
+    highest, rows = max(tokenizer.get_vocab().values()), _read_config(folder, "text_encoder").get("vocab_size", 49408)
+    if highest >= rows:
+        raise BackboneError(
+            f"backbone {folder}: its tokenizer has {highest + 1} tokens, its text encoder {rows}; "
+            "copy the folder tokenizer of the checkpoint that the text encoder came with"
+        )
+    ids = tokenizer("a").input_ids
+    if len(ids) < 3 or tokenizer.unk_token_id in ids[1:-1]:
+        raise BackboneError(
+            f"backbone {folder}: its tokenizer does not know the letter a; expected a CLIP vocabulary, "
+            f"such as the folder tokenizer of Stable Diffusion 1.5"
+        )
+    return tokenizer
+
+
 def load_text(folder: Path, dtype: torch.dtype) -> Any:
-    """Return the backbone's CLIPTextModel, on the CPU."""
+    """Return the backbone's CLIPTextModel, on the CPU. A tensor of another shape is told by name, and then refused."""
     from transformers import CLIPTextModel
 
-    return _model(folder, "text_encoder").load(CLIPTextModel, dtype=dtype)
+    return _model(folder, "text_encoder").load(CLIPTextModel, dtype=dtype, ignore_mismatched_sizes=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,9 +140,8 @@ def load_tiny_model(
     unreadable, or of another shape.
     """
     from diffusers import AutoencoderTiny
-    from diffusers.utils import logging
 
-    folder, identity = locate(where, "tiny encoder", "") if where else (backbone, None)
+    folder, identity = _locate_tiny(where) if where else (backbone, None)
     path = folder if where and (folder / "config.json").is_file() else folder / TINY_FOLDER
     config = _read_json(path / "config.json")
     if config is None:
@@ -172,21 +160,13 @@ def load_tiny_model(
             f"tiny encoder {path}: {reason}; expected an AutoencoderTiny of the backbone's latents, "
             "such as madebyollin/taesd for Stable Diffusion 1.x and 2.x"
         )
-    model, verbosity = ModelFolder(path=path), logging.get_verbosity()
-    logging.set_verbosity_error()  # diffusers writes a key into every config that it then warns of
-    try:
-        loaded = model.load(AutoencoderTiny, torch_dtype=dtype).to(device).eval().requires_grad_(False)
-    except BackboneError:
-        raise
-    except Exception as error:  # foreign loaders raise of every kind; the user gets one line
-        raise BackboneError(f"tiny encoder {path}: its weights cannot be loaded ({first_line(error)})") from error
-    finally:
-        logging.set_verbosity(verbosity)
+    model = ModelFolder(path=path, subject=f"tiny encoder {path.parent}")
+    loaded = model.load(AutoencoderTiny, torch_dtype=dtype).to(device).eval().requires_grad_(False)
     return loaded, identity, _digest((file.name, file) for file in model.files())  # the same wherever it lies
 
 
 def _model(folder: Path, part: str) -> ModelFolder:
-    return ModelFolder(path=folder / part, stem=_STEMS[part])
+    return ModelFolder(path=folder / part, subject=f"backbone {folder}", stem=_STEMS[part])
 
 
 def _config_path(folder: Path, part: str) -> Path:
@@ -230,7 +210,10 @@ def _digest(files: Iterable[tuple[str, Path]]) -> str:
 def _check_shape(folder: Path, configs: Mapping[str, Mapping[str, Any]]) -> None:
     """Raise BackboneError, with the reason, for what is not the UNet, VAE and text encoder of SD 1.x or 2.x."""
     unet, vae, text = configs["unet"], configs["vae"], configs["text_encoder"]
-    prediction = configs["scheduler"].get("prediction_type", "epsilon")
+    scheduler = configs["scheduler"]
+    prediction, steps = scheduler.get("prediction_type", "epsilon"), scheduler.get("num_train_timesteps", 1000)
+    kind = text.get("model_type", "clip_text_model")
+    noise = ("beta_start", "beta_end", "beta_schedule")
     sizes = (unet.get("sample_size"), unet.get("cross_attention_dim"))
     channels, latents = unet.get("in_channels", 4), vae.get("latent_channels", 4)
     width, tokens = text.get("hidden_size"), text.get("max_position_embeddings")
@@ -254,6 +237,13 @@ def _check_shape(folder: Path, configs: Mapping[str, Mapping[str, Any]]) -> None
         f"its VAE has {latents} latent channels": latents != 4,
         f"its text encoder is {width} wide, its UNet's text {sizes[1]}": text.get("hidden_size", 512) != sizes[1],
         f"its text encoder holds {tokens} tokens": text.get("max_position_embeddings", TOKENS) != TOKENS,
+        f"its text encoder is a {kind}": kind != "clip_text_model",
+        f"its scheduler, a {scheduler.get('_class_name')}, has no {', '.join(noise)}": not scheduler.get(
+            "trained_betas"
+        )
+        and not all(scheduler.get(name) for name in noise),
+        "its scheduler follows flows": bool(scheduler.get("use_flow_sigmas")),
+        f"its scheduler has {steps} timesteps": steps != 1000,
         f"it predicts {prediction}": prediction not in ("epsilon", "v_prediction"),
     }
     for reason in (reason for reason, holds in reasons.items() if holds):

@@ -221,7 +221,7 @@ def test_evaluate_mistakes(
     fails(evaluate, [out, "--data", str(data)], capsys, "there is no image for it")
 
 
-@pytest.mark.parametrize("command", ["run", "evaluate", "prepare", "import_reference"])
+@pytest.mark.parametrize("command", ["run", "evaluate", "prepare", "import_reference", "import_checkpoint"])
 def test_usage_has_the_name_that_was_typed(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     main = importlib.import_module(f"slime_optimize.commands.{command}").main
     with pytest.raises(SystemExit) as left:

@@ -52,7 +52,8 @@ def parser(words: Sequence[str] | None = None, prog: str | None = None) -> Parse
     run.add_argument(
         "--backbone",
         default=EMBEDDED,
-        help="embedded, a folder in diffusers layout, or a hub id (default: %(default)s)",
+        help="embedded, a folder in diffusers layout, a .safetensors or .ckpt, or a hub id, also as ID@REVISION "
+        "(default: %(default)s)",
     )
     run.add_argument("--seed", type=int, default=0, help="seed of all random numbers (default: %(default)s)")
     run.add_argument("--device", default="auto", help="auto, cpu or cuda (default: %(default)s)")
