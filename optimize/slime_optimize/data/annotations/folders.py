@@ -10,6 +10,7 @@ NAME/PART.png                    the same in a folder for each image
 
 from __future__ import annotations
 
+import csv
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -19,14 +20,15 @@ from slime_optimize.data.annotations.example import Annotated, agreed_parts, che
 from slime_optimize.data.annotations.legend import Legend, find_legend
 from slime_optimize.data.annotations.masks import load_layers, load_pairs
 from slime_optimize.data.annotations.pictures import IMAGE_SUFFIXES
-from slime_optimize.errors import InputError, first_line
+from slime_optimize.errors import InputError, first_line, note
 
 MASK_SUFFIXES = (".png", ".npy")
 WHOLE = ("mask", "masks", "label", "labels", "parts", "seg", "segmentation")
 PARTS_FILE = "parts.json"
+CLASSES_FILE = "_classes.csv"
 CVAT_MASKS = "SegmentationClass"
-IMAGE_FOLDERS = ("images", "image", "imgs", "img", "JPEGImages")
-MASK_FOLDERS = ("masks", "mask", "labels", "label", "annotations", "segmentation", CVAT_MASKS)
+IMAGE_FOLDERS = ("images", "image", "imgs", "img", "img_dir", "JPEGImages")
+MASK_FOLDERS = ("masks", "mask", "labels", "label", "annotations", "segmentation", "ann_dir", CVAT_MASKS)
 _LOSSY = (".jpg", ".jpeg", ".webp")
 
 
@@ -45,7 +47,8 @@ def read_folder(folder: Path, parts: Sequence[str] | None, legend: Legend | None
     if where is None:
         raise InputError(f"data {folder}: has no images, expected images/ and masks/, or both side by side")
     # CVAT writes masks for annotated frames alone, and all frames as images.
-    found = match(*where, some=where[1].name == CVAT_MASKS)
+    some = where[1].name == CVAT_MASKS
+    found = [one for images, masks in _subsets(*where) for one in match(images, masks, some=some)]
     if not found:
         raise InputError(f"data {folder}: has no image with a mask, expected {where[0]}/NAME.jpg, {where[1]}/NAME.png")
     layered = [one for one in found if one.layers]
@@ -57,7 +60,7 @@ def read_folder(folder: Path, parts: Sequence[str] | None, legend: Legend | None
         )
     if layered and legend is not None:
         raise InputError(f"legend {legend.source}: the masks of {folder} are one for each part; leave --legend out")
-    own = read_parts(folder)
+    own = read_parts(folder) or _classes_csv(folder)
     if layered:
         return _read_layers(found, parts or own)
     legend = legend or find_legend(folder)
@@ -93,6 +96,26 @@ def read_parts(folder: Path) -> tuple[str, ...] | None:
     return check_parts(names)
 
 
+def _classes_csv(folder: Path) -> tuple[str, ...] | None:
+    """Return the names in Roboflow's _classes.csv by pixel value, None without one; InputError where it has gaps."""
+    path = folder / CLASSES_FILE
+    if not path.is_file():
+        return None
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            lines = [[word.strip() for word in line] for line in csv.reader(file) if line]
+        values = {int(value): name for value, name in lines[1:]}
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"data {path}: cannot be read ({first_line(error)}); expected lines of a pixel value and a class"
+        ) from error
+    if sorted(values) != list(range(len(values))) or len(values) != len(lines) - 1:
+        raise InputError(
+            f"data {path}: its pixel values are not 0, 1, 2 and so on, each once; use --parts"
+        )
+    return check_parts([values[value] for value in range(len(values))])
+
+
 def places(folder: Path) -> tuple[Path, Path] | None:
     """Return the folders of the images and of the masks, or None where there are no images.
 
@@ -113,6 +136,19 @@ def files(folder: Path, suffixes: Sequence[str]) -> list[Path]:
     return sorted(path for path in found if not path.name.startswith("."))
 
 
+def _subsets(images: Path, masks: Path) -> list[tuple[Path, Path]]:
+    """Return the folders themselves and every pair of folders of one path below them, such as train/ and val/."""
+    pairs = [(images, masks)]
+    if images in (masks, masks.parent):
+        return pairs
+    for folder in sorted(path for path in images.iterdir() if path.is_dir() and not path.name.startswith(".")):
+        if (masks / folder.name).is_dir():
+            pairs += _subsets(folder, masks / folder.name)
+        elif any(path.suffix.lower() in IMAGE_SUFFIXES for path in folder.rglob("*")):
+            note(f"images {folder}: there is no folder {masks / folder.name} with their masks; left out")
+    return pairs
+
+
 def match(images: Path, masks: Path, *, some: bool = False) -> list[Found]:
     """Return the images with their masks, matched by name.
 
@@ -129,6 +165,8 @@ def match(images: Path, masks: Path, *, some: bool = False) -> list[Found]:
         )
     for folder in sorted(path for path in masks.iterdir() if path.is_dir() and not path.name.startswith((".", "__"))):
         layers = files(folder, MASK_SUFFIXES)
+        if not shared and images != masks.parent and (images / folder.name).is_dir():
+            continue  # a subset such as train/, which is matched by itself
         if folder.name in found:
             found[folder.name].layers.extend((path.stem, path) for path in layers)
         elif layers and not shared:
@@ -209,6 +247,6 @@ def _first(folder: Path, names: Sequence[str], suffixes: Sequence[str]) -> Path 
     below = {path.name.casefold(): path for path in sorted(folder.iterdir()) if path.is_dir()}
     for name in names:
         path = below.get(name.casefold())
-        if path and any(files(place, suffixes) for place in (path, *(p for p in path.iterdir() if p.is_dir()))):
+        if path and any(files(place, suffixes) for place in (path, *(p for p in path.rglob("*") if p.is_dir()))):
             return path
     return None
