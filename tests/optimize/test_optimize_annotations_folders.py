@@ -215,3 +215,20 @@ def test_roboflow_names_in_csv(tmp_path: Path) -> None:
     refused(lambda: read(tmp_path), "_classes.csv: its pixel values are not 0, 1, 2")
     write("Pixel Value, Class\nx, background\n", tmp_path / "_classes.csv")
     refused(lambda: read(tmp_path), "_classes.csv: cannot be read")
+
+
+def test_roboflow_classes_that_nobody_painted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save(IMAGE, tmp_path / "car.jpg")
+    save(np.array([0, 1, 3], np.uint8)[MASK], tmp_path / "car_mask.png")
+    write("Pixel Value, Class\n0, background\n1, red\n2, light\n3, green\n4, window\n", tmp_path / "_classes.csv")
+    masks_are(tmp_path, ["car"])
+    assert "nothing is painted as 'light', 'window', left out of the parts" in capsys.readouterr().err
+    masks_are(tmp_path, ["car"], parts=PARTS)
+    assert read(tmp_path, ["background", "red", "light", "green"]).parts[2] == "light"
+    refused(lambda: read(tmp_path, ["background", "red"]), "has the name 'green'")
+
+
+def test_advice_where_the_image_is_not_read(tmp_path: Path) -> None:
+    save(MASK, tmp_path / "car.png")
+    write("II*", tmp_path / "car.xyz")
+    refused(lambda: read(tmp_path, PARTS), "car.png: has no mask", "the mask of car.xyz, which is not read")

@@ -11,12 +11,15 @@ NAME/PART.png                    the same in a folder for each image
 from __future__ import annotations
 
 import csv
+import glob
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from slime_optimize.data.annotations.example import Annotated, agreed_parts, check_parts, parts_from
+import numpy as np
+
+from slime_optimize.data.annotations.example import Annotated, agreed_parts, check_parts, index_of, parts_from
 from slime_optimize.data.annotations.legend import Legend, find_legend
 from slime_optimize.data.annotations.masks import load_layers, load_pairs
 from slime_optimize.data.annotations.pictures import IMAGE_SUFFIXES
@@ -60,7 +63,11 @@ def read_folder(folder: Path, parts: Sequence[str] | None, legend: Legend | None
         )
     if layered and legend is not None:
         raise InputError(f"legend {legend.source}: the masks of {folder} are one for each part; leave --legend out")
-    own = read_parts(folder) or _classes_csv(folder)
+    own = read_parts(folder)
+    classes = None if own or layered or legend else _classes_csv(folder)
+    if classes:
+        pairs = load_pairs(((one.image, one.whole[0]) for one in found), classes)
+        return _by_names(Annotated(parts=classes, examples=pairs), parts, folder)
     if layered:
         return _read_layers(found, parts or own)
     legend = legend or find_legend(folder)
@@ -110,10 +117,21 @@ def _classes_csv(folder: Path) -> tuple[str, ...] | None:
             f"data {path}: cannot be read ({first_line(error)}); expected lines of a pixel value and a class"
         ) from error
     if sorted(values) != list(range(len(values))) or len(values) != len(lines) - 1:
-        raise InputError(
-            f"data {path}: its pixel values are not 0, 1, 2 and so on, each once; use --parts"
-        )
+        raise InputError(f"data {path}: its pixel values are not 0, 1, 2 and so on, each once; use --parts")
     return check_parts([values[value] for value in range(len(values))])
+
+
+def _by_names(found: Annotated, parts: Sequence[str] | None, folder: Path) -> Annotated:
+    """Return the examples numbered by `parts`; without them, by the source's own that are painted, which is told."""
+    painted = sorted({int(value) for one in found.examples for value in np.unique(one.mask_HW)} & {*range(1, 255)})
+    unused = [name for value, name in enumerate(found.parts) if value and value not in painted]
+    if parts is None and unused:
+        note(f"data {folder}: nothing is painted as {', '.join(map(repr, unused))}, left out of the parts")
+    names = check_parts(parts or [name for name in found.parts if name not in unused])
+    numbers = np.arange(256, dtype=np.uint8)
+    for value in painted:
+        numbers[value] = index_of(found.parts[value], names, f"masks of {folder}")
+    return Annotated(parts=names, examples=tuple(replace(one, mask_HW=numbers[one.mask_HW]) for one in found.examples))
 
 
 def places(folder: Path) -> tuple[Path, Path] | None:
@@ -225,6 +243,12 @@ def _checked(found: dict[str, Found], masks: Path, some: bool) -> list[Found]:
         if one.whole or one.layers:
             kept.append(one)
         elif not some:
+            other = next((path for path in sorted(masks.glob(f"{glob.escape(stem)}.*")) if path != one.image), None)
+            if one.image.parent == masks and one.image.suffix.lower() == ".png" and other is not None:
+                raise InputError(
+                    f"image {one.image}: has no mask; if it is the mask of {other.name}, which is not read, "
+                    "save that one as JPEG, or as PNG in images/ with the masks in masks/"
+                )
             raise InputError(
                 f"mask {masks / stem}.png: no such file, expected a mask for the image {one.image}; "
                 "paint one, or take the image out"
