@@ -202,7 +202,7 @@ def test_cvat_frames_in_folders(tmp_path: Path) -> None:
     for name in ("a", "b"):
         save(IMAGE, tmp_path / "JPEGImages" / "sub" / f"{name}.jpg")
     save(COLOURS[MASK], tmp_path / "SegmentationClass" / "sub" / "a.png")
-    write("background:0,0,0::\nred:200,30,30::\ngreen:20,180,40::\n", tmp_path / "labelmap.txt")
+    write("background:0,0,0::\nred:200,30,30::\ngreen:20,180,40::\nplate:1,2,3::\n", tmp_path / "labelmap.txt")
     masks_are(tmp_path, ["a"])
 
 

@@ -72,7 +72,9 @@ def read_folder(folder: Path, parts: Sequence[str] | None, legend: Legend | None
         return _read_layers(found, parts or own)
     legend = legend or find_legend(folder)
     asked = check_parts(parts or own or legend.parts) if legend else agreed_parts(parts, own, f"data {folder}")
-    return Annotated(parts=asked, examples=load_pairs(((one.image, one.whole[0]) for one in found), asked, legend))
+    pairs = load_pairs(((one.image, one.whole[0]) for one in found), asked, legend)
+    read_all = Annotated(parts=asked, examples=pairs)
+    return _by_names(read_all, None, folder) if legend and not parts and not own else read_all
 
 
 def dataset(folder: Path) -> tuple[tuple[str, ...], list[tuple[Path, Path]]]:
