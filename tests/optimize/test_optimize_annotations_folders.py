@@ -171,3 +171,64 @@ def test_other_json_may_lie_beside_masks(tmp_path: Path) -> None:
     save(IMAGE, tmp_path / "b" / "car.jpg")
     write({"car.jpg": {"regions": []}}, tmp_path / "b" / "via.json")
     refused(lambda: read(tmp_path / "b"), "via.json: is neither COCO", "LabelMe")
+
+
+@pytest.mark.parametrize(("images", "masks"), [("images", "masks"), ("img_dir", "ann_dir"), ("Images", "labels")])
+@pytest.mark.parametrize("subsets", [("train", "val"), ("cam/one", "cam/two"), (".", "val")])
+def test_folders_of_subsets(tmp_path: Path, images: str, masks: str, subsets: tuple[str, str]) -> None:
+    """Masks of one name in two subsets stay with the images of theirs."""
+    for number, subset in enumerate(subsets):
+        image, mask = paint(number)
+        save(image, tmp_path / images / subset / "car.png")
+        save(mask, tmp_path / masks / subset / "car.png")
+    examples = read(tmp_path, PARTS).examples
+    assert len(examples) == 2
+    for number, example in enumerate(examples):
+        image, mask = paint(number)
+        assert np.array_equal(example.image_HW3, image) and np.array_equal(example.mask_HW, mask)
+
+
+def test_a_subset_without_masks_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save(IMAGE, tmp_path / "images" / "test" / "car.jpg")
+    save(IMAGE, tmp_path / "images" / "train" / "car.jpg")
+    save(MASK, tmp_path / "masks" / "train" / "car.png")
+    masks_are(tmp_path, ["car"], parts=PARTS)
+    assert "test: there is no folder" in capsys.readouterr().err
+    save(MASK, tmp_path / "masks" / "val" / "car.png")
+    refused(lambda: read(tmp_path, PARTS), "there is no image called val")
+
+
+def test_cvat_frames_in_folders(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        save(IMAGE, tmp_path / "JPEGImages" / "sub" / f"{name}.jpg")
+    save(COLOURS[MASK], tmp_path / "SegmentationClass" / "sub" / "a.png")
+    write("background:0,0,0::\nred:200,30,30::\ngreen:20,180,40::\nplate:1,2,3::\n", tmp_path / "labelmap.txt")
+    masks_are(tmp_path, ["a"])
+
+
+def test_roboflow_names_in_csv(tmp_path: Path) -> None:
+    save(IMAGE, tmp_path / "car.jpg")
+    save(MASK, tmp_path / "car_mask.png")
+    write("Pixel Value, Class\n0, background\n1, red\n2, green\n", tmp_path / "_classes.csv")
+    masks_are(tmp_path, ["car"])
+    write("Pixel Value, Class\n0, background\n2, red\n", tmp_path / "_classes.csv")
+    refused(lambda: read(tmp_path), "_classes.csv: its pixel values are not 0, 1, 2")
+    write("Pixel Value, Class\nx, background\n", tmp_path / "_classes.csv")
+    refused(lambda: read(tmp_path), "_classes.csv: cannot be read")
+
+
+def test_roboflow_classes_that_nobody_painted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save(IMAGE, tmp_path / "car.jpg")
+    save(np.array([0, 1, 3], np.uint8)[MASK], tmp_path / "car_mask.png")
+    write("Pixel Value, Class\n0, background\n1, red\n2, light\n3, green\n4, window\n", tmp_path / "_classes.csv")
+    masks_are(tmp_path, ["car"])
+    assert "nothing is painted as 'light', 'window', left out of the parts" in capsys.readouterr().err
+    masks_are(tmp_path, ["car"], parts=PARTS)
+    assert read(tmp_path, ["background", "red", "light", "green"]).parts[2] == "light"
+    refused(lambda: read(tmp_path, ["background", "red"]), "has the name 'green'")
+
+
+def test_advice_where_the_image_is_not_read(tmp_path: Path) -> None:
+    save(MASK, tmp_path / "car.png")
+    write("II*", tmp_path / "car.xyz")
+    refused(lambda: read(tmp_path, PARTS), "car.png: has no mask", "the mask of car.xyz, which is not read")

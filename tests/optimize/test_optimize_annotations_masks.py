@@ -13,6 +13,7 @@ from PIL import Image
 
 from annotating import COLOURS, LEGEND, folder_of, indexed, palette_png, refused, save, write
 from painting import PARTS, paint
+from slime_optimize.commands import run as command
 from slime_optimize.data import annotations
 from slime_optimize.data.annotations import find_legend, load_legend, load_training, read
 
@@ -217,3 +218,12 @@ def test_parts_json_and_parts_asked_for(tmp_path: Path) -> None:
     refused(lambda: read(folder), "expected a JSON list of part names")
     (folder / "parts.json").write_text(json.dumps(list(PARTS))[:-3])
     refused(lambda: read(folder), "cannot be read")
+
+
+def test_a_legend_names_the_parts_of_files_named_one_by_one(tmp_path: Path) -> None:
+    image, mask = paint()
+    legend = write(LEGEND, tmp_path / "legend.json")
+    files = ["--image", str(save(image, tmp_path / "a.png")), "--mask", str(save(COLOURS[mask], tmp_path / "m.png"))]
+    arguments = command.parser().parse_args([*files, "--legend", str(legend), "--out", str(tmp_path / "out")])
+    found = command._training(arguments)
+    assert found.parts == PARTS and np.array_equal(found.examples[0].mask_HW, mask)

@@ -19,7 +19,15 @@ from pathlib import Path
 
 from slime_optimize import training_image
 from slime_optimize.backbone import EMBEDDED, choose_device, load_backbone
-from slime_optimize.data.annotations import Annotated, Example, check_painted, check_parts, load_training, read
+from slime_optimize.data.annotations import (
+    Annotated,
+    Example,
+    check_painted,
+    check_parts,
+    load_legend,
+    load_training,
+    read,
+)
 from slime_optimize.data.validation import Validation, hold_back
 from slime_optimize.errors import InputError, exit_code, failed
 from slime_optimize.files import whole, write_text
@@ -144,12 +152,13 @@ def run(arguments: argparse.Namespace, checkpoint: Checkpoint, command: str) -> 
 def _training(arguments: argparse.Namespace) -> Annotated:
     """Return the images to learn from; InputError unless every part is painted in one of them."""
     if arguments.data is None:
-        missing = [f"--{name}" for name in ("image", "mask", "parts") if not getattr(arguments, name)]
+        wanted = ("image", "mask") if arguments.legend else ("image", "mask", "parts")
+        missing = [f"--{name}" for name in wanted if not getattr(arguments, name)]
         if missing:
             raise InputError(
                 f"training data: got no {', '.join(missing)}, expected --image, --mask and --parts, or --data"
             )
-        parts = check_parts(arguments.parts)
+        parts = check_parts(arguments.parts or load_legend(arguments.legend).parts)
         examples = load_training(arguments.image, arguments.mask, parts, arguments.legend)
         return Annotated(parts=parts, examples=tuple(examples))
     if arguments.image or arguments.mask:

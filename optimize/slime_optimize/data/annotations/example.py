@@ -103,7 +103,10 @@ def check_painted(examples: Sequence[Example], parts: Sequence[str], subject: st
     painted: set[int] = set().union(*(np.unique(example.mask_HW).tolist() for example in examples))
     missing = [f"{name!r} (id {index})" for index, name in enumerate(parts) if index and index not in painted]
     if missing:
-        raise InputError(f"{subject}: has no pixel of {', '.join(missing)}; paint the part, or leave it out of --parts")
+        raise InputError(
+            f"{subject}: has no pixel of {', '.join(missing)}; paint the part, or take its name out of the list of "
+            "parts (in masks of numbers, the numbers after it then fall by one)"
+        )
 
 
 def tell(line: str) -> None:
@@ -158,7 +161,7 @@ def index_of(name: str, parts: Sequence[str], subject: str) -> int:
         return IGNORED
     raise InputError(
         f"{subject}: has the name {stripped!r}, expected one of the parts {', '.join(parts)}; "
-        "name it in --parts, or rename it"
+        "rename it in the annotations, or learn with it among the parts"
     )
 
 

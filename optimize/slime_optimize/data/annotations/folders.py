@@ -11,17 +11,21 @@ NAME-overlay.jpg                 no image and no mask, but a picture of both, as
 
 from __future__ import annotations
 
+import csv
+import glob
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from slime_optimize.data.annotations.example import Annotated, agreed_parts, check_parts, parts_from, tell
+import numpy as np
+
+from slime_optimize.data.annotations.example import Annotated, agreed_parts, check_parts, index_of, parts_from, tell
 from slime_optimize.data.annotations.layers import listed_name, load_layers, own_names
 from slime_optimize.data.annotations.legend import Legend, find_legend
 from slime_optimize.data.annotations.masks import load_pairs
 from slime_optimize.data.annotations.pictures import IMAGE_SUFFIXES
-from slime_optimize.errors import InputError, first_line
+from slime_optimize.errors import InputError, first_line, note
 
 MASK_SUFFIXES = (".png", ".npy")
 WHOLE = (
@@ -30,9 +34,10 @@ WHOLE = (
 )
 _OVERLAYS = ("-overlay", "_overlay")
 PARTS_FILE = "parts.json"
+CLASSES_FILE = "_classes.csv"
 CVAT_MASKS = "SegmentationClass"
-IMAGE_FOLDERS = ("images", "image", "imgs", "img", "JPEGImages")
-MASK_FOLDERS = ("masks", "mask", "labels", "label", "annotations", "segmentation", CVAT_MASKS)
+IMAGE_FOLDERS = ("images", "image", "imgs", "img", "img_dir", "JPEGImages")
+MASK_FOLDERS = ("masks", "mask", "labels", "label", "annotations", "segmentation", "ann_dir", CVAT_MASKS)
 _LOSSY = (".jpg", ".jpeg", ".webp")
 
 
@@ -51,7 +56,8 @@ def read_folder(folder: Path, parts: Sequence[str] | None, legend: Legend | None
     if where is None:
         raise InputError(f"data {folder}: has no images, expected images/ and masks/, or both side by side")
     # CVAT writes masks for annotated frames alone, and all frames as images.
-    found = match(*where, some=where[1].name == CVAT_MASKS)
+    some = where[1].name == CVAT_MASKS
+    found = [one for images, masks in _subsets(*where) for one in match(images, masks, some=some)]
     if not found:
         raise InputError(f"data {folder}: has no image with a mask, expected {where[0]}/NAME.jpg, {where[1]}/NAME.png")
     layered = [one for one in found if one.layers]
@@ -64,11 +70,17 @@ def read_folder(folder: Path, parts: Sequence[str] | None, legend: Legend | None
     if layered and legend is not None:
         raise InputError(f"legend {legend.source}: the masks of {folder} are one for each part; leave --legend out")
     own = read_parts(folder)
+    classes = None if own or layered or legend else _classes_csv(folder)
+    if classes:
+        pairs = load_pairs(((one.image, one.whole[0]) for one in found), classes)
+        return _by_names(Annotated(parts=classes, examples=pairs), parts, folder)
     if layered:
         return _read_layers(folder, found, parts or own, "--parts" if parts else PARTS_FILE)
     legend = legend or find_legend(folder)
     asked = check_parts(parts or own or legend.parts) if legend else agreed_parts(parts, own, f"data {folder}")
-    return Annotated(parts=asked, examples=load_pairs(((one.image, one.whole[0]) for one in found), asked, legend))
+    pairs = load_pairs(((one.image, one.whole[0]) for one in found), asked, legend)
+    read_all = Annotated(parts=asked, examples=pairs)
+    return _by_names(read_all, None, folder) if legend and not parts and not own else read_all
 
 
 def dataset(folder: Path) -> tuple[tuple[str, ...], list[tuple[Path, Path]]]:
@@ -99,6 +111,37 @@ def read_parts(folder: Path) -> tuple[str, ...] | None:
     return check_parts(names)
 
 
+def _classes_csv(folder: Path) -> tuple[str, ...] | None:
+    """Return the names in Roboflow's _classes.csv by pixel value, None without one; InputError where it has gaps."""
+    path = folder / CLASSES_FILE
+    if not path.is_file():
+        return None
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            lines = [[word.strip() for word in line] for line in csv.reader(file) if line]
+        values = {int(value): name for value, name in lines[1:]}
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"data {path}: cannot be read ({first_line(error)}); expected lines of a pixel value and a class"
+        ) from error
+    if sorted(values) != list(range(len(values))) or len(values) != len(lines) - 1:
+        raise InputError(f"data {path}: its pixel values are not 0, 1, 2 and so on, each once; use --parts")
+    return check_parts([values[value] for value in range(len(values))])
+
+
+def _by_names(found: Annotated, parts: Sequence[str] | None, folder: Path) -> Annotated:
+    """Return the examples numbered by `parts`; without them, by the source's own that are painted, which is told."""
+    painted = sorted({int(value) for one in found.examples for value in np.unique(one.mask_HW)} & {*range(1, 255)})
+    unused = [name for value, name in enumerate(found.parts) if value and value not in painted]
+    if parts is None and unused:
+        note(f"data {folder}: nothing is painted as {', '.join(map(repr, unused))}, left out of the parts")
+    names = check_parts(parts or [name for name in found.parts if name not in unused])
+    numbers = np.arange(256, dtype=np.uint8)
+    for value in painted:
+        numbers[value] = index_of(found.parts[value], names, f"masks of {folder}")
+    return Annotated(parts=names, examples=tuple(replace(one, mask_HW=numbers[one.mask_HW]) for one in found.examples))
+
+
 def places(folder: Path) -> tuple[Path, Path] | None:
     """Return the folders of the images and of the masks, or None where there are no images.
 
@@ -119,6 +162,19 @@ def files(folder: Path, suffixes: Sequence[str]) -> list[Path]:
     return sorted(path for path in found if not path.name.startswith("."))
 
 
+def _subsets(images: Path, masks: Path) -> list[tuple[Path, Path]]:
+    """Return the folders themselves and every pair of folders of one path below them, such as train/ and val/."""
+    pairs = [(images, masks)]
+    if images in (masks, masks.parent):
+        return pairs
+    for folder in sorted(path for path in images.iterdir() if path.is_dir() and not path.name.startswith(".")):
+        if (masks / folder.name).is_dir():
+            pairs += _subsets(folder, masks / folder.name)
+        elif any(path.suffix.lower() in IMAGE_SUFFIXES for path in folder.rglob("*")):
+            note(f"images {folder}: there is no folder {masks / folder.name} with their masks; left out")
+    return pairs
+
+
 def match(images: Path, masks: Path, *, some: bool = False) -> list[Found]:
     """Return the images with their masks, matched by name.
 
@@ -136,6 +192,8 @@ def match(images: Path, masks: Path, *, some: bool = False) -> list[Found]:
         )
     for folder in sorted(path for path in masks.iterdir() if path.is_dir() and not path.name.startswith((".", "__"))):
         layers = files(folder, MASK_SUFFIXES)
+        if not shared and images != masks.parent and (images / folder.name).is_dir():
+            continue  # a subset such as train/, which is matched by itself
         if folder.name in found:
             found[folder.name].layers.extend((path.stem, path) for path in layers)
         elif layers and not shared:
@@ -201,6 +259,12 @@ def _checked(found: dict[str, Found], masks: Path, some: bool) -> list[Found]:
         if one.whole or one.layers:
             kept.append(one)
         elif not some:
+            other = next((path for path in sorted(masks.glob(f"{glob.escape(stem)}.*")) if path != one.image), None)
+            if one.image.parent == masks and one.image.suffix.lower() == ".png" and other is not None:
+                raise InputError(
+                    f"image {one.image}: has no mask; if it is the mask of {other.name}, which is not read, "
+                    "save that one as JPEG, or as PNG in images/ with the masks in masks/"
+                )
             raise InputError(
                 f"mask {masks / stem}.png: no such file, expected a mask for the image {one.image}; "
                 "paint one, or take the image out"
@@ -247,6 +311,6 @@ def _first(folder: Path, names: Sequence[str], suffixes: Sequence[str]) -> Path 
     below = {path.name.casefold(): path for path in sorted(folder.iterdir()) if path.is_dir()}
     for name in names:
         path = below.get(name.casefold())
-        if path and any(files(place, suffixes) for place in (path, *(p for p in path.iterdir() if p.is_dir()))):
+        if path and any(files(place, suffixes) for place in (path, *(p for p in path.rglob("*") if p.is_dir()))):
             return path
     return None
