@@ -7,6 +7,7 @@ made, and all tests that start a server stay together, so that no two servers ru
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 
 import pytest
 
@@ -15,9 +16,11 @@ os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if not config.pluginmanager.hasplugin("xdist"):
-        return
-    for item in items:
-        group = "server" if item.get_closest_marker("triton") else item.path.name
-        item.add_marker(pytest.mark.xdist_group(group))
+# A wrapper, since pytest-xdist reads the groups in a hook of its own that would otherwise come first.
+@pytest.hookimpl(wrapper=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> Iterator[None]:
+    if config.pluginmanager.hasplugin("xdist"):
+        for item in items:
+            group = "server" if item.get_closest_marker("triton") else item.path.name
+            item.add_marker(pytest.mark.xdist_group(group))
+    yield
