@@ -4,9 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 LOWEST := .venv-lowest
-# Processes that tests run in. Those that start a server are one group, and so share one process.
+# Processes that tests run in; those of one file share a process.
 JOBS ?= 2
-PYTEST := -m pytest -n $(JOBS) --dist loadgroup
+PYTEST := -m pytest -n $(JOBS) --dist loadfile
 FAST := not slow and not triton and not alone and not gpu
 # Of the client's own environment: make test-client PYTHON=python3.12 NUMPY=2
 NUMPY ?= 1
