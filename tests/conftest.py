@@ -1,6 +1,6 @@
 """For every test: no hub, no telemetry, one thread to a process.
 
-`make test` runs tests in several processes, those of one file in the same one, because they share what its fixtures made.
+`make test` runs tests in several processes. Those of one file share one, because they share what its fixtures made.
 """
 
 from __future__ import annotations
