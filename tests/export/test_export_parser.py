@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from benchmarks.make_random_backbone import random_segmenter
+from benchmarks.common.random_backbone import random_segmenter
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from backbones import KINDS, build_tiny

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from benchmarks.publishing import new_names
-from benchmarks.publishing_run import Answer, Run, Watched, ask, same, spread
-from benchmarks.publishing_variants import exported
+from benchmarks.publishing.__main__ import new_names
+from benchmarks.publishing.run import Run, spread_evenly
+from benchmarks.publishing.variants import Answer, Watched, ask, exported
 from tritonclient import grpc
 
 from backbones import build
@@ -37,7 +37,9 @@ def test_no_request_is_lost(tmp_path: Path, embedding: str) -> None:
         assert sorted(row.name for row in listing.rows(repository)) == ["car", "first"]
         assert "new-0" not in run.watched.states()
         with grpc.InferenceServerClient(server.grpc) as client:
-            assert same(ask(client, "first", variants[0]), variants[0].check.mask_HW)
+            answer = ask(client, "first", variants[0])
+            assert answer.mask_HW is not None
+            assert float((answer.mask_HW == variants[0].check.mask_HW).mean()) > 0.999
     assert verify(repository)
     # What is taken for wrong: an error, a version of before, and the mask of another version.
     late, swapped = answers[-1], run.contents[7].check.mask_HW
@@ -48,6 +50,6 @@ def test_no_request_is_lost(tmp_path: Path, embedding: str) -> None:
 
 
 def test_changes_are_spread() -> None:
-    kinds = spread(20, 5)
+    kinds = spread_evenly(20, 5)
     assert (kinds.count("publish"), kinds.count("rollback")) == (20, 5)
     assert kinds[:3] == ["publish", "publish", "rollback"]

@@ -206,4 +206,5 @@ def test_served_models_use_the_contracts_tensors(model: str) -> None:
                 and model == "was"
             ):
                 used.add(getattr(tensors, node.attr))
-    assert wanted <= known and used == wanted
+    # A former name, which files of shared segmenters may still have.
+    assert wanted <= known and used - {"WEIGHTING"} == wanted
