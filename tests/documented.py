@@ -9,6 +9,7 @@ import json
 import re
 import shutil
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from PIL import Image
 from painting import ROOT
 from slime_backbone.scene import parts_of, scene
 from slime_optimize.backbone import embedded_folder
+from slime_optimize.segmenter import Segmenter
 
 PAGES = (
     "README.md",
@@ -41,7 +43,6 @@ NOT_RUN = {
     r"python backbone/scenes\.py --floor-ceiling": "takes minutes; tests/backbone measures bounds of fewer scenes",
     r"(slime |python optimize/)prepare": "needs the data sets; tests/optimize prepares tiny ones in their formats",
     r"slime import-checkpoint": "needs a checkpoint of gigabytes; tests/optimize converts tiny ones",
-    r".*--data data/car/test --squash": "evaluates on a data set that is not here",
 }
 
 
@@ -60,15 +61,17 @@ class Command:
     def runnable(self, url: str) -> list[str]:
         """The words to run: without its optional ones, of few steps, on the embedded backbone, at `url`."""
         words = re.sub(r"\[[^]]*\]", "", self.line).replace('"', "").split()
-        words = [url if word == "localhost:8001" else word for word in words]
-        words = ["embedded" if word == "stable-diffusion-v1-5/stable-diffusion-v1-5" else word for word in words]
-        words = ["repository" if word == "REPOSITORY" else word for word in words]
+        stands_for = {"localhost:8001": url, "HOST:PORT": url, "REPO": "repository", "REPOSITORY": "repository"}
+        stands_for["stable-diffusion-v1-5/stable-diffusion-v1-5"] = "embedded"
+        words = [stands_for.get(word, word) for word in words]
         if words[0] == "python":
             words = [sys.executable, str(ROOT / words[1]), *words[2:]]
         else:
             words[0] = str(Path(sys.executable).with_name(words[0]))
         if words[1].endswith(("optimize", "run.py")):
             words += ["--steps", "2", "--quiet"]
+        if words[1] == "import":
+            words += ["--backbone", "embedded"]
         return words
 
 
@@ -99,7 +102,7 @@ def make_workspace(folder: Path) -> Path:
     for name in ("car.png", "car.jpg", "photo.jpg"):
         Image.fromarray(scene("car", "train-1", 0).image).save(folder / name)
     Image.fromarray(scene("car", "train-1", 0).mask).save(folder / "car-parts.png")
-    annotated(folder / "data" / "car", 2)
+    annotated(folder / "data" / "car", parts)
     for index in range(2):
         for place in ("photos", "more"):
             (folder / place).mkdir(exist_ok=True)
@@ -111,15 +114,15 @@ def make_workspace(folder: Path) -> Path:
     return folder
 
 
-def annotated(folder: Path, count: int) -> None:
-    """Write a folder with images/, index masks in masks/ and parts.json."""
+def annotated(folder: Path, parts: Sequence[str]) -> None:
+    """Write a folder with images/, masks/ of indices into `parts`, some of a car's parts, and parts.json."""
     for name in ("images", "masks"):
         (folder / name).mkdir(parents=True)
-    for index in range(count):
-        drawn = scene("car", "validation", index)
-        Image.fromarray(drawn.image).save(folder / "images" / f"{index}.png")
-        Image.fromarray(drawn.mask).save(folder / "masks" / f"{index}.png")
-    (folder / "parts.json").write_text(json.dumps(list(parts_of("car"))))
+    index_of = np.array([parts.index(name) if name in parts else 0 for name in parts_of("car")], np.uint8)
+    drawn = scene("car", "validation", 0)
+    Image.fromarray(drawn.image).save(folder / "images" / "a.png")
+    Image.fromarray(index_of[drawn.mask]).save(folder / "masks" / "a.png")
+    (folder / "parts.json").write_text(json.dumps(list(parts)))
 
 
 def prepare(command: Command, folder: Path) -> None:
@@ -127,7 +130,7 @@ def prepare(command: Command, folder: Path) -> None:
     if named := re.search(r"--image .*--parts ((?:\w+ )+)", command.line):
         count = len(named[1].split())
         Image.fromarray(np.minimum(scene("car", "train-1", 0).mask, count - 1)).save(folder / "car-parts.png")
-    match = re.search(r"--data (cars|annotations|labelled|unpacked-export)\b", command.line)
+    match = re.search(r"--data (cars|annotations|labelled|unpacked-export|data/car/test)\b", command.line)
     if match is None:
         return
     source = folder / match[1]
@@ -139,7 +142,9 @@ def prepare(command: Command, folder: Path) -> None:
     elif match[1] == "labelled":
         _labelme(source)
     elif match[1] == "cars":
-        annotated(source, 1)
+        annotated(source, parts_of("car"))
+    elif match[1] == "data/car/test":  # the segmenter that the pages before have made may have fewer parts
+        annotated(source, Segmenter.load(folder / "segmenters" / "car").parts)
     else:
         _coco(source, "instances.json" if match[1] == "annotations" else "result.json")
 
