@@ -35,7 +35,7 @@ class Trial:
         except ModuleNotFoundError as error:
             raise RepositoryError(
                 "upgrade: trying a segmenter without a server needs ONNX Runtime, which is missing; "
-                'pip install "slime-serve[cpu]", or give the --url of the server that has the repository'
+                'pip install "slime-serve[export]", or give the --url of the server that has the repository'
             ) from error
         self._runtime: Any = onnxruntime
         self._repository = repository
