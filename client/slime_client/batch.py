@@ -47,6 +47,8 @@ class Batch:
 def run(segmenter: Segmenter, batch: Batch) -> tuple[int, bool]:
     """Segment what is not done yet; return how many images failed, and whether the server was gone before the end."""
     progress = _Progress(len(batch.jobs), sys.stderr)
+    if seconds := segmenter.description.image_seconds:
+        progress.expect(seconds, batch.concurrency, segmenter.timeout)
     journal = Journal(batch.out, batch.formats)
     try:
         todo = list(_not_done(segmenter, batch, journal, progress))
@@ -144,6 +146,11 @@ class _Progress:
         self._total, self._stream, self._on_terminal = total, stream, stream.isatty()
         self._tried, self._skipped = 0, 0
         self._start = time.monotonic()
+
+    def expect(self, seconds: float, concurrency: int, timeout: float) -> None:
+        """Tell what the server says that an image takes, and what follows from it."""
+        shown = f"{seconds:.0f}" if seconds >= 10 else f"{seconds:.2g}"
+        self._line(f"about {shown} s an image here; {concurrency} in flight, and up to {timeout:.0f} s for each")
 
     def skipped(self, number: int) -> None:
         """Tell that so many were done before."""

@@ -20,7 +20,7 @@ from typing import NoReturn
 from slime_client import access
 from slime_client.batch import COCO_FILE, Batch, run
 from slime_client.blocking import Segmenter, segmenters
-from slime_client.core import DEFAULT_TIMEOUT_S
+from slime_client.core import DEFAULT_CONCURRENCY, DEFAULT_TIMEOUT_S
 from slime_client.errors import INVALID_ARGUMENT, SegmenterError
 from slime_client.formats import FORMATS, OVERLAY
 from slime_client.jobs import JOURNAL, listed, plan
@@ -63,7 +63,8 @@ def _segment(words: Sequence[str], prog: str) -> int:
     if not jobs:
         given = ", ".join(arguments) or "nothing"
         raise SegmenterError(f"{given}: no images found; give image files, folders, globs or -", INVALID_ARGUMENT)
-    concurrency = Segmenter.checked_concurrency(options.concurrency)
+    if options.concurrency is not None:
+        Segmenter.checked_concurrency(options.concurrency)
     with _connected(options) as segmenter:
         try:
             options.out.mkdir(parents=True, exist_ok=True)
@@ -74,7 +75,7 @@ def _segment(words: Sequence[str], prog: str) -> int:
             jobs=jobs,
             out=options.out,
             formats=formats,
-            concurrency=concurrency,
+            concurrency=options.concurrency or segmenter.concurrency,
             overwrite=options.overwrite,
             as_json=options.json,
         )
@@ -84,7 +85,8 @@ def _segment(words: Sequence[str], prog: str) -> int:
 
 def _list(words: Sequence[str], prog: str) -> int:
     options = _parser(prog, "List the segmenters of a server.").parse_args(words)
-    found = segmenters(options.url, timeout=options.timeout, access=access.taken(vars(options)))
+    timeout = DEFAULT_TIMEOUT_S if options.timeout is None else options.timeout
+    found = segmenters(options.url, timeout=timeout, access=access.taken(vars(options)))
     width = max((len(description.name) for description in found), default=0)
     for description in found:
         line = f"{description.name:{width}}  {description.form:6}  {', '.join(description.parts)}"
@@ -146,7 +148,8 @@ def _segment_parser(prog: str) -> argparse.ArgumentParser:
     meanings = "; ".join(f"{name}: {meaning}" for name, meaning in kinds.items())
     add("--format", action="append", choices=list(kinds), help=f"{meanings}; repeatable (default: palette)")
     add("--no-overlay", dest="overlay", action="store_false", help="no JPEGs of the images with their parts tinted")
-    add("--concurrency", type=int, default=8, metavar="N", help="images in flight (default: %(default)s)")
+    flying = f"images in flight (default: {DEFAULT_CONCURRENCY}, fewer where the server says that an image takes long)"
+    add("--concurrency", type=int, metavar="N", help=flying)
     add("--overwrite", action="store_true", help="do again what is done; without it, a stopped run goes on")
     return _with_server(parser)
 
@@ -159,8 +162,9 @@ def _with_server(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     """Add the options of every command: the server, how long it may take, and how it is reached."""
     add = parser.add_argument_group("the server and its answers").add_argument
     add("--url", default="localhost:8001", help="the server's gRPC host:port (default: %(default)s)")
-    waiting = "seconds an image, or an answer, may take, tries included (default: %(default)g)"
-    add("--timeout", type=float, default=DEFAULT_TIMEOUT_S, metavar="S", help=waiting)
+    waiting = "seconds an image, or an answer, may take, tries included"
+    usual = f"(default: {DEFAULT_TIMEOUT_S:g}, more where the server says that an image takes long)"
+    add("--timeout", type=float, metavar="S", help=f"{waiting} {usual}")
     add("--json", action="store_true", help="a line of JSON on stdout for each, for scripts")
     access.add_options(parser)
     return parser

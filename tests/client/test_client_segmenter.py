@@ -122,6 +122,8 @@ def test_a_closed_segmenter_says_so(server: FakeTriton, photo: Path) -> None:
         pass
     car.close()
     assert not car.live()
+    with pytest.raises(SegmenterError, match="closed; make a new Segmenter"):
+        car.submit(photo)
     with pytest.raises(SegmenterError, match="closed; make a new Segmenter") as caught:
         car.segment(photo)
     assert caught.value.code == "FAILED_PRECONDITION"
