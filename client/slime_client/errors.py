@@ -35,7 +35,7 @@ _NOBODY = re.compile(
     r"|cancelling all calls|handshak\w*|SSL\w*)\b",
     re.IGNORECASE,
 )
-# What Triton says tells more than its status. Waiting mends neither a model that is not loaded nor a missing key, both of
+# Triton's words tell more than its status. Waiting mends neither a model that is not loaded nor a missing key, both of
 # which it calls UNAVAILABLE; it mends a model whose process died (INTERNAL), which serve/launch.py loads again.
 _BY_WORDS = {
     "unknown model": NOT_FOUND,

@@ -63,7 +63,11 @@ def test_no_more_are_in_flight(server: FakeTriton, photo: Path) -> None:
     ("options", "flying", "line"),
     [
         ([], 2, "about 10 s an image here; 2 in flight, and up to 240 s for each"),
-        (["--concurrency", "3", "--timeout", "50"], 3, "about 10 s an image here; 3 in flight, and up to 50 s for each"),
+        (
+            ["--concurrency", "3", "--timeout", "50"],
+            3,
+            "about 10 s an image here; 3 in flight, and up to 50 s for each",
+        ),
     ],
 )
 def test_the_command_tells_it_first(

@@ -135,6 +135,7 @@ def test_names_on_the_wire_are_the_servers() -> None:
         assert getattr(tensors, name) == getattr(protocol, name)
     contract = pytest.importorskip("slime_repository.contract")
     assert contract.SEGMENTERS == protocol.SEGMENTERS
+    assert contract.IMAGE_SECONDS == protocol.IMAGE_SECONDS
 
 
 def test_importing_the_client_imports_no_torch_and_no_other_component() -> None:
