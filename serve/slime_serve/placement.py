@@ -4,7 +4,7 @@ A launch decides how many processes a model gets on this machine, and whether an
 an image took here; and it takes away the limit in seconds that older exports gave the encoder's queue. None of this
 changes an answer. The repository stays as it is: Triton is given a link, which leads to folders with the changed
 configurations while it starts. A model's configuration can also be changed when Triton is up, by loading the model
-again. But clients ask as soon as Triton's ports are open, and a server that starts again under load then hung (seen with
+again. But clients ask as soon as the ports are open, and a server that starts again under load then hung (seen with
 Triton 2.51, a second process for a model in use). Afterwards the link leads to the repository itself: what is published
 from then on is there, and what is loaded stays as it is until a newer version of it comes.
 """
