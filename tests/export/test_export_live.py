@@ -12,6 +12,7 @@ from exporting import Exported, Snapshot
 from tritonclient import grpc
 
 from serving import Asking, Served, png, served
+from slime_client import Segmenter
 from slime_export.errors import ServerError
 from slime_export.options import ExportOptions
 from slime_export.pipeline import export
@@ -44,6 +45,8 @@ def test_publishing_to_a_server_that_answers(
             for version in (first + 1, first + 2):
                 published, _ = export(request, lambda line: None)
                 assert (published.version, served_version(server)) == (version, str(version))
+                with Segmenter(server.grpc, "car") as car:
+                    assert car.description.image_seconds  # As the new version's trial took.
         assert len(layout.versions(target / "car_unet")) == 2
 
         before = snapshot(target)
