@@ -133,12 +133,13 @@ class FakeServer(Server):
     def states(self) -> dict[str, dict[int, str]]:
         return {model: dict.fromkeys(versions, "READY") for model, (versions, _) in self.loaded.items()}
 
-    def try_out(self, name: str, config: str, check: Check, segmenter: str | None = None) -> None:
+    def try_out(self, name: str, config: str, check: Check, segmenter: str | None = None) -> float:
         assert layout.config_text(self.repository / name) != config
         for model, version in layout.pins(config).items():
             assert self.has(model, version)
         assert check.image == CHECK.image and np.array_equal(check.mask_HW, CHECK.mask_HW)
         self._note(f"try {name} on unet {layout.pins(config)[name + '_unet']}")
+        return 0.25
 
     def _note(self, call: str) -> None:
         self.calls.append(call)
