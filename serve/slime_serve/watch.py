@@ -132,9 +132,10 @@ class _Probes:
         self._task: Future[None] | None = None
         self._next = time.monotonic() + every
         self._failed = 0
-        # The masks at the last sign of life, when that was, and the images that were then counted as in its networks
-        # though none was: it answered a probe, or answers have made them fewer since.
-        self._answered, self._alive, self._none = 0, time.monotonic(), 0
+        # The masks at the last sign of life, when it was, and since when images have been in the networks without one.
+        self._answered, self._alive, self._busy_since = 0, time.monotonic(), time.monotonic()
+        # What is counted as in the networks though nothing is: fewest since a probe was answered.
+        self._none = 0
 
     def look(self) -> str | None:
         """Begin a look that is due; return why the server must be started again after too many failures in a row."""
@@ -160,14 +161,18 @@ class _Probes:
         """
         _connect(self._grpc)
         answered, images = self._control.counts(LEAST_PATIENCE)
-        self._none = min(self._none, images)
-        if answered != self._answered:
-            self._answered, self._alive = answered, time.monotonic()
-            return
+        now, self._none = time.monotonic(), min(self._none, images)
         busy = min(images - self._none, MOST_IMAGES)
+        if answered != self._answered:
+            self._answered, self._alive, self._busy_since = answered, now, now
+            return
         slowest = max(self._seconds.values(), default=0.0)
-        patience = max(LEAST_PATIENCE, PATIENCE_IMAGES * slowest * busy) if busy else SELDOM_IMAGES * slowest
-        if not self._failed and time.monotonic() - self._alive < max(self._every, patience):
+        if busy:
+            is_due = now - self._busy_since >= max(LEAST_PATIENCE, PATIENCE_IMAGES * slowest * busy)
+        else:
+            self._busy_since = now
+            is_due = now - self._alive >= max(self._every, SELDOM_IMAGES * slowest)
+        if not (is_due or self._failed):
             return
         served = next(self._turn)
         if served is None:
@@ -181,7 +186,7 @@ class _Probes:
             if not busy:
                 self._seconds[served.ensemble] = seconds
             self._answered, self._none = self._control.counts(LEAST_PATIENCE)
-            self._alive = time.monotonic()
+            self._alive = self._busy_since = time.monotonic()
 
 
 def _in_turn(probes: Callable[[], tuple[Served, ...]]) -> Iterator[Served | None]:

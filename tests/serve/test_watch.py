@@ -33,7 +33,7 @@ class FakeServer:
 
     def __init__(self, clock: Clock, waiting: int = 0) -> None:
         self.clock, self.waiting, self.probes = clock, waiting, 0
-        self.answered, self.batch, self.ready_at = 1, 0, 0.0
+        self.answered, self.batch, self.ready_at, self.comes_at = 1, 0, 0.0, 0.0
         self.is_hung = self.is_silent = False
 
     def counts(self, timeout: float) -> tuple[int, int]:
@@ -42,6 +42,8 @@ class FakeServer:
             raise UnansweredError("no answer")
         if not self.is_hung and self.batch and self.clock.now >= self.ready_at:
             self.answered, self.batch = self.answered + self.batch, 0
+        if self.clock.now < self.comes_at:
+            return self.answered, 0
         if not self.batch and self.waiting:
             self.batch = min(self.waiting, BATCH)
             self.waiting, self.ready_at = self.waiting - self.batch, self.clock.now + self.batch * IMAGE_S
@@ -120,9 +122,11 @@ def test_an_idle_server_is_probed_seldom(clock: Clock) -> None:
 
 
 @pytest.mark.parametrize("waiting", [1, 2, 8, 24])
-def test_a_server_that_computes_is_not_probed(clock: Clock, waiting: int) -> None:
+@pytest.mark.parametrize("idle_before", [0, 30 * IMAGE_S])
+def test_a_server_that_computes_is_not_probed(clock: Clock, waiting: int, idle_before: float) -> None:
     server = FakeServer(clock, waiting)
-    assert watched(server, waiting * IMAGE_S + 4 * EVERY_S) is None
+    server.comes_at = clock.now + idle_before
+    assert watched(server, idle_before + waiting * IMAGE_S + 4 * EVERY_S) is None
     assert (server.answered, server.probes) == (1 + waiting, 0)
 
 
