@@ -22,12 +22,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor
 from torch.nn import functional
+
+from slime_optimize.method.processors import PlainAttnProcessor
 
 HIDDEN_LAYERS = 0.25  # of the layers at the one level that tells, and so much of
 HIDDEN_PIXELS = 0.1  # their pixels
@@ -73,33 +74,17 @@ def share_keys(unet: UNet2DConditionModel) -> None:
         grad_HdD.copy_(mean_dD.expand_as(grad_HdD))
 
 
-class _Grounded:
+class _Grounded(PlainAttnProcessor):
     """diffusers' plain attention; a cross layer that is told of a batch hides, and leaves its costs."""
 
     def __init__(self, name: str, ear: Ear) -> None:
         self.cross, self.ear = "attn2" in name, ear
         self.level = int(name.split(".")[1]) if name.startswith("up") else 0
 
-    def __call__(
-        self,
-        attn: Any,
-        hidden_states: Tensor,
-        encoder_hidden_states: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        temb: Tensor | None = None,
-    ) -> Tensor:
-        text = hidden_states if encoder_hidden_states is None else encoder_hidden_states
-        batch, pixels, width = hidden_states.shape
-        query, key, value = (
-            made.view(batch, made.shape[1], attn.heads, -1).transpose(1, 2)
-            for made in (attn.to_q(hidden_states), attn.to_k(text), attn.to_v(text))
-        )
-        if self.cross:
-            mixed = self._words(query, key, value, attn.scale)
-        else:
-            mixed = functional.scaled_dot_product_attention(query, key, value)
-        result: Tensor = attn.to_out[1](attn.to_out[0](mixed.transpose(1, 2).reshape(batch, pixels, width)))
-        return result
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+        if not self.cross:
+            return functional.scaled_dot_product_attention(query, key, value)
+        return self._words(query, key, value, scale)
 
     def _words(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
         logits = ((query * scale) @ key.transpose(-1, -2)).float()

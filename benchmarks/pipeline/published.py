@@ -27,6 +27,7 @@ from torch import Tensor
 
 from slime_optimize.backbone import Backbone
 from slime_optimize.method.losses import Losses
+from slime_optimize.method.processors import PlainAttnProcessor
 from slime_optimize.segmenter import Segmenter
 from slime_optimize.settings import Layers
 
@@ -35,32 +36,19 @@ DIFFUSION_WEIGHT = 0.005
 
 
 @dataclass(kw_only=True)
-class _Scores:
+class _Scores(PlainAttnProcessor):
     """An attention processor that holds scores and probabilities of all heads; `kept` gets the scores."""
 
     name: str
     kept: dict[str, Tensor] | None = field(default=None, repr=False)
 
-    def __call__(
-        self,
-        attn: Any,
-        hidden_states: Tensor,
-        encoder_hidden_states: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        temb: Tensor | None = None,
-    ) -> Tensor:
-        text = hidden_states if encoder_hidden_states is None else encoder_hidden_states
-        query, key, value = (
-            attn.head_to_batch_dim(to(x))
-            for to, x in ((attn.to_q, hidden_states), (attn.to_k, text), (attn.to_v, text))
-        )
-        room = query.new_empty(query.shape[0], query.shape[1], key.shape[1])
-        scores = torch.baddbmm(room, query, key.transpose(1, 2), beta=0, alpha=attn.scale)
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+        queries, keys, values = (each.flatten(0, 1) for each in (query, key, value))
+        room = queries.new_empty(queries.shape[0], queries.shape[1], keys.shape[1])
+        scores = torch.baddbmm(room, queries, keys.transpose(1, 2), beta=0, alpha=scale)
         if self.kept is not None:
             self.kept[self.name] = scores
-        mixed = attn.batch_to_head_dim(torch.bmm(scores.softmax(-1), value))
-        result: Tensor = attn.to_out[1](attn.to_out[0](mixed))
-        return result
+        return torch.bmm(scores.softmax(-1), values).view_as(query)
 
 
 @dataclass(frozen=True, kw_only=True)
