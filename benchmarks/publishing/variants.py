@@ -19,6 +19,7 @@ from benchmarks.common.random_backbone import random_segmenter
 from benchmarks.common.served_repository import Networks
 from tritonclient import grpc
 
+from slime_export.forms import group_of
 from slime_export.options import ExportOptions
 from slime_export.pipeline import export
 from slime_export.publish.changes import linked
@@ -26,7 +27,6 @@ from slime_export.publish.lock import staging
 from slime_export.publish.maintenance import remove, rollback
 from slime_export.publish.publication import Candidate, publish
 from slime_export.publish.server_control import Server
-from slime_export.shared_form import group_of
 from slime_optimize.backbone import Backbone
 from slime_optimize.method.prediction import Predictor
 from slime_optimize.segmenter import Segmenter

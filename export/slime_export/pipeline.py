@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from slime_export.forms import FORMS, Form
+from slime_export.forms import FORMS, Baked
 from slime_export.graph import engine_builder, inspection, lowering, onnx_export, tracing
 from slime_export.graph.runtimes import opened
 from slime_export.graph.sensitivity import Feeds
@@ -55,7 +55,7 @@ class _Traced:
 
     segmenter: Segmenter
     variant: Variant
-    form: Form
+    form: Baked
     answers: References
     is_training: bool  # whether the first image is the one that the segmenter was learned from
     encoder: Path
@@ -142,7 +142,7 @@ class _Export:
             raise InputError(f"--evaluate {source}: its parts are {', '.join(data.parts)}, expected {', '.join(parts)}")
         return data
 
-    def _traced(self, predictor: Predictor, variant: Variant, form: Form, data: Data | None, work: Path) -> _Traced:
+    def _traced(self, predictor: Predictor, variant: Variant, form: Baked, data: Data | None, work: Path) -> _Traced:
         """Ask PyTorch for its answers and trace the networks that the repository does not have."""
         options, segmenter = self.options, predictor.segmenter
         training = training_image.find(options.folder)

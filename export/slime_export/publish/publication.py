@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from slime_export.errors import ExportError
+from slime_export.forms import entry_of, group_of
 from slime_export.graph import accelerators
 from slime_export.publish.baked_segmenter import KEEP, BakedSegmenter
 from slime_export.publish.lock import WAIT_S, Say
 from slime_export.publish.server_control import Server
 from slime_export.publish.shared_segmenter import SharedSegmenter, switch_group
 from slime_export.publish.transaction import Transaction, opened, settle
-from slime_export.shared_form import entry_of, group_of
 from slime_optimize.segmenter import Segmenter
 from slime_repository import contract, layout, shared_store
 from slime_repository.config import Accelerator
