@@ -17,8 +17,17 @@ from numpy.typing import NDArray
 
 from slime_backbone.autoencoder import to_tensor
 from slime_backbone.card import read_training, write_card
-from slime_backbone.pictures import loss_picture, reconstructions_picture, samples_picture
-from slime_backbone.samples import GUIDANCE, PROMPTS, SEED, STEPS, decode, sample
+from slime_backbone.pictures import (
+    GUIDANCE,
+    PROMPTS,
+    SEED,
+    STEPS,
+    decode,
+    loss_picture,
+    reconstructions_picture,
+    sample,
+    samples_picture,
+)
 from slime_backbone.scene import KINDS, scene
 from slime_backbone.training import TrainingError
 from slime_optimize.backbone import Backbone, load_backbone

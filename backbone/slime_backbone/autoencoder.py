@@ -20,6 +20,7 @@ from tqdm import trange
 from slime_backbone.corpus import Corpus
 from slime_backbone.models import LATENT, build_vae
 from slime_backbone.training import Figures, Run
+from slime_optimize.files import whole
 
 CROP = 64  # the VAE is convolutional, and a crop costs a quarter of a scene
 BATCH = {"cpu": 16, "cuda": 64}
@@ -84,10 +85,8 @@ def encode_all(vae: AutoencoderKL, corpus: Corpus, folder: Path, device: torch.d
     if not path.exists():
         means = _means(vae, corpus, device)
         scale = known_scale(folder) or float(1 / means.std())
-        beside = path.with_suffix(".partial")
-        with beside.open("wb") as file:
+        with whole(path) as waiting, waiting.open("wb") as file:
             np.savez(file, latents=(means * scale).astype(np.float16), scale=scale)
-        beside.replace(path)
     latents: NDArray[np.float16] = np.load(path)["latents"]
     return latents
 

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from slime_backbone.palette import Paint, paint
-from slime_backbone.raster import Floats, Layer, Material
+from slime_backbone.raster import Floats, Layer, Material, Paint, paint
 
 PARTS = ("background", "body", "light", "plate", "wheel", "window")
 BODY, LIGHT, PLATE, WHEEL, WINDOW = range(1, 6)

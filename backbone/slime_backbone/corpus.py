@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from slime_backbone.scene import KINDS, SIZE, colourings
+from slime_optimize.files import write_text
 
 COLOURINGS = 3  # pictures of each drawing, one after the other
 CHUNK = 66  # pictures a worker draws at a time, of whole drawings
@@ -60,9 +61,7 @@ def _draw(pixels: Path, text: Path, count: int, workers: int) -> None:
         for said in _chunks(pixels, count, workers):
             captions += said
             bar.update(len(said))
-    beside = text.with_suffix(".partial")
-    beside.write_text(json.dumps(captions))
-    beside.replace(text)
+    write_text(text, json.dumps(captions))
 
 
 def _chunks(pixels: Path, count: int, workers: int) -> Iterator[list[str]]:

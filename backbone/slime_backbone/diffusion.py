@@ -25,8 +25,7 @@ from torch.nn import functional
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from slime_backbone.corpus import COLOURINGS
-from slime_backbone.entropy import effective_tokens
-from slime_backbone.grounding import Ear, Told, listen, share_keys
+from slime_backbone.grounding import Ear, Told, effective_tokens, listen, share_keys
 from slime_backbone.models import FILLER, LENGTH, build_text_encoder, build_unet, lead
 from slime_backbone.training import Figures, Run, share
 

@@ -6,8 +6,7 @@ from typing import Protocol
 
 import numpy as np
 
-from slime_backbone.palette import SKIN, Paint, paint
-from slime_backbone.raster import Floats, Layer, Material, ellipse, rotation
+from slime_backbone.raster import SKIN, Floats, Layer, Material, Paint, ellipse, paint, rotation
 
 PARTS = ("background", "face", "cloth", "eyebrow", "ear", "eye", "hair", "mouth", "neck", "nose")
 FACE, CLOTH, EYEBROW, EAR, EYE, HAIR, MOUTH, NECK, NOSE = range(1, 10)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from slime_backbone.palette import Paint, paint
-from slime_backbone.raster import Floats, Layer, Material, ellipse, limb, rotation
+from slime_backbone.raster import Floats, Layer, Material, Paint, ellipse, limb, paint, rotation
 
 PARTS = ("background", "head", "leg", "neck+torso", "tail")
 HEAD, LEG, TORSO, TAIL = range(1, 5)

@@ -11,6 +11,8 @@ from diffusers import AutoencoderKL, AutoencoderTiny, DDIMScheduler, UNet2DCondi
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from slime_optimize.files import write_text
+
 LENGTH = 77  # tokens of every prompt, as in Stable Diffusion
 WIDTH = 128  # of the text embedding
 LATENT = 32  # latent side: 128 px over the VAE's factor of 4
@@ -173,6 +175,4 @@ def _train_tokenizer(captions: Iterable[str], vocabulary: Path, merges: Path) ->
     ids = {token: i for i, token in enumerate(dict.fromkeys(tokens))}
     merges.parent.mkdir(parents=True, exist_ok=True)
     merges.write_text("\n".join(["#version: 0.2", *pairs, ""]))
-    beside = vocabulary.with_suffix(".partial")
-    beside.write_text(json.dumps(ids, ensure_ascii=False))
-    beside.replace(vocabulary)
+    write_text(vocabulary, json.dumps(ids, ensure_ascii=False))

@@ -13,8 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from slime_backbone import car, face, horse
-from slime_backbone.palette import Paint, paint
-from slime_backbone.raster import Floats, Layer, ellipse, frame, render, rotation
+from slime_backbone.raster import Floats, Layer, Paint, ellipse, frame, paint, render, rotation
 
 SIZE = 128  # pixels
 KINDS: dict[str, ModuleType] = {"car": car, "horse": horse, "face": face}

@@ -20,6 +20,8 @@ import torch
 from torch import distributed, nn
 from tqdm import tqdm
 
+from slime_optimize.files import whole
+
 SAVE_EVERY = 120.0  # seconds
 WATCH_EVERY = 250  # steps between measurements that `Run.watch` makes
 FETCH_EVERY = 50  # steps between readings of the loss on CUDA: every reading waits for the GPU to catch up
@@ -237,10 +239,9 @@ def read_state(path: Path) -> dict[str, Any]:
 
 
 def write_state(state: dict[str, Any], path: Path) -> None:
-    """A whole file or none."""
-    beside = path.with_suffix(".partial")
-    torch.save(state, beside)
-    beside.replace(path)
+    """Write the state, whole or not at all."""
+    with whole(path) as waiting:
+        torch.save(state, waiting)
 
 
 def share() -> tuple[int, int]:
