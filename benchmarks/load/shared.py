@@ -25,7 +25,7 @@ import torch
 from benchmarks.common import keeping, machine, served_repository
 from benchmarks.common.figures import Goal, interval, ratio, spread
 from benchmarks.common.server import Launched, launched
-from benchmarks.common.sides import BenchmarkError, Side, positive, say, script, started
+from benchmarks.common.sides import BenchmarkError, Side, positive, reported, say, script, started
 from benchmarks.load.figures import Runs, pairs, summary
 from benchmarks.publishing.variants import (
     UNCHECKED,
@@ -241,14 +241,11 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     return result
 
 
-def main() -> int:
+@reported
+def main(argv: Sequence[str] | None = None) -> int:
     """Run the benchmark; return 1 where it cannot be measured."""
-    options = _arguments()
-    try:
-        result = measure(options)
-    except BenchmarkError as error:
-        say(f"error: {error}")
-        return 1
+    options = _arguments(argv)
+    result = measure(options)
     print(keeping.table(("figure", "wanted", "measured", ""), goals(result)))
     keeping.keep(options, result, page)
     return 0
@@ -257,9 +254,8 @@ def main() -> int:
 def _arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=Path("build/load"), help="where exports are kept")
-    parser.add_argument("--segmenter", type=Path, help="what is exported; default: random embeddings")
+    served_repository.add_options(parser)
     parser.add_argument("--backbone", default="embedded", help="the segmenter's: embedded, or a folder")
-    parser.add_argument("--maps", choices=["averaged", "weighted"], default="averaged", help="of both forms")
     parser.add_argument("--pairs", type=positive, default=300, help="of single requests")
     parser.add_argument("--rounds", type=positive, default=6, help="of runs with eight clients")
     parser.add_argument("--seconds", type=float, default=5.0, help="of each run")

@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 from benchmarks.common import keeping, machine
 from benchmarks.common.random_backbone import written
-from benchmarks.common.sides import ROOT, BenchmarkError, MissingError, Side, python, started
+from benchmarks.common.sides import ROOT, MissingError, Side, python, reported, started
 from benchmarks.pipeline.figures import PRODUCT, medians, page, plot, result_of, verdicts
 from benchmarks.pipeline.served_side import SESSIONS
 from benchmarks.pipeline.side import TORCH
@@ -254,22 +254,16 @@ def disagreements(result: Mapping[str, Any]) -> list[str]:
     ]
 
 
+@reported
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the benchmark; return 1 where it cannot be measured, or where masks disagree on a GPU."""
     options = _arguments(argv)
     options.work = options.work.resolve()
     options.work.mkdir(parents=True, exist_ok=True)
     machine.set_threads(options.threads)  # PyTorch and ONNX Runtime are told besides
-    try:
-        result = measure(options)
-    except BenchmarkError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    plotted = options.page.with_suffix(".png") if options.page else Path("performance.png")
-    kept = keeping.keep(options, result, lambda results: page(results, plotted.name), result["shape"])
+    result = measure(options)
+    keeping.keep(options, result, page, result["shape"], plot)
     print("\n" + page({result["shape"]: result}).partition("\n## ")[2])
-    if options.page:
-        plot(kept, plotted)
     for line in (wrong := disagreements(result)):
         print(f"error: {line}", file=sys.stderr)
     return 1 if wrong and options.device != "cpu" else 0

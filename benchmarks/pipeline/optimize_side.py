@@ -15,6 +15,7 @@ import argparse
 import json
 import sys
 import time
+import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import redirect_stdout
@@ -26,10 +27,11 @@ import numpy as np
 import torch
 from benchmarks.common import machine
 from benchmarks.common.sides import work
-from benchmarks.common.tensor_watch import Watch
 from benchmarks.pipeline.published import PublishedStep, sampled
 from diffusers import DDIMScheduler, UNet2DConditionModel
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from slime_image import fit
 from slime_optimize.backbone import EMBEDDED, Backbone, embedded_folder, load_backbone
@@ -190,6 +192,43 @@ def _activations(unet: Any, side: int, parts: int) -> int:
         loss = step.losses(latents_14hw, torch.empty_like(latents_14hw), timestep_1, mask_hw, text_1TD).total
         torch.autograd.backward(loss)
     return int(watch.peak_bytes)
+
+
+class Watch(TorchDispatchMode):
+    """Watch every tensor that PyTorch makes inside a with-block, forward and backward, on meta tensors too.
+
+    `largest`: elements of the largest tensor made. `peak_bytes`: most bytes alive at once of those made.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.largest = 0
+        self.peak_bytes = 0
+        self._alive_bytes = 0
+        self._known: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for made in tree_leaves(result):
+            # An expanded view names more elements than there are.
+            if isinstance(made, Tensor):
+                self._see(made)
+        return result
+
+    def _see(self, made: Tensor) -> None:
+        storage = made.untyped_storage()
+        size, key = storage.nbytes(), storage._cdata
+        self.largest = max(self.largest, min(made.numel(), size // made.element_size()))
+        if key in self._known:
+            return
+        self._known.add(key)
+        self._alive_bytes += size
+        self.peak_bytes = max(self.peak_bytes, self._alive_bytes)
+        weakref.finalize(storage, self._forget, key, size)
+
+    def _forget(self, key: int, size: int) -> None:
+        self._known.discard(key)
+        self._alive_bytes -= size
 
 
 def serve(taught: dict[str, Lesson], orders: TextIO | None = None, answers: TextIO | None = None) -> None:

@@ -124,21 +124,13 @@ def serve(variant: Variant, orders: TextIO | None = None, answers: TextIO | None
 
 def opened(options: argparse.Namespace) -> Variant:
     """Return the variant that the options name. Raises MissingError if it cannot run here."""
-    if options.kind == "served":
-        from benchmarks.pipeline.served_side import Served
+    if options.kind in TORCH:
+        from benchmarks.pipeline import torch_side
 
-        return Served(options)
-    if options.kind == "triton":
-        from benchmarks.pipeline.triton_side import Triton
+        return torch_side.MADE[options.kind](options)
+    from benchmarks.pipeline import served_side
 
-        return Triton(options)
-    if options.kind == "product":
-        from benchmarks.pipeline.served_side import Product
-
-        return Product(options)
-    from benchmarks.pipeline.torch_side import MADE
-
-    return MADE[options.kind](options)
+    return served_side.MADE[options.kind](options)
 
 
 def main() -> None:

@@ -26,10 +26,9 @@ from benchmarks.pipeline.exports import Exports
 from benchmarks.pipeline.figures import page
 from benchmarks.pipeline.served_side import Served
 from benchmarks.pipeline.side import Stages
-from benchmarks.quality.laboratory import Job, Laboratory, Trial
+from benchmarks.quality.laboratory import Job, Laboratory, add_options
 from benchmarks.quality.study import Measurement, Optimisation
 
-from slime_backbone.scene import KINDS
 from slime_optimize.evaluation import confusions
 from slime_optimize.metrics import report
 from slime_repository.record import png
@@ -71,7 +70,7 @@ def mean_iou(form: str, kind: str, seed: int, laboratory: Laboratory, work: Path
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Return the mean IoU by form and class, over the seeds, and what each form loses against fp32."""
-    laboratory = Laboratory(cache=options.cache, backbone_name="embedded", trial=Trial(steps=options.steps))
+    laboratory = Laboratory.of(options)
     miou: dict[str, dict[str, float]] = {}
     for form in options.forms:
         try:
@@ -102,13 +101,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kinds", nargs="+", choices=list(KINDS), default=list(KINDS))
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    add_options(parser, (0,))
     parser.add_argument("--forms", nargs="+", choices=FORMS, default=FORMS)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--work", type=Path, default=ROOT / "build" / "pipeline", help="where ONNX files are kept")
-    parser.add_argument("--cache", type=Path, default=ROOT / "build" / "results", help="where segmenters are kept")
-    parser.add_argument("--steps", type=int, help="of each optimisation, to see that everything works")
     keeping.add_options(parser)
     return parser.parse_args(argv)
 

@@ -11,6 +11,7 @@ that, begin with an empty folder.
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -20,12 +21,13 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common import keeping
+from benchmarks.common.sides import ROOT
 from benchmarks.quality.study import Measurement, Optimisation
 
 from slime_backbone.bounds import ceiling, nearest_colour, random_backbone
 from slime_backbone.dataset import write_split
-from slime_backbone.scene import parts_of
-from slime_optimize.backbone import Backbone, load_backbone
+from slime_backbone.scene import KINDS, parts_of
+from slime_optimize.backbone import EMBEDDED, Backbone, load_backbone
 from slime_optimize.data.annotations import Example, dataset, load_example
 from slime_optimize.data.validation import Validation
 from slime_optimize.evaluation import Data, confusions, read_data
@@ -42,6 +44,14 @@ VALIDATION_IMAGES = 1  # to choose by, of ten training images: the paper's
 # A floor is to be beaten by the best, so it gets the best settings too.
 _FLOOR = Optimisation(preset="best")
 BOUNDS = ("nearest_colour", "random_backbone", "ceiling")
+
+
+def add_options(parser: argparse.ArgumentParser, seeds: Sequence[int]) -> None:
+    """Add to a benchmark's options what is learned, and where it is kept."""
+    parser.add_argument("--kinds", nargs="+", choices=list(KINDS), default=list(KINDS), help="classes of PartScenes")
+    parser.add_argument("--seeds", nargs="+", type=int, default=list(seeds), help="of everything random")
+    parser.add_argument("--cache", type=Path, default=ROOT / "build" / "results", help="where segmenters are kept")
+    parser.add_argument("--steps", type=int, help="of each optimisation, to see that everything works")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +89,11 @@ class Laboratory:
     backbone_name: str
     device: str = "cpu"
     trial: Trial = Trial()
+
+    @classmethod
+    def of(cls, options: argparse.Namespace) -> Laboratory:
+        """Return the laboratory of the embedded backbone that the options of `add_options` ask for."""
+        return cls(cache=options.cache, backbone_name=EMBEDDED, trial=Trial(steps=options.steps))
 
     @cached_property
     def backbone(self) -> Backbone:

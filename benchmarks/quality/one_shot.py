@@ -23,10 +23,9 @@ from benchmarks.common import keeping, machine, served_repository
 from benchmarks.common.figures import percentile
 from benchmarks.common.server import launched
 from benchmarks.common.sides import ROOT
-from benchmarks.quality.laboratory import BOUNDS, Job, Laboratory, Trial
+from benchmarks.quality.laboratory import BOUNDS, Job, Laboratory, add_options
 from benchmarks.quality.study import Measurement, Optimisation
 
-from slime_backbone.scene import KINDS
 from slime_client import Segmenter as Client
 from slime_optimize.method.prediction import load_predictor
 from slime_optimize.metrics import confusion, report
@@ -37,7 +36,7 @@ WITHOUT_WAS = Measurement(use_was=False)
 
 def main(argv: Sequence[str] | None = None) -> int:
     options = _arguments(argv)
-    laboratory = Laboratory(cache=options.cache, backbone_name="embedded", trial=Trial(steps=options.steps))
+    laboratory = Laboratory.of(options)
     names: dict[str, Job] = {}
     for kind in options.kinds:
         for seed in options.seeds:
@@ -98,12 +97,9 @@ def table(rows: Mapping[str, list[dict[str, Any]]], bounds: Mapping[str, Mapping
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kinds", nargs="+", choices=list(KINDS), default=list(KINDS))
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--cache", type=Path, default=ROOT / "build" / "results", help="where segmenters are kept")
+    add_options(parser, (0, 1, 2))
     parser.add_argument("--repository", type=Path, default=ROOT / "build" / "one-shot" / "repository")
     parser.add_argument("--skip-random", action="store_true", help="without the slow floor, the random backbone")
-    parser.add_argument("--steps", type=int, help="of each optimisation, to see that everything works")
     keeping.add_options(parser, page=False)
     return parser.parse_args(argv)
 
