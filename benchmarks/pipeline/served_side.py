@@ -16,14 +16,11 @@ from typing import Any
 
 import numpy as np
 import onnxruntime
-from benchmarks.common.served_repository import Networks
-from benchmarks.common.server import launched
 from benchmarks.common.sides import MissingError
 from benchmarks.pipeline.side import Mask, Stages, Variant
 from onnx import TensorProto, helper
 
 import slime_was
-from slime_client import Segmenter as Client
 from slime_was.tensors import ACCUMULATED, CROSS, LATENTS, PIXELS, POSTPROCESS, SELF
 
 _PUBLISHED_AS = "measured"
@@ -132,8 +129,12 @@ class Triton(Variant):
     """
 
     def __init__(self, options: argparse.Namespace) -> None:
-        # Imported here, because publishing needs PyTorch.
+        # Imported here, so that the memory of the other variants does not hold them; publishing needs PyTorch.
+        from benchmarks.common.served_repository import Networks
+        from benchmarks.common.server import launched
         from benchmarks.publishing.variants import UNCHECKED, ExportVariant, Published, Segmenter
+
+        from slime_client import Segmenter as Client
 
         self._threads, self.image_size = options.threads, options.pixels
         self._stack = ExitStack()
