@@ -20,10 +20,10 @@ from typing import Any
 import onnx
 import torch
 from onnx import ModelProto, NodeProto, helper, numpy_helper
-from onnx.reference import ReferenceEvaluator
 from torch import nn
 
 from slime_export.errors import ExportError
+from slime_export.graph.inspection import computed
 
 OPSET = 17
 # Every ONNX Runtime of the last two years loads these.
@@ -156,21 +156,10 @@ def _fold(model: ModelProto) -> None:
             known.update(node.output)
     read = {name for node in rest for name in node.input} | {output.name for output in model.graph.output}
     results = [name for node in constant for name in node.output if name in read]
-    for name, value in zip(results, _computed(model, constant, results), strict=True):
+    weights = {each.name: each for each in model.graph.initializer}
+    for name, value in zip(results, computed(constant, weights, results, model.opset_import), strict=True):
         model.graph.initializer.append(numpy_helper.from_array(value, name))
     replace(model.graph.node, rest)
-
-
-def _computed(model: ModelProto, nodes: list[NodeProto], results: list[str]) -> list[Any]:
-    """Return the constant nodes' results by ONNX's own reference implementation: no size limit, no other rounding."""
-    if not results:
-        return []
-    inputs = {name for node in nodes for name in node.input}
-    weights = [each for each in model.graph.initializer if each.name in inputs]
-    outputs = [helper.make_empty_tensor_value_info(name) for name in results]
-    graph = helper.make_graph(nodes, "constants", [], outputs, weights)
-    values: list[Any] = ReferenceEvaluator(helper.make_model(graph, opset_imports=model.opset_import)).run(None, {})
-    return values
 
 
 def _name_dimensions(model: ModelProto, signature: Signature) -> None:

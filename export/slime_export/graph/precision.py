@@ -22,7 +22,7 @@ import ml_dtypes
 import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-from slime_export.graph.inspection import PRODUCTS, inferred
+from slime_export.graph.inspection import PRODUCTS, inferred, makers
 from slime_export.graph.onnx_export import BF16_OPSET, MAX_IR
 
 Low = Literal["fp16", "bf16"]
@@ -53,27 +53,27 @@ def attention_scores(model: ModelProto) -> set[str]:
     Found backwards from every Softmax: through scales, masks and moves to the product of queries and keys (which are
     constants where they come from a text), and from there through the scales of either side.
     """
-    makers = {output: node for node in model.graph.node for output in node.output}
+    made_by = makers(model)
     found: set[str] = set()
     for node in model.graph.node:
         if node.op_type == "Softmax":
-            between, products = _back(node.input, makers, _SCORED)
+            between, products = _back(node.input, made_by, _SCORED)
             pairs = [each for each in products if each.op_type in ("MatMul", "Einsum")]
-            scales = [each for pair in pairs for each in _back(pair.input, makers, _SCALED)[0]]
+            scales = [each for pair in pairs for each in _back(pair.input, made_by, _SCALED)[0]]
             kept = [node, *pairs, *(between if pairs else ()), *(each for each in scales if each.op_type in _SCALED)]
             found.update(output for each in kept for output in each.output)
     return found
 
 
 def _back(
-    names: Iterable[str], makers: Mapping[str, NodeProto], through: tuple[str, ...]
+    names: Iterable[str], made_by: Mapping[str, NodeProto], through: tuple[str, ...]
 ) -> tuple[list[NodeProto], list[NodeProto]]:
     """Walk back from tensors; return the nodes passed (of types in `through`, or moves), and those where it stopped."""
     passed: dict[str, NodeProto] = {}
     stopped: dict[str, NodeProto] = {}
     waiting = list(names)
     while waiting:
-        node = makers.get(waiting.pop())
+        node = made_by.get(waiting.pop())
         if node is None or node.output[0] in passed:
             continue
         if node.op_type in (*through, *_MOVED):
