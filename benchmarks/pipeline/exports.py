@@ -49,6 +49,7 @@ from slime_optimize.backbone import Backbone, load_backbone
 from slime_optimize.errors import BackboneError
 from slime_optimize.method.prediction import Predictor
 from slime_optimize.segmenter import Segmenter
+from slime_repository.contract import MAX_BATCH
 from slime_repository.record import png
 from slime_repository.variant import Variant
 from slime_was.tensors import LATENTS
@@ -137,8 +138,8 @@ class Exports:
             source = Path(self.made(f"{base}_fp16", name)["path"])
             try:
                 # Kernels are chosen for the largest batch: throughput is what a GPU is measured for.
-                most, times = engine_builder.Options().max_batch, self.folder / ".tensorrt-timing"
-                engine_builder.build(source, folder, engine_builder.Options(opt_batch=most, timing_cache=times))
+                times = self.folder / ".tensorrt-timing"
+                engine_builder.build(source, folder, engine_builder.Options(opt_batch=MAX_BATCH, timing_cache=times))
             except (ExportError, EngineError) as error:
                 raise MissingError(str(error)) from error
             shutil.copy(source.parent / COUNTS, folder)

@@ -6,7 +6,9 @@ a time: Stable Diffusion's weigh gigabytes.
 
 from __future__ import annotations
 
+import errno
 import gc
+import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -22,8 +24,8 @@ from slime_export.proof.report import EXACT, Drift, Report, Score
 from slime_export.publish.lock import staging
 from slime_export.publish.publication import Candidate, Published, publish
 from slime_export.publish.server_control import Server
-from slime_export.room import require_room
 from slime_optimize import training_image
+from slime_optimize.backbone import Backbone
 from slime_optimize.errors import InputError
 from slime_optimize.evaluation import Data, read_data
 from slime_optimize.method.prediction import Predictor, load_predictor
@@ -31,6 +33,14 @@ from slime_repository import layout
 from slime_was.tensors import LATENTS
 
 Say = Callable[[str], None]
+# Copies of the UNet's weights: trace and tidied file lie there together for a moment, then a lower precision, or an
+# engine, comes beside them.
+COPIES = {"fp32": 2.0, "fp16": 2.0, "bf16": 2.0, "int8": 2.5}
+ENGINE_COPIES = 1.5
+# Some filters become four times as large.
+CPU_COPIES = 0.5
+# Protobuf, reports, small models.
+MARGIN_BYTES = 50_000_000
 
 
 def export(options: ExportOptions, say: Say = print) -> tuple[Published, Report]:
@@ -231,3 +241,18 @@ class _Export:
         if report.failures[0].startswith(LATENTS):
             return drift.encoder_from_pytorch(self._loaded(), self.answers, self.encoder) if self.new_encoder else None
         return drift.unet_from_pytorch(self._loaded(), self.answers, self.unet, self.form.inputs())
+
+
+def require_room(folder: Path, backbone: Backbone, variant: Variant, *, on_cpu: bool = False) -> None:
+    """Raise OSError (no space left) unless the disk of `folder`, or of its nearest parent, has room for the export."""
+    there = next(each for each in (folder, *folder.parents) if each.exists())
+    copies = COPIES[variant.precision] + ENGINE_COPIES * (variant.format == "tensorrt") + CPU_COPIES * on_cpu
+    needed = int(copies * sum(each.nbytes for each in backbone.unet.parameters())) + MARGIN_BYTES
+    free = shutil.disk_usage(there).free
+    if free < needed:
+        raise OSError(
+            errno.ENOSPC,
+            f"has {free / 1e9:.2f} GB free, expected {needed / 1e9:.2f} GB for the export; free some, or give a "
+            "--repository on another disk; nothing was published",
+            str(there),
+        )
