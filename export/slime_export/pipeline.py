@@ -30,6 +30,7 @@ from slime_optimize.errors import InputError
 from slime_optimize.evaluation import Data, read_data
 from slime_optimize.method.prediction import Predictor, load_predictor
 from slime_repository import layout
+from slime_repository.variant import Variant
 from slime_was.tensors import LATENTS
 
 Say = Callable[[str], None]
