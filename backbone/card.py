@@ -38,7 +38,17 @@ SHOWN = 2  # validation scenes of every class in reconstructions.png
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    options = _arguments(argv)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--state", type=Path, default=ROOT / "build" / "backbone", help="the training's state")
+    add("--weights", type=Path, default=ROOT / "backbone" / "weights", help="the diffusers folder made from it")
+    add("--out", type=Path, default=ROOT / "docs" / "backbone", help="folder of card.md and its pictures")
+    add("--steps", type=int, default=STEPS, help="of the sampler")
+    add("--guidance", type=float, default=GUIDANCE)
+    add("--seed", type=int, default=SEED)
+    add("--prompts", type=int, default=len(PROMPTS), help="how many of the prompts")
+    add("--ran-on", default="device not recorded", help="what trained the steps whose device the state does not record")
+    options = parser.parse_args(argv)
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     try:
         _write(options)
@@ -74,20 +84,6 @@ def _reconstructions(backbone: Backbone) -> tuple[NDArray[np.uint8], NDArray[np.
     originals = np.stack([scene(kind, "validation", i).image for kind in KINDS for i in range(SHOWN)])
     with torch.no_grad():
         return originals, decode(backbone, backbone.encode(to_tensor(originals)))
-
-
-def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add = parser.add_argument
-    add("--state", type=Path, default=ROOT / "build" / "backbone", help="the training's state")
-    add("--weights", type=Path, default=ROOT / "backbone" / "weights", help="the diffusers folder made from it")
-    add("--out", type=Path, default=ROOT / "docs" / "backbone", help="folder of card.md and its pictures")
-    add("--steps", type=int, default=STEPS, help="of the sampler")
-    add("--guidance", type=float, default=GUIDANCE)
-    add("--seed", type=int, default=SEED)
-    add("--prompts", type=int, default=len(PROMPTS), help="how many of the prompts")
-    add("--ran-on", default="device not recorded", help="what trained the steps whose device the state does not record")
-    return parser.parse_args(argv)
 
 
 if __name__ == "__main__":

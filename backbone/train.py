@@ -50,7 +50,26 @@ class Amount:
 
 def main(argv: Sequence[str] | None = None) -> int:
     started = time.monotonic()
-    options = _arguments(argv)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    count = number(int, lambda value: value >= 0, "a whole number that is not negative")
+    amount = number(float, lambda value: 0 <= value < math.inf, "a number that is not negative")
+    positive_amount = number(float, lambda value: 0 < value < math.inf, "a number above 0")
+    add("--state", type=Path, default=HERE.parent / "build" / "backbone", help="where a stopped run goes on from")
+    add("--out", type=Path, default=HERE / "weights", help="the diffusers folder to write")
+    add("--scenes", type=count, help="pictures to draw, each drawing in three colourings (12000, on a GPU 60000)")
+    add("--vae-steps", type=count, help="(1000, on a GPU 4000); a VAE that made latents is not trained further")
+    add("--steps", type=count, help="of the UNet and the text encoder (4000, on a GPU 200000)")
+    add("--minutes", type=amount, default=0.0, help="stop after so long, all told; the learning rate falls in time")
+    add("--batch", type=positive, help="captioned pictures a step (16, on a GPU 256)")
+    add("--rate", type=positive_amount, help="peak learning rate (8e-4, on a GPU 1.5e-3)")
+    add("--threads", type=int, default=0, help="CPU threads; 0 leaves PyTorch's choice")
+    add("--workers", type=int, default=0, help="processes that draw scenes; 0 is one a core")
+    add("--begin", type=Path, metavar="WEIGHTS", help="begin with weights that train.py wrote, backbone/weights say")
+    add("--unpack", type=Path, metavar="FOLDER", help="begin with the state in these shards")
+    add("--pack", type=Path, metavar="FOLDER", help="leave the state in shards of at most 16 MiB, 64 MiB together")
+    add("--no-train", action="store_true", help="only unpack, write the weights, pack")
+    options = parser.parse_args(argv)
     try:
         device = _prepare(options.threads)
         with first_then_others():
@@ -115,29 +134,6 @@ def _save(options: argparse.Namespace) -> None:
     print(f"saved {options.out}")
     if options.pack:
         print(f"packed {pack(options.state, options.pack)}")
-
-
-def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add = parser.add_argument
-    count = number(int, lambda value: value >= 0, "a whole number that is not negative")
-    amount = number(float, lambda value: 0 <= value < math.inf, "a number that is not negative")
-    positive_amount = number(float, lambda value: 0 < value < math.inf, "a number above 0")
-    add("--state", type=Path, default=HERE.parent / "build" / "backbone", help="where a stopped run goes on from")
-    add("--out", type=Path, default=HERE / "weights", help="the diffusers folder to write")
-    add("--scenes", type=count, help="pictures to draw, each drawing in three colourings (12000, on a GPU 60000)")
-    add("--vae-steps", type=count, help="(1000, on a GPU 4000); a VAE that made latents is not trained further")
-    add("--steps", type=count, help="of the UNet and the text encoder (4000, on a GPU 200000)")
-    add("--minutes", type=amount, default=0.0, help="stop after so long, all told; the learning rate falls in time")
-    add("--batch", type=positive, help="captioned pictures a step (16, on a GPU 256)")
-    add("--rate", type=positive_amount, help="peak learning rate (8e-4, on a GPU 1.5e-3)")
-    add("--threads", type=int, default=0, help="CPU threads; 0 leaves PyTorch's choice")
-    add("--workers", type=int, default=0, help="processes that draw scenes; 0 is one a core")
-    add("--begin", type=Path, metavar="WEIGHTS", help="begin with weights that train.py wrote, backbone/weights say")
-    add("--unpack", type=Path, metavar="FOLDER", help="begin with the state in these shards")
-    add("--pack", type=Path, metavar="FOLDER", help="leave the state in shards of at most 16 MiB, 64 MiB together")
-    add("--no-train", action="store_true", help="only unpack, write the weights, pack")
-    return parser.parse_args(argv)
 
 
 if __name__ == "__main__":

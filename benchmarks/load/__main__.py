@@ -270,14 +270,6 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 @reported
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the benchmark; return 1 where it cannot be measured."""
-    options = _arguments(argv)
-    result = measure(options)
-    print(keeping.table(("figure", "wanted", "measured", ""), goals(result)))
-    keeping.keep(options, result, page, plot=plot)
-    return 0
-
-
-def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repository", type=Path, help="default: one of the embedded backbone, in build/load")
     served_repository.add_options(parser)
@@ -289,7 +281,11 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--soak-seconds", type=float, default=3600.0, help="at the most")
     parser.add_argument("--soak-only", action="store_true", help="add the soak to the figures in --json")
     keeping.add_options(parser)
-    return parser.parse_args(argv)
+    options = parser.parse_args(argv)
+    result = measure(options)
+    print(keeping.table(("figure", "wanted", "measured", ""), goals(result)))
+    keeping.keep(options, result, page, plot=plot)
+    return 0
 
 
 if __name__ == "__main__":

@@ -257,19 +257,6 @@ def disagreements(result: Mapping[str, Any]) -> list[str]:
 @reported
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the benchmark; return 1 where it cannot be measured, or where masks disagree on a GPU."""
-    options = _arguments(argv)
-    options.work = options.work.resolve()
-    options.work.mkdir(parents=True, exist_ok=True)
-    machine.set_threads(options.threads)  # PyTorch and ONNX Runtime are told besides
-    result = measure(options)
-    keeping.keep(options, result, page, result["shape"], plot)
-    print("\n" + page({result["shape"]: result}).partition("\n## ")[2])
-    for line in (wrong := disagreements(result)):
-        print(f"error: {line}", file=sys.stderr)
-    return 1 if wrong and options.device != "cpu" else 0
-
-
-def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=SHAPES, default="embedded")
     parser.add_argument("--backbone", help="a folder in diffusers layout, in place of the shape's weights")
@@ -289,7 +276,15 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     options.rounds = options.rounds or (20 if options.device == "cuda" else _ROUNDS.get(options.shape, _FEW))
     options.variants = options.variants or VARIANTS[options.device]
     options.batches = options.batches or BATCHES[options.device]
-    return options
+    options.work = options.work.resolve()
+    options.work.mkdir(parents=True, exist_ok=True)
+    machine.set_threads(options.threads)  # PyTorch and ONNX Runtime are told besides
+    result = measure(options)
+    keeping.keep(options, result, page, result["shape"], plot)
+    print("\n" + page({result["shape"]: result}).partition("\n## ")[2])
+    for line in (wrong := disagreements(result)):
+        print(f"error: {line}", file=sys.stderr)
+    return 1 if wrong and options.device != "cpu" else 0
 
 
 if __name__ == "__main__":

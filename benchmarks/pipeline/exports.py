@@ -182,7 +182,13 @@ def _key(backbone: Backbone) -> str:
 
 
 def main() -> None:
-    options = _arguments()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("backbone", help="embedded, or a folder in diffusers layout")
+    parser.add_argument("work", type=Path)
+    parser.add_argument("--parts", nargs="+", default=["6"])
+    parser.add_argument("--forms", nargs="+", choices=FORMS, default=FORMS)
+    parser.add_argument("--threads", type=int, default=1)
+    options = parser.parse_args()
     torch.set_num_threads(options.threads)
     with redirect_stdout(sys.stderr):
         exports = Exports.of(load_backbone(options.backbone), options.work)
@@ -201,16 +207,6 @@ def _told(exports: Exports, form: str, name: str) -> dict[str, Any]:
         return exports.made(form, name)
     except MissingError as error:
         return {"missing": str(error)}
-
-
-def _arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("backbone", help="embedded, or a folder in diffusers layout")
-    parser.add_argument("work", type=Path)
-    parser.add_argument("--parts", nargs="+", default=["6"])
-    parser.add_argument("--forms", nargs="+", choices=FORMS, default=FORMS)
-    parser.add_argument("--threads", type=int, default=1)
-    return parser.parse_args(argv)
 
 
 if __name__ == "__main__":

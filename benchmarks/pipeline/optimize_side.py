@@ -245,7 +245,15 @@ def serve(taught: dict[str, Lesson], orders: TextIO | None = None, answers: Text
 
 
 def main() -> None:
-    options = _arguments()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("side", choices=["published", "ours", "forecast"])
+    parser.add_argument("backbone", help="embedded, or a folder in diffusers layout")
+    parser.add_argument("--pixels", type=int, help="of an image's side")
+    parser.add_argument("--parts", type=int, default=6)
+    parser.add_argument("--steps", type=int, default=1, help="how many will be told, after the first")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", default="cpu")
+    options = parser.parse_args()
     if options.side == "forecast":
         with redirect_stdout(sys.stderr):
             told = forecast(options.backbone, options.pixels, options.parts)
@@ -255,18 +263,6 @@ def main() -> None:
     torch.manual_seed(0)
     backbone = sized(load_backbone(options.backbone, options.device), options.pixels)
     serve(lessons(options.side, backbone, options.parts, options.steps))
-
-
-def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("side", choices=["published", "ours", "forecast"])
-    parser.add_argument("backbone", help="embedded, or a folder in diffusers layout")
-    parser.add_argument("--pixels", type=int, help="of an image's side")
-    parser.add_argument("--parts", type=int, default=6)
-    parser.add_argument("--steps", type=int, default=1, help="how many will be told, after the first")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--device", default="cpu")
-    return parser.parse_args()
 
 
 if __name__ == "__main__":

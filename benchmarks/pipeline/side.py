@@ -134,19 +134,6 @@ def opened(options: argparse.Namespace) -> Variant:
 
 
 def main() -> None:
-    options = _arguments()
-    try:
-        variant = opened(options)
-    except MissingError as error:
-        print(json.dumps({"missing": str(error)}), flush=True)
-        return
-    try:
-        serve(variant)
-    finally:
-        variant.close()
-
-
-def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("kind", choices=KINDS)
     parser.add_argument("--segmenter", type=Path, help="what PyTorch runs")
@@ -157,7 +144,16 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--session", default="served", help="options of ONNX Runtime's session, by name")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=1)
-    return parser.parse_args()
+    options = parser.parse_args()
+    try:
+        variant = opened(options)
+    except MissingError as error:
+        print(json.dumps({"missing": str(error)}), flush=True)
+        return
+    try:
+        serve(variant)
+    finally:
+        variant.close()
 
 
 if __name__ == "__main__":

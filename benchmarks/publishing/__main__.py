@@ -96,18 +96,6 @@ def new_names(run: Run, count: int) -> tuple[list[float], list[float]]:
 @reported
 def main(argv: Sequence[str] | None = None) -> int:
     """Run it; return 1 where a request was lost or answered wrongly, or nothing could be measured."""
-    options = _arguments(argv)
-    torch.set_num_threads(1)
-    backbone = load_backbone(options.backbone)
-    result: dict[str, Any] = {"machine": machine.facts()}
-    for embedding in options.embedding:
-        result[embedding] = measured(embedding, backbone, options)
-    print(keeping.compact(result), end="")
-    keeping.keep(options, result)
-    return 1 if any(result[each]["errors_or_wrong"] for each in options.embedding) else 0
-
-
-def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--embedding", nargs="+", choices=FORMS, default=list(FORMS), help="forms")
     parser.add_argument("--backbone", default="embedded", help="embedded, or a folder in diffusers layout")
@@ -116,7 +104,15 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--rollbacks", type=positive, default=5)
     parser.add_argument("--new-names", type=positive, default=5)
     keeping.add_options(parser, page=False)
-    return parser.parse_args(argv)
+    options = parser.parse_args(argv)
+    torch.set_num_threads(1)
+    backbone = load_backbone(options.backbone)
+    result: dict[str, Any] = {"machine": machine.facts()}
+    for embedding in options.embedding:
+        result[embedding] = measured(embedding, backbone, options)
+    print(keeping.compact(result), end="")
+    keeping.keep(options, result)
+    return 1 if any(result[each]["errors_or_wrong"] for each in options.embedding) else 0
 
 
 if __name__ == "__main__":

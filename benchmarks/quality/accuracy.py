@@ -90,23 +90,19 @@ def _rounded(figures: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, 
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    options = _arguments(argv)
-    torch.set_num_threads(options.threads)
-    options.work = options.work.resolve()
-    accuracy = measure(options)
-    print(json.dumps(accuracy, indent=1))
-    keeping.keep(options, {"accuracy": accuracy}, page, "embedded")
-    return 0
-
-
-def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_options(parser, (0,))
     parser.add_argument("--forms", nargs="+", choices=FORMS, default=FORMS)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--work", type=Path, default=ROOT / "build" / "pipeline", help="where ONNX files are kept")
     keeping.add_options(parser)
-    return parser.parse_args(argv)
+    options = parser.parse_args(argv)
+    torch.set_num_threads(options.threads)
+    options.work = options.work.resolve()
+    accuracy = measure(options)
+    print(json.dumps(accuracy, indent=1))
+    keeping.keep(options, {"accuracy": accuracy}, page, "embedded")
+    return 0
 
 
 if __name__ == "__main__":

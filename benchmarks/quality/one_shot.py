@@ -35,7 +35,12 @@ WITHOUT_WAS = Measurement(use_was=False)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    options = _arguments(argv)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_options(parser, (0, 1, 2))
+    parser.add_argument("--repository", type=Path, default=ROOT / "build" / "one-shot" / "repository")
+    parser.add_argument("--skip-random", action="store_true", help="without the slow floor, the random backbone")
+    keeping.add_options(parser, page=False)
+    options = parser.parse_args(argv)
     laboratory = Laboratory.of(options)
     names: dict[str, Job] = {}
     for kind in options.kinds:
@@ -93,15 +98,6 @@ def table(rows: Mapping[str, list[dict[str, Any]]], bounds: Mapping[str, Mapping
     lines.append(["mean", f"**{mean(over):.1f}**", f"{mean(alone):.1f}", *floors])
     columns = ("mean IoU, %", "over gRPC", "without WAS", "floor: nearest colour", "floor: random backbone", "ceiling")
     return keeping.table(columns, lines)
-
-
-def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_options(parser, (0, 1, 2))
-    parser.add_argument("--repository", type=Path, default=ROOT / "build" / "one-shot" / "repository")
-    parser.add_argument("--skip-random", action="store_true", help="without the slow floor, the random backbone")
-    keeping.add_options(parser, page=False)
-    return parser.parse_args(argv)
 
 
 if __name__ == "__main__":
