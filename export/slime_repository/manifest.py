@@ -21,7 +21,6 @@ from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 from slime_repository.errors import RepositoryError
 from slime_repository.layout import CACHE
@@ -150,11 +149,7 @@ def _loaded(path: Path, next_step: str) -> Manifest:
             raise ValueError(f"format {facts['format']}, expected {FORMAT}")
         return Manifest(
             files={path: Entry(**fact) for path, fact in facts["files"].items()},
-            changing={path: _entry_of(fact) for path, fact in facts["changing"].items()},
+            changing={path: Entry(**fact) if fact else None for path, fact in facts["changing"].items()},
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise RepositoryError(f"manifest {path}: cannot be read ({error}); {next_step}") from error
-
-
-def _entry_of(fact: Mapping[str, Any] | None) -> Entry | None:
-    return Entry(**fact) if fact else None

@@ -69,7 +69,13 @@ def build(onnx_path: Path, folder: Path, options: Options | None = None, say: Sa
     """
     options, trt = options or Options(), module()
     log = logger(trt)
-    builder = _builder(trt, log)
+    try:
+        builder = trt.Builder(log)
+    except TypeError as error:  # what its bindings make of a missing driver or device
+        raise EngineError(
+            f"TensorRT {trt.__version__}: cannot start ({_last(log)}), expected an NVIDIA GPU and its driver; "
+            "see nvidia-smi, or run on the machine that will serve"
+        ) from error
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     # Held until the end, because the weights stay the parser's.
     parser = trt.OnnxParser(network, log)
@@ -119,16 +125,6 @@ def logger(trt: ModuleType) -> Any:
                 self.errors.append(_line(msg))
 
     return Log()
-
-
-def _builder(trt: ModuleType, log: Any) -> Any:
-    try:
-        return trt.Builder(log)
-    except TypeError as error:  # what its bindings make of a missing driver or device
-        raise EngineError(
-            f"TensorRT {trt.__version__}: cannot start ({_last(log)}), expected an NVIDIA GPU and its driver; "
-            "see nvidia-smi, or run on the machine that will serve"
-        ) from error
 
 
 def _profile(builder: Any, network: Any, options: Options) -> Any:

@@ -193,6 +193,7 @@ class _Walk:
     values: dict[str, TensorProto] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        self.opsets = {each.domain: each.version for each in reversed(self.model.opset_import)}
         for value in self.model.graph.input:
             kind = value.type.tensor_type
             dims = [dim.dim_value or self.batch for dim in kind.shape.dim]
@@ -214,24 +215,21 @@ class _Walk:
             results = computed([node], self.values, node.output, self.model.opset_import)
             for name, value in zip(node.output, results, strict=True):
                 self._keep(name, value)
-        elif all(name in self.kinds for name in inputs):
-            self._infer(node, inputs)
-
-    def _keep(self, name: str, value: Array) -> None:
-        self.values[name] = numpy_helper.from_array(value, name)
-        self.kinds[name] = helper.make_tensor_type_proto(self.values[name].data_type, list(value.shape))
-
-    def _infer(self, node: NodeProto, inputs: list[str]) -> None:
-        version = next((each.version for each in self.model.opset_import if each.domain == node.domain), None)
-        if version is None or not defs.has(node.op_type, node.domain):
-            return
-        self.kinds.update(
-            shape_inference.infer_node_outputs(
-                defs.get_schema(node.op_type, version, node.domain),
+        elif (
+            all(name in self.kinds for name in inputs)
+            and node.domain in self.opsets
+            and defs.has(node.op_type, node.domain)
+        ):
+            inferred_kinds = shape_inference.infer_node_outputs(
+                defs.get_schema(node.op_type, self.opsets[node.domain], node.domain),
                 node,
                 {name: self.kinds[name] for name in inputs},
                 {name: self.values[name] for name in inputs if name in self.values},
                 opset_imports=list(self.model.opset_import),
                 ir_version=self.model.ir_version,
             )
-        )
+            self.kinds.update(inferred_kinds)
+
+    def _keep(self, name: str, value: Array) -> None:
+        self.values[name] = numpy_helper.from_array(value, name)
+        self.kinds[name] = helper.make_tensor_type_proto(self.values[name].data_type, list(value.shape))

@@ -85,8 +85,10 @@ def _switched(path: Path, quantised: Path, groups: Sequence[Sequence[str]], fold
     nodes = []
     for node in floats.graph.node:
         if node.name in gate_of:
-            in_int8 = _in_int8(by_name[node.name], made_by, readers)
-            nodes.append(_either(node, in_int8, gate_of[node.name]))
+            in_int8 = _branch(_in_int8(by_name[node.name], made_by, readers), f"{node.name}|int8")
+            in_float = _branch([node], f"{node.name}|float")
+            branches = {"name": node.name, "then_branch": in_int8, "else_branch": in_float}
+            nodes.append(helper.make_node("If", [gate_of[node.name]], [node.output[0]], **branches))
         else:
             nodes.append(node)
     ones = numpy_helper.from_array(np.ones(len(groups), np.int64), f"{_SWITCHES}/ones")
@@ -131,18 +133,6 @@ def _in_int8(product: NodeProto, made_by: Mapping[str, NodeProto], readers: Mapp
     if rounding is not None and rounding.op_type == "QuantizeLinear":
         found += [rounding, readers[rounding.output[0]]]
     return found
-
-
-def _either(node: NodeProto, in_int8: Sequence[NodeProto], gate: str) -> NodeProto:
-    """Return an If that runs `in_int8` where `gate` is true, and the float `node` elsewhere."""
-    return helper.make_node(
-        "If",
-        [gate],
-        [node.output[0]],
-        name=node.name,
-        then_branch=_branch(in_int8, f"{node.name}|int8"),
-        else_branch=_branch([node], f"{node.name}|float"),
-    )
 
 
 def _branch(nodes: Sequence[NodeProto], name: str) -> GraphProto:
