@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from slime_backbone.autoencoder import to_tensor
 from slime_backbone.card import read_training, write_card
@@ -30,7 +29,7 @@ from slime_backbone.pictures import (
 )
 from slime_backbone.scene import KINDS, scene
 from slime_backbone.training import TrainingError
-from slime_optimize.backbone import Backbone, load_backbone
+from slime_optimize.backbone import load_backbone
 from slime_optimize.errors import BackboneError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -66,7 +65,9 @@ def _write(options: argparse.Namespace) -> None:
     prompts = PROMPTS[: options.prompts]
     images = sample(backbone, prompts, steps=options.steps, guidance=options.guidance, seed=options.seed)
     samples_picture(images, prompts, options.out / "samples.png")
-    originals, rebuilt = _reconstructions(backbone)
+    originals = np.stack([scene(kind, "validation", i).image for kind in KINDS for i in range(SHOWN)])
+    with torch.no_grad():
+        rebuilt = decode(backbone, backbone.encode(to_tensor(originals)))
     reconstructions_picture(originals, rebuilt, options.out / "reconstructions.png")
     write_card(
         options.out / "card.md",
@@ -78,12 +79,6 @@ def _write(options: argparse.Namespace) -> None:
         sampling=f"DDIM, {options.steps} steps, guidance {options.guidance:g}, seed {options.seed}; chosen by nobody.",
         ran_on=options.ran_on,
     )
-
-
-def _reconstructions(backbone: Backbone) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    originals = np.stack([scene(kind, "validation", i).image for kind in KINDS for i in range(SHOWN)])
-    with torch.no_grad():
-        return originals, decode(backbone, backbone.encode(to_tensor(originals)))
 
 
 if __name__ == "__main__":

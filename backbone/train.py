@@ -106,7 +106,9 @@ def _prepare(threads: int) -> torch.device:
 
 def _train(options: argparse.Namespace, device: torch.device, started: float) -> None:
     state: Path = options.state
-    amount, recipe = Amount.for_device(device), _recipe(options, device)
+    amount = Amount.for_device(device)
+    given = {name: value for name in ("batch", "rate") if (value := getattr(options, name)) is not None}
+    recipe = replace(Recipe.for_device(device), **given)
     seconds = 60 * options.minutes if options.minutes else math.inf
     with first_then_others():
         pictures = corpus(state, options.scenes or amount.scenes, options.workers)
@@ -121,11 +123,6 @@ def _train(options: argparse.Namespace, device: torch.device, started: float) ->
     )
     if share()[0] == 0:
         print(f"step {reached} on {device}", flush=True)
-
-
-def _recipe(options: argparse.Namespace, device: torch.device) -> Recipe:
-    given = {name: getattr(options, name) for name in ("batch", "rate") if getattr(options, name) is not None}
-    return replace(Recipe.for_device(device), **given)
 
 
 def _save(options: argparse.Namespace) -> None:

@@ -79,23 +79,18 @@ def known_scale(folder: Path) -> float | None:
     return None if stored is None else float(np.load(stored)["scale"])
 
 
+@torch.no_grad()
 def encode_all(vae: AutoencoderKL, corpus: Corpus, folder: Path, device: torch.device) -> NDArray[np.float16]:
     """Posterior means of every scene, (M, 4, h, w) float16, scaled to unit variance; kept in `folder`."""
     path = folder / f"latents-{len(corpus.images)}.npz"
     if not path.exists():
-        means = _means(vae, corpus, device)
+        count, batch = len(corpus.images), ENCODED[device.type]
+        means = np.empty((count, 4, LATENT, LATENT), np.float32)
+        for start in trange(0, count, batch, desc="latents", mininterval=5):
+            pixels = to_tensor(np.array(corpus.images[start : start + batch])).to(device)
+            means[start : start + batch] = vae.encode(pixels).latent_dist.mean.cpu().numpy()
         scale = known_scale(folder) or float(1 / means.std())
         with whole(path) as waiting, waiting.open("wb") as file:
             np.savez(file, latents=(means * scale).astype(np.float16), scale=scale)
     latents: NDArray[np.float16] = np.load(path)["latents"]
     return latents
-
-
-@torch.no_grad()
-def _means(vae: AutoencoderKL, corpus: Corpus, device: torch.device) -> NDArray[np.float32]:
-    count, batch = len(corpus.images), ENCODED[device.type]
-    means = np.empty((count, 4, LATENT, LATENT), np.float32)
-    for start in trange(0, count, batch, desc="latents", mininterval=5):
-        pixels = to_tensor(np.array(corpus.images[start : start + batch])).to(device)
-        means[start : start + batch] = vae.encode(pixels).latent_dist.mean.cpu().numpy()
-    return means

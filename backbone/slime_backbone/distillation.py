@@ -72,7 +72,10 @@ def distil(weights: Path, state: Path, recipe: Recipe, device: torch.device, wor
     lessons = _lessons(vae, state, recipe, device, workers)
     torch.manual_seed(recipe.seed)
     tiny = build_tiny_vae().to(device, memory_format=torch.channels_last)
-    run = _run(tiny, state, recipe)
+    encoder = nn.ModuleDict({"encoder": tiny.encoder})
+    optimiser = torch.optim.AdamW(encoder.parameters(), lr=recipe.rate, betas=(0.9, 0.99), weight_decay=0.0)
+    facts: dict[str, str | int | float] = {"batch": recipe.batch, "rate": recipe.rate, "scenes": recipe.scenes}
+    run = Run(modules=encoder, optimiser=optimiser, path=state / "tiny_vae.pt", peak_rate=recipe.rate, facts=facts)
     run.go(recipe.steps, lambda step: _loss(tiny, lessons, step, recipe, device), recipe.seconds)
     run.use_average()
     return run
@@ -141,29 +144,17 @@ def _lessons(
     """Scenes and views, drawn and encoded once, kept in `state`."""
     scenes = corpus(state, recipe.scenes, workers)
     folder = state / "views"
-    views = Corpus(images=_kept_views(folder, scenes, recipe), captions=[])
+    path = folder / f"views-{recipe.views}.npy"
+    if not path.exists():
+        with whole(path) as waiting, waiting.open("wb") as file:
+            np.save(file, changed_views(scenes.images, recipe.views, recipe.seed))
+    views = Corpus(images=np.load(path, mmap_mode="r"), captions=[])
     for each in (state, folder):
         (each / SCALE_FILE).write_text(json.dumps(vae.config.scaling_factor) + "\n")
     return (
         Lesson(images=scenes.images, latents=encode_all(vae, scenes, state, device)),
         Lesson(images=views.images, latents=encode_all(vae, views, folder, device)),
     )
-
-
-def _kept_views(folder: Path, scenes: Corpus, recipe: Recipe) -> NDArray[np.uint8]:
-    path = folder / f"views-{recipe.views}.npy"
-    if not path.exists():
-        with whole(path) as waiting, waiting.open("wb") as file:
-            np.save(file, changed_views(scenes.images, recipe.views, recipe.seed))
-    images: NDArray[np.uint8] = np.load(path, mmap_mode="r")
-    return images
-
-
-def _run(tiny: AutoencoderTiny, state: Path, recipe: Recipe) -> Run:
-    encoder = nn.ModuleDict({"encoder": tiny.encoder})
-    optimiser = torch.optim.AdamW(encoder.parameters(), lr=recipe.rate, betas=(0.9, 0.99), weight_decay=0.0)
-    facts: dict[str, str | int | float] = {"batch": recipe.batch, "rate": recipe.rate, "scenes": recipe.scenes}
-    return Run(modules=encoder, optimiser=optimiser, path=state / "tiny_vae.pt", peak_rate=recipe.rate, facts=facts)
 
 
 def _loss(

@@ -87,9 +87,6 @@ class _Grounded(PlainAttnProcessor):
     def attend(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
         if not self.cross:
             return functional.scaled_dot_product_attention(query, key, value)
-        return self._words(query, key, value, scale)
-
-    def _words(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
         logits = ((query * scale) @ key.transpose(-1, -2)).float()
         shares = logits.softmax(-1)
         mixed = shares.to(value.dtype) @ value

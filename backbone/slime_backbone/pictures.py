@@ -127,7 +127,10 @@ def sample(
     """
     generator = torch.Generator().manual_seed(seed)
     latents_B4hh = torch.randn(len(prompts), 4, backbone.latent_size, backbone.latent_size, generator=generator)
-    text_BTD = _text(backbone, [""] * len(prompts) + list(prompts))
+    tokens = backbone.tokenizer(
+        [*[""] * len(prompts), *prompts], padding="max_length", max_length=LENGTH, truncation=True, return_tensors="pt"
+    )
+    text_BTD = backbone.text_encoder(tokens.input_ids)[0]
     backbone.scheduler.set_timesteps(steps)
     for time in tqdm(backbone.scheduler.timesteps, desc="samples", mininterval=5):
         empty, told = backbone.unet(latents_B4hh.repeat(2, 1, 1, 1), time, text_BTD).sample.chunk(2)
@@ -142,11 +145,3 @@ def decode(backbone: Backbone, latents_B4hh: torch.Tensor) -> NDArray[np.uint8]:
     scaled = ((pixels_B3SS + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
     images: NDArray[np.uint8] = scaled.permute(0, 2, 3, 1).numpy()
     return images
-
-
-def _text(backbone: Backbone, prompts: list[str]) -> torch.Tensor:
-    ids = backbone.tokenizer(
-        prompts, padding="max_length", max_length=LENGTH, truncation=True, return_tensors="pt"
-    ).input_ids
-    text_BTD: torch.Tensor = backbone.text_encoder(ids)[0]
-    return text_BTD

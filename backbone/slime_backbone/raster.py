@@ -93,21 +93,17 @@ def frame(layers: list[Layer], rng: np.random.Generator, *, squash: float) -> li
 
 def render(layers: list[Layer], rng: np.random.Generator, size: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """Image (S, S, 3) and index mask (S, S), both uint8, of layers in the unit square; the first is the backdrop."""
-    index_OO = _layer_index(layers, size * OVERSAMPLE)
+    canvas = Image.new("L", (size * OVERSAMPLE, size * OVERSAMPLE), 0)
+    draw = ImageDraw.Draw(canvas)
+    for index, layer in enumerate(layers[1:], 1):
+        draw.polygon([(float(x), float(y)) for x, y in layer.polygon_V2 * size * OVERSAMPLE], fill=index)
+    index_OO = np.asarray(canvas)
     colour_OO3 = _colours(layers, index_OO, rng)
     image = colour_OO3.reshape(size, OVERSAMPLE, size, OVERSAMPLE, 3).mean((1, 3))
     image = image + rng.normal(0, rng.uniform(0.0, 0.035), image.shape)
     parts = np.array([layer.part for layer in layers], np.uint8)
     mask = parts[index_OO[::OVERSAMPLE, ::OVERSAMPLE]]
     return np.clip(image * 255 + 0.5, 0, 255).astype(np.uint8), mask
-
-
-def _layer_index(layers: list[Layer], side: int) -> NDArray[np.uint8]:
-    canvas = Image.new("L", (side, side), 0)
-    draw = ImageDraw.Draw(canvas)
-    for index, layer in enumerate(layers[1:], 1):
-        draw.polygon([(float(x), float(y)) for x, y in layer.polygon_V2 * side], fill=index)
-    return np.asarray(canvas)
 
 
 def _colours(layers: list[Layer], index_OO: NDArray[np.uint8], rng: np.random.Generator) -> Floats:

@@ -80,7 +80,10 @@ class Run:
         if self.step >= steps or seconds <= 0:
             return
         clock = _Clock(seconds)
-        saved = self._begin_session()
+        saved = self._started = time.monotonic()
+        device = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "CPU"
+        facts = {"device": device, "processes": share()[1], "threads": torch.get_num_threads(), **self.facts}
+        self.sessions.append({"first": self.step, "last": self.step, "seconds": 0.0, **facts})
         bar = tqdm(total=steps, initial=self.step, desc=self.path.stem, mininterval=10, disable=share()[0] > 0)
         while self.step < steps and (left := clock.left()) > 0:
             self._one(min((steps - self.step) / steps, left), loss_of)
@@ -94,14 +97,6 @@ class Run:
                 saved = time.monotonic()
         bar.close()
         self.save()
-
-    def _begin_session(self) -> float:
-        now = time.monotonic()
-        self._started = now
-        device = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "CPU"
-        facts = {"device": device, "processes": share()[1], "threads": torch.get_num_threads(), **self.facts}
-        self.sessions.append({"first": self.step, "last": self.step, "seconds": 0.0, **facts})
-        return now
 
     def _one(self, left: float, loss_of: LossOf) -> None:
         rate = self.peak_rate * trapezoid(left, (self.step - self.fresh_since + 1) / self.warmup)
@@ -197,15 +192,13 @@ class Run:
         self.sessions = json.loads(state.get("sessions", "[]"))
         self.fresh_since = state.get("fresh_since", 0)
         if "optimiser" in state:
-            self._restore_optimiser(state["optimiser"])
+            stored = state["optimiser"]
+            # The moments, in whichever implementation this device has, not the one that they were saved from.
+            for theirs, ours in zip(stored["param_groups"], self.optimiser.param_groups, strict=True):
+                theirs.update({k: ours[k] for k in ("fused", "foreach", "capturable", "lr") if k in ours})
+            self.optimiser.load_state_dict(stored)
         else:
             self.fresh_since = self.step
-
-    def _restore_optimiser(self, stored: dict[str, Any]) -> None:
-        """The moments, in whichever implementation this device has, not the one that they were saved from."""
-        for theirs, ours in zip(stored["param_groups"], self.optimiser.param_groups, strict=True):
-            theirs.update({k: ours[k] for k in ("fused", "foreach", "capturable", "lr") if k in ours})
-        self.optimiser.load_state_dict(stored)
 
     def use_average(self) -> None:
         """Put the averaged weights, the ones worth keeping, into the modules."""

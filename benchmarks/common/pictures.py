@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +18,7 @@ def picture(side: int, seed: int) -> npt.NDArray[np.uint8]:
     return np.asarray(Image.fromarray(coarse).resize((side, side), Image.Resampling.BICUBIC))
 
 
+@lru_cache(maxsize=64)
 def encoded(side: int, seed: int) -> bytes:
     """The picture as a JPEG file."""
     buffer = io.BytesIO()

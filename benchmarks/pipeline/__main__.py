@@ -165,6 +165,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     macs, masks = _counted(runner, variants, options)
     more = {name: of(runner, variants, options) for name, of in MORE.items() if getattr(options, name)}
     ready = list(runner.ready.values())
+    # PyTorch's sides know a GPU's name.
+    device = max((str(each["device"]) for each in ready), key=lambda name: (name != "cpu", len(name)))
     versions = {name: version for each in ready for name, version in each["versions"].items()}
     models = {
         key: {name: value for name, value in model.items() if name != "path"}
@@ -180,13 +182,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "models": models,
         **result_of(runs, batches, peaks, macs, masks),
         **more,
-        "machine": facts | {"device": _device(ready), "threads": options.threads, "versions": versions},
+        "machine": facts | {"device": device, "threads": options.threads, "versions": versions},
     }
-
-
-def _device(ready: Sequence[Mapping[str, Any]]) -> str:
-    """Return the GPU's name, which PyTorch's sides know, or `cpu`."""
-    return max((str(each["device"]) for each in ready), key=lambda name: (name != "cpu", len(name)))
 
 
 def _counted(

@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import gc
 import hashlib
+import itertools
 import json
 import os
 import shutil
@@ -79,7 +80,12 @@ class Exports:
 
     @classmethod
     def of(cls, backbone: Backbone, work: Path, **more: Any) -> Exports:
-        folder = work / _key(backbone)
+        digest = hashlib.sha256(backbone.hash.encode())
+        for decisive in _DECISIVE:
+            path = Path(decisive.__file__)
+            for source in sorted(path.parent.rglob("*.py")) if path.name == "__init__.py" else [path]:
+                digest.update(source.read_bytes())
+        folder = work / digest.hexdigest()[:16]
         folder.mkdir(parents=True, exist_ok=True)
         return cls(backbone=backbone, folder=folder, **more)
 
@@ -172,15 +178,6 @@ class Exports:
         return Served(argparse.Namespace(**paths, **options, pixels=self.backbone.image_size))
 
 
-def _key(backbone: Backbone) -> str:
-    digest = hashlib.sha256(backbone.hash.encode())
-    for decisive in _DECISIVE:
-        path = Path(decisive.__file__)
-        for source in sorted(path.parent.rglob("*.py")) if path.name == "__init__.py" else [path]:
-            digest.update(source.read_bytes())
-    return digest.hexdigest()[:16]
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("backbone", help="embedded, or a folder in diffusers layout")
@@ -195,18 +192,14 @@ def main() -> None:
         told: dict[str, Any] = {
             "image_size": exports.backbone.image_size,
             "segmenters": {parts: str(exports.segmenter(parts)) for parts in options.parts},
-            "models": {
-                f"{form}-{parts}": _told(exports, form, parts) for parts in options.parts for form in options.forms
-            },
+            "models": {},
         }
+        for parts, form in itertools.product(options.parts, options.forms):
+            try:
+                told["models"][f"{form}-{parts}"] = exports.made(form, parts)
+            except MissingError as error:
+                told["models"][f"{form}-{parts}"] = {"missing": str(error)}
     print(json.dumps(told))
-
-
-def _told(exports: Exports, form: str, name: str) -> dict[str, Any]:
-    try:
-        return exports.made(form, name)
-    except MissingError as error:
-        return {"missing": str(error)}
 
 
 if __name__ == "__main__":

@@ -12,12 +12,12 @@ Shape suffixes: B batch, S image side, h, w latent sides, T tokens, D width, K p
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import sys
 import time
 import weakref
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
 from contextlib import redirect_stdout
 from dataclasses import replace
 from pathlib import Path
@@ -121,16 +121,11 @@ class Ours(Lesson):
         super().__init__(backbone, [self._start_1TD[0, 1:parts].clone().requires_grad_(True)], settings)
         self._stepper = Stepper(backbone=backbone, settings=settings, parts=parts, seed=0)
         self._stepper.empty_prompt  # noqa: B018  encoded once in a run, and not while a step is measured
-        self._views = self._warm_and_then(backbone, example(backbone.image_size, parts), settings, steps)
-        self._turn = 0
-
-    @staticmethod
-    def _warm_and_then(
-        backbone: Backbone, image: Example, settings: Settings, steps: int
-    ) -> Iterator[tuple[Tensor, Tensor]]:
         # Apart, so that the steps that count pay for all that is encoded for them, and for nothing else.
-        yield from views(backbone, [image], settings, 1, 1)
-        yield from views(backbone, [image], settings, 0, steps)
+        examples = [example(backbone.image_size, parts)]
+        warm_up, counting = views(backbone, examples, settings, 1, 1), views(backbone, examples, settings, 0, steps)
+        self._views = itertools.chain(warm_up, counting)
+        self._turn = 0
 
     def encoded(self) -> tuple[Tensor, Tensor]:
         return next(self._views)
@@ -212,19 +207,15 @@ class Watch(TorchDispatchMode):
         for made in tree_leaves(result):
             # An expanded view names more elements than there are.
             if isinstance(made, Tensor):
-                self._see(made)
+                storage = made.untyped_storage()
+                size, key = storage.nbytes(), storage._cdata
+                self.largest = max(self.largest, min(made.numel(), size // made.element_size()))
+                if key not in self._known:
+                    self._known.add(key)
+                    self._alive_bytes += size
+                    self.peak_bytes = max(self.peak_bytes, self._alive_bytes)
+                    weakref.finalize(storage, self._forget, key, size)
         return result
-
-    def _see(self, made: Tensor) -> None:
-        storage = made.untyped_storage()
-        size, key = storage.nbytes(), storage._cdata
-        self.largest = max(self.largest, min(made.numel(), size // made.element_size()))
-        if key in self._known:
-            return
-        self._known.add(key)
-        self._alive_bytes += size
-        self.peak_bytes = max(self.peak_bytes, self._alive_bytes)
-        weakref.finalize(storage, self._forget, key, size)
 
     def _forget(self, key: int, size: int) -> None:
         self._known.discard(key)

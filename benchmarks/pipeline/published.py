@@ -74,11 +74,8 @@ class PublishedStep:
         logits_Khw = torch.stack([over_heads(kept[name], self.parts, size) for name in self.layers.cross]).mean(0)[1]
         self_Nhw = torch.stack([attended(kept[name], size) for name in self.layers.self_]).mean(0)
         kept.clear()
-        return self._sum(logits_Khw, self_Nhw, mask_hw, _guided(answer_B4hw), noise_14hw)
-
-    def _sum(
-        self, logits_Khw: Tensor, self_Nhw: Tensor, mask_hw: Tensor, guided_14hw: Tensor, noise_14hw: Tensor
-    ) -> Losses:
+        free_14hw, told_14hw = answer_B4hw.chunk(2)
+        guided_14hw = free_14hw + GUIDANCE * (told_14hw - free_14hw)
         truth_Khw = (mask_hw == torch.arange(self.parts, device=mask_hw.device)[:, None, None]).to(logits_Khw.dtype)
         entropy = F.cross_entropy(logits_Khw[None], mask_hw[None], weight=_weights(truth_Khw))
         cross_Khw = F.interpolate(logits_Khw.softmax(0)[None], mask_hw.shape, mode="bilinear")[0]
@@ -171,8 +168,12 @@ class PublishedInference:
 
 def sampled(vae: Any, pixels_13SS: Tensor) -> Tensor:
     """Pixels in [-1, 1] -> a sample of the VAE's posterior, scaled (1,4,h,w)."""
-    with _written_out(vae):
+    before = dict(vae.attn_processors)
+    try:
+        vae.set_attn_processor(AttnProcessor())  # its one attention by diffusers' unfused processor
         sample: Tensor = vae.encode(pixels_13SS).latent_dist.sample()
+    finally:
+        vae.set_attn_processor(before)
     return sample * float(vae.config.scaling_factor)
 
 
@@ -191,11 +192,6 @@ def attended(scores_XNN: Tensor, size: tuple[int, int]) -> Tensor:
     side = math.isqrt(of_text.shape[1])
     maps_HNhw = of_text.reshape(-1, side, side, of_text.shape[2]).permute(0, 3, 1, 2)
     return F.interpolate(maps_HNhw, size, mode="bilinear").mean(0)
-
-
-def _guided(answer_B4hw: Tensor) -> Tensor:
-    free_14hw, told_14hw = answer_B4hw.chunk(2)
-    return free_14hw + GUIDANCE * (told_14hw - free_14hw)
 
 
 def _weights(truth_Khw: Tensor) -> Tensor:
@@ -220,14 +216,3 @@ def keeping(unet: Any, layers: Layers, kept: dict[str, Tensor]) -> Iterator[None
         yield
     finally:
         unet.set_attn_processor(before)
-
-
-@contextmanager
-def _written_out(vae: Any) -> Iterator[None]:
-    """The VAE's one attention with diffusers' unfused processor, for the length of a with-block."""
-    before = dict(vae.attn_processors)
-    try:
-        vae.set_attn_processor(AttnProcessor())
-        yield
-    finally:
-        vae.set_attn_processor(before)

@@ -20,7 +20,6 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -90,24 +89,19 @@ class Variant(ABC):
         return [(image.shape[0], image.shape[1]) for image in images], fitted
 
 
-@lru_cache(maxsize=64)
-def _file(side: int, seed: int) -> bytes:
-    return encoded(side, seed)
-
-
 def serve(variant: Variant, orders: TextIO | None = None, answers: TextIO | None = None) -> None:
     """Warm up with two runs, as a runtime may plan its memory by the first; then answer each order."""
 
     def run(order: dict[str, Any]) -> dict[str, float]:
         side, first = order.get("side", variant.image_size), order.get("first", 0)
-        files = [_file(side, seed) for seed in range(first, first + order.get("batch", 1))]
+        files = [encoded(side, seed) for seed in range(first, first + order.get("batch", 1))]
         stage, begin = variant.stages(), time.perf_counter()
         variant.masks(files, stage)
         return stage.seconds | {"total": time.perf_counter() - begin}
 
     def obey(order: dict[str, Any]) -> dict[str, Any]:
         if "save" in order:
-            masks = variant.masks([_file(variant.image_size, seed) for seed in SAVED], variant.stages())
+            masks = variant.masks([encoded(variant.image_size, seed) for seed in SAVED], variant.stages())
             np.save(order["save"], np.stack(masks))
             return {"saved": order["save"]}
         if "count" in order:

@@ -115,10 +115,19 @@ class Laboratory:
             self.bound(job.kind, BOUNDS)
             return
         run = self.run(job)
-        segmenter = self.learned(run) or self._learn(run)
+        segmenter = self.learned(run)
+        if segmenter is None:
+            folder = self._folder(run)
+            checkpoint = Checkpoint(folder)
+            state = checkpoint.load(run.identity)
+            segmenter = learn(run, checkpoint=checkpoint, state=state, progress=False).segmenter
+            segmenter.save(folder)
+            checkpoint.remove()
         for measurement in job.measurements:
             if self.measured(job, measurement) is None:
-                self._measure(segmenter, job.kind, measurement)
+                changed, data = _as_measured(segmenter, measurement), self.data(job.kind, measurement.split)
+                counts = confusions(Predictor(changed, self.backbone), data, use_was=measurement.use_was)
+                _write(self._measurement(changed, job.kind, measurement), report(counts, changed.parts))
 
     def segmenter(self, job: Job) -> Path:
         """Return the folder of the job's segmenter, which is learned if it is not there."""
@@ -166,21 +175,6 @@ class Laboratory:
     def _settings(self, wanted: Optimisation) -> Settings:
         trial = {} if self.trial.steps is None else {"steps": self.trial.steps}
         return preset(wanted.preset, self.backbone.recommended).changed({**wanted.changes, **trial})
-
-    def _learn(self, run: Run) -> Segmenter:
-        folder = self._folder(run)
-        checkpoint = Checkpoint(folder)
-        segmenter = learn(run, checkpoint=checkpoint, state=checkpoint.load(run.identity), progress=False).segmenter
-        segmenter.save(folder)
-        checkpoint.remove()
-        return segmenter
-
-    def _measure(self, segmenter: Segmenter, kind: str, measurement: Measurement) -> None:
-        changed = _as_measured(segmenter, measurement)
-        counts = confusions(
-            Predictor(changed, self.backbone), self.data(kind, measurement.split), use_was=measurement.use_was
-        )
-        _write(self._measurement(changed, kind, measurement), report(counts, changed.parts))
 
     def bound(self, kind: str, names: Sequence[str]) -> dict[str, dict[str, Any]]:
         """Return the named floors and ceiling, measured if they are not there."""
