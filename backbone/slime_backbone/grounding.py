@@ -12,8 +12,8 @@ attention, words the rest, where they apply. Here that is wanted by the loss, wi
             favoured everywhere at once
     size    large logits cost
 
-and by what is hidden: some captions reach the UNet through one resolution of the up blocks alone (`BatchCaptions.level_B`), the
-other layers, and a share of layers and pixels, look at the first token. What was trained is an ordinary checkpoint.
+and by what is hidden: some captions reach the UNet through one resolution of the up blocks alone; the other layers,
+and a share of layers and pixels, look at the first token. What was trained is an ordinary checkpoint.
 
 Legend: B batch, H heads, N pixels, T tokens, d head width, D text width.
 """

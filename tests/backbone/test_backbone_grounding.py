@@ -50,13 +50,11 @@ def test_a_forward_pass_leaves_every_cost_of_every_layer(unet: UNet2DConditionMo
     attention = install(heard)
     attention.captions = captions(3)
     answer(heard, torch.randn(2, 77, WIDTH))
-    assert set(attention.captions.costs) == NAMES
-    assert {len(costs) for costs in attention.captions.costs.values()} == {16}
-    assert (
-        0 < attention.captions.cost("idle") < attention.captions.cost("words") < 1
-        and 0 <= attention.captions.cost("even") <= 1
-    )
-    assert 0 <= attention.captions.cost("least") <= math.log(LEAST / 1e-6)
+    found = attention.captions
+    assert set(found.costs) == NAMES
+    assert {len(costs) for costs in found.costs.values()} == {16}
+    assert 0 < found.cost("idle") < found.cost("words") < 1 and 0 <= found.cost("even") <= 1
+    assert 0 <= found.cost("least") <= math.log(LEAST / 1e-6)
 
 
 def test_a_caption_that_is_told_to_no_level_is_not_heard(unet: UNet2DConditionModel) -> None:
