@@ -186,3 +186,11 @@ class FakeServer(Server):
         if call == self.fails_at:
             self.fails_at = ""
             raise ServerError(f"server fake: {call} failed")
+
+
+def published_twice(repository: Path) -> FakeServer:
+    """Publish versions 1 and 2 of car on a server that takes everything, and return the server."""
+    server = FakeServer(repository)
+    for _ in range(2):
+        run(repository, server=server)
+    return server

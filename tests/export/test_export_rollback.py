@@ -13,7 +13,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 from exporting import Snapshot
-from publishing import FakeServer, assert_all_or_nothing, assert_servable, assert_taken_back, killed, run
+from publishing import (
+    FakeServer,
+    assert_all_or_nothing,
+    assert_servable,
+    assert_taken_back,
+    killed,
+    published_twice,
+    run,
+)
 
 from slime_export.publish.maintenance import remove, rollback
 from slime_repository import layout, record, served_code
@@ -132,26 +140,10 @@ def test_code_of_then_serves_again(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 def test_a_running_server_tries_it_before_it_switches(tmp_path: Path) -> None:
     repository = tmp_path / "repository"
-    server = FakeServer(repository)
-    for _ in range(2):
-        run(repository, server=server)
+    server = published_twice(repository)
     server.calls.clear()
     rollback(repository, "car", server=server, say=quiet)
     assert server.calls == ["load car_unet", "try car on unet 3", "load car"]
-
-
-@pytest.mark.parametrize("fails_at", ["load car_unet", "try car on unet 3", "load car"])
-def test_a_rollback_that_the_server_refuses_is_taken_back(
-    tmp_path: Path, snapshot: Callable[[Path], Snapshot], fails_at: str
-) -> None:
-    repository = tmp_path / "repository"
-    server = FakeServer(repository)
-    for _ in range(2):
-        run(repository, server=server)
-    loaded = assert_taken_back(
-        server, snapshot, fails_at, lambda: rollback(repository, "car", server=server, say=quiet)
-    )
-    assert server.loaded["car"][1] == loaded["car"][1]
 
 
 def test_removing_the_last_one_leaves_an_empty_repository(repository: Path) -> None:
