@@ -49,11 +49,6 @@ def export(segmenter: Path | None, repository: Path, name: str, *options: str) -
     script("export/build.py", segmenter or folder, "--repository", repository, "--name", name, *options)
 
 
-def segmenters(repository: Path) -> list[str]:
-    """Return the names of the baked segmenters that the repository serves."""
-    return list(layout.segmenters(repository))
-
-
 def target(repository: Path, name: str) -> Target:
     """Return what a client asks for: the model, and the segmenter's name where the model is a shared one."""
     if name in layout.segmenters(repository):

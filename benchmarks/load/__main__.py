@@ -26,6 +26,8 @@ from benchmarks.common.server import PARTS, Launched, cpu_seconds, launched
 from benchmarks.common.sides import BenchmarkError, Side, positive, reported, say, started
 from benchmarks.load.figures import Runs, in_time, median_ms, pooled, summary
 
+from slime_repository import layout
+
 CLIENTS = (1, 2, 4, 8)
 MOST = CLIENTS[-1]
 RATES = (0.25, 0.5, 0.75, 0.9, 1.1)  # of the capacity
@@ -249,7 +251,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     if options.repository is None:
         options.repository = Path("build/load/repository")
         served_repository.export(options.segmenter, options.repository, "car", "--maps", options.maps)
-    names = options.segmenters or served_repository.segmenters(options.repository)[:1]
+    names = options.segmenters or layout.segmenters(options.repository)[:1]
     if not names:
         raise BenchmarkError(
             f"repository {options.repository}: serves no segmenter; export one, or leave --repository out"

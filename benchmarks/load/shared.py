@@ -27,17 +27,13 @@ from benchmarks.common.figures import Goal, interval, ratio, spread
 from benchmarks.common.server import Launched, launched
 from benchmarks.common.sides import BenchmarkError, Side, positive, reported, say, script, started
 from benchmarks.load.figures import Runs, pairs, summary
-from benchmarks.publishing.variants import (
-    UNCHECKED,
-    ExportVariant,
-    Published,
-    Segmenter,
-    Server,
-    checked,
-)
+from benchmarks.publishing.variants import UNCHECKED, Published, checked
 
 from slime_client import Segmenter as Client
+from slime_export.publish.server_control import Server
 from slime_optimize.backbone import Backbone, load_backbone
+from slime_optimize.segmenter import Segmenter
+from slime_repository.variant import Variant
 
 BAKED, SHARED = "car", "car-shared"
 CLIENTS = 8
@@ -57,7 +53,7 @@ class Bench:
     side: int
     segmenter: Segmenter
     backbone: Backbone
-    variant: ExportVariant
+    variant: Variant
 
     def ask(self, names: Sequence[str], runs: Runs | None = None, **order: Any) -> dict[str, Any]:
         """Give one order to the client."""
@@ -107,7 +103,7 @@ def prepared(options: argparse.Namespace) -> Iterator[Bench]:
             side=served_repository.image_side(repository, BAKED),
             segmenter=Segmenter.load(options.segmenter or original.parent / "segmenter"),
             backbone=load_backbone(options.backbone),
-            variant=ExportVariant(maps=options.maps),
+            variant=Variant(maps=options.maps),
         )
         bench.client.ask()
         for clients in (CLIENTS, 1):

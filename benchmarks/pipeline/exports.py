@@ -35,8 +35,6 @@ import torch
 from benchmarks.common import random_backbone
 from benchmarks.common.pictures import picture
 from benchmarks.common.sides import MissingError
-from benchmarks.pipeline.served_side import Served
-from benchmarks.pipeline.side import Mask, Stages
 
 import slime_export.graph
 import slime_optimize.method
@@ -44,14 +42,15 @@ from slime_export.errors import EngineError, ExportError
 from slime_export.graph import engine_builder, inspection, lowering, onnx_export, precision
 from slime_export.graph.networks import Encoder, MapsUNet
 from slime_export.graph.quantisation import quantised
+from slime_export.graph.runtimes import OnnxModel
 from slime_export.graph.tracing import encoder_signature, unet_signature
+from slime_export.proof.parity import ExportedSegmenter
 from slime_export.proof.report import LOWER
 from slime_optimize.backbone import Backbone, load_backbone
 from slime_optimize.errors import BackboneError
 from slime_optimize.method.prediction import Predictor
 from slime_optimize.segmenter import Segmenter
 from slime_repository.contract import MAX_BATCH
-from slime_repository.record import png
 from slime_repository.variant import Variant
 from slime_was.tensors import LATENTS
 
@@ -161,21 +160,20 @@ class Exports:
 
     def _agreeing(self, exact: str, name: str, pictures: Sequence[npt.NDArray[np.uint8]]) -> Callable[[Path], bool]:
         """Return whether a UNet gives the masks of the `exact` one, by the gate that exports are held to."""
-        files = [png(each) for each in pictures[:_TRIED]]
+        expected = self.exported(name, exact).masks(pictures[:_TRIED])
 
-        def masks(unet: Path | str) -> list[Mask]:
-            return self.served("encoder", name, unet).masks(files, Stages())
+        def agrees(path: Path) -> bool:
+            pairs = zip(self.exported(name, path).masks(pictures[:_TRIED]), expected, strict=True)
+            return float(np.mean([one == other for one, other in pairs])) >= LOWER.mask_agreement
 
-        expected = masks(exact)
-        return lambda path: (
-            float(np.mean([a == b for a, b in zip(masks(path), expected, strict=True)])) >= LOWER.mask_agreement
-        )
+        return agrees
 
-    def served(self, encoder: str, name: str, unet: Path | str) -> Served:
-        """Return the encoder and the file of a UNet, ready to segment on the CPU."""
-        paths = {"encoder": self.made(encoder, name)["path"], "unet": unet}
-        options = {"device": "cpu", "threads": torch.get_num_threads(), "session": "served"}
-        return Served(argparse.Namespace(**paths, **options, pixels=self.backbone.image_size))
+    def exported(self, name: str, unet: Path | str) -> ExportedSegmenter:
+        """Return the segmenter of that name with the file of its UNet, ready to segment on the CPU."""
+        segmenter, encoder = Segmenter.load(self.segmenter(name)), self.made("encoder", name)["path"]
+        settings = segmenter.settings
+        postprocess = settings.postprocess(segmenter.image_size)
+        return ExportedSegmenter(OnnxModel(Path(encoder)), OnnxModel(Path(unet)), postprocess, settings.channel_order)
 
 
 def main() -> None:

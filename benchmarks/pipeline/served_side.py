@@ -132,14 +132,16 @@ class Triton(Variant):
         # Imported here, so that the memory of the other variants does not hold them; publishing needs PyTorch.
         from benchmarks.common.served_repository import Networks
         from benchmarks.common.server import launched
-        from benchmarks.publishing.variants import UNCHECKED, ExportVariant, Published, Segmenter
+        from benchmarks.publishing.variants import UNCHECKED, Published
 
         from slime_client import Segmenter as Client
+        from slime_optimize.segmenter import Segmenter
+        from slime_repository.variant import Variant as Exported
 
         self._threads, self.image_size = options.threads, options.pixels
         self._stack = ExitStack()
         repository = Path(self._stack.enter_context(tempfile.TemporaryDirectory(dir=options.unet.parents[1])))
-        variant = ExportVariant(maps="weighted" if options.unet.parent.name.startswith("weighted") else "averaged")
+        variant = Exported(maps="weighted" if options.unet.parent.name.startswith("weighted") else "averaged")
         segmenter, networks = Segmenter.load(options.segmenter), Networks(options.encoder, options.unet)
         published = Published(segmenter=segmenter, check=UNCHECKED, networks=networks, variant=variant)
         published.publish(repository, _PUBLISHED_AS, None)

@@ -17,38 +17,18 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from benchmarks.common import keeping
 from benchmarks.common.sides import ROOT, MissingError
 from benchmarks.pipeline.exports import Exports
 from benchmarks.pipeline.figures import page
-from benchmarks.pipeline.served_side import Served
-from benchmarks.pipeline.side import Stages
 from benchmarks.quality.laboratory import Job, Laboratory, add_options
 from benchmarks.quality.study import Measurement, Optimisation
 
-from slime_optimize.evaluation import confusions
-from slime_optimize.metrics import report
-from slime_repository.record import png
+from slime_export.proof import parity
 
 FORMS = ("weighted", "int8", "tiny")
 _CALIBRATION = "train-10"
-
-
-class _Files:
-    """Served networks, asked for the masks of images one by one, as files."""
-
-    batch_size = 1
-
-    def __init__(self, served: Served) -> None:
-        self._served = served
-
-    def masks(
-        self, images_HW3: Sequence[npt.NDArray[np.uint8]], *, use_was: bool = True
-    ) -> list[npt.NDArray[np.uint8]]:
-        return self._served.masks([png(image) for image in images_HW3], Stages())
 
 
 def mean_iou(form: str, kind: str, seed: int, laboratory: Laboratory, work: Path) -> float:
@@ -63,9 +43,8 @@ def mean_iou(form: str, kind: str, seed: int, laboratory: Laboratory, work: Path
     folder = laboratory.segmenter(job)
     pictures = [read().image_HW3 for read in laboratory.data(kind, _CALIBRATION).images]
     exports = Exports.of(laboratory.backbone, work, given={folder.name: folder}, pictures=pictures)
-    served = _Files(exports.served("encoder", folder.name, exports.made(form, folder.name)["path"]))
-    data = laboratory.data(kind, "test")
-    return report(confusions(served, data), data.parts).mean
+    exported = exports.exported(folder.name, exports.made(form, folder.name)["path"])
+    return parity.mean_iou(exported, laboratory.data(kind, "test"))
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
