@@ -17,7 +17,8 @@ from pathlib import Path
 import torch
 
 from slime_backbone.arguments import positive
-from slime_backbone.distillation import Recipe, distil, save_tiny
+from slime_backbone.distillation import Recipe, distil
+from slime_backbone.tiny import save_tiny
 from slime_backbone.training import TrainingError
 
 ROOT = Path(__file__).resolve().parents[1]

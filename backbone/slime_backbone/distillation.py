@@ -1,7 +1,6 @@
 """Teach a tiny encoder the trained VAE's latents: posterior means x scaling factor, of scenes and of changed views.
 
 Segmenters are learned on changed views (turned, cropped, recoloured), so that what encodes them must know such, too.
-The encoder is written to WEIGHTS/tiny_vae: config, half-precision safetensors, and a record of how it came to be.
 
 Legend: B batch, S picture side, M pictures, h latent side.
 """
@@ -11,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,17 +17,13 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny
-from diffusers.models.attention_processor import AttnProcessor
 from numpy.typing import NDArray
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 from tqdm import trange
 
 from slime_backbone.autoencoder import SCALE_FILE, encode_all, to_tensor
 from slime_backbone.corpus import Corpus, corpus
 from slime_backbone.models import build_tiny_vae
-from slime_backbone.scene import COUNTS, KINDS, SIZE, scene
-from slime_backbone.shards import thin
 from slime_backbone.training import Figures, Run, TrainingError
 from slime_optimize.files import whole
 from slime_optimize.method.augmentation import apply_view, draw_view, recoloured
@@ -167,49 +161,3 @@ def _loss(
     wrong = tiny.encode(pixels).latents - latents
     squared = wrong.square().mean()
     return squared + wrong.abs().mean(), {"l2": squared.detach()}
-
-
-FOLDER = "tiny_vae"
-RECORD = "training.json"
-_ENTRIES = 200  # of the history
-
-
-def save_tiny(weights: Path, run: Run, recipe: Recipe) -> Path:
-    """Renamed into place when it is whole."""
-    tiny = build_tiny_vae()
-    tiny.encoder.load_state_dict(run.modules["encoder"].state_dict())
-    tiny.half()
-    with tempfile.TemporaryDirectory(dir=weights, prefix="new-") as staged:
-        stage = Path(staged) / FOLDER
-        tiny.save_pretrained(stage, safe_serialization=True)
-        record = {
-            "vae": vae_digest(weights),
-            "seed": recipe.seed,
-            "step": run.step,
-            "multiplications": multiplications(tiny.float(), teacher(weights)),
-            "relative_error": round(relative_error(tiny.eval(), validation(weights)), 4),
-            "sessions": run.sessions,
-            "history": [{k: round(v, 5) for k, v in entry.items()} for entry in thin(run.history, _ENTRIES)],
-        }
-        (stage / RECORD).write_text(json.dumps(record) + "\n")
-        if (weights / FOLDER).exists():
-            (weights / FOLDER).replace(Path(staged) / "old")
-        stage.replace(weights / FOLDER)
-    return weights / FOLDER
-
-
-def multiplications(tiny: AutoencoderTiny, vae: AutoencoderKL) -> dict[str, int]:
-    """Multiply-accumulates of one picture through either encoder."""
-    vae.set_attn_processor(AttnProcessor())  # PyTorch's own attention is not counted on CPUs
-    pixels, counts = torch.zeros(1, 3, SIZE, SIZE), {}
-    for name, model in (("tiny", tiny), ("kl", vae)):
-        with torch.no_grad(), FlopCounterMode(display=False) as counted:
-            model.encode(pixels)
-        counts[name] = counted.get_total_flops() // 2
-    return counts
-
-
-def validation(weights: Path) -> Lesson:
-    """PartScenes' validation scenes of all classes, which no training saw, and the VAE's latents of them."""
-    images = np.stack([scene(kind, "validation", i).image for kind in KINDS for i in range(COUNTS["validation"])])
-    return lesson_of(weights, images)

@@ -20,11 +20,11 @@ from slime_backbone.distillation import (
     distil,
     lesson_of,
     relative_error,
-    save_tiny,
     vae_digest,
 )
 from slime_backbone.models import build_tiny_vae, build_vae
 from slime_backbone.scene import scene
+from slime_backbone.tiny import save_tiny
 from slime_backbone.training import Run, TrainingError
 from slime_optimize.backbone import load_tiny
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from slime_backbone.distillation import relative_error, vae_digest, validation
+from slime_backbone.distillation import relative_error, vae_digest
+from slime_backbone.tiny import validation
 from slime_optimize.backbone import Backbone, embedded_folder, load_backbone
 
 

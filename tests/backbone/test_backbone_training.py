@@ -197,7 +197,6 @@ def test_no_mask_reaches_the_training() -> None:
         "autoencoder",
         "diffusion",
         "grounding",
-        "entropy",
         "models",
         "corpus",
         "saving",
