@@ -83,20 +83,22 @@ def entry_of(segmenter: Segmenter, group: Group, facts: Mapping[str, str]) -> En
 
 
 class Baked:
-    """A UNet of its own, with the segmenter's text embedding and noise as constants."""
+    """A UNet of its own, with the segmenter's text embedding and noise as constants.
+
+    `trace_unet` writes it, in fp32, into a folder, which is made, and returns the folder.
+    """
 
     is_shared, unet_name = False, "the UNet"
 
     def __init__(self, options: ExportOptions, segmenter: Segmenter, variant: Variant) -> None:
-        self._options, self._variant = options, variant
+        self._external_over, self._variant = options.external_over, variant
 
     def unet_there(self) -> Path | None:
         """Return the folder of a UNet in the repository that can serve this segmenter, or None."""
         return None
 
     def trace_unet(self, predictor: Predictor, folder: Path) -> Path:
-        """Write the fp32 UNet into `folder`, which is made; return `folder`."""
-        return tracing.trace_unet(predictor, self._variant, folder, self._options.external_over)
+        return tracing.trace_unet(predictor, self._variant, folder, self._external_over)
 
     def opened(self, unet: Path, precision: str) -> Network:
         """Open a UNet as a network from LATENTS alone to maps of this segmenter's parts and POSTPROCESS."""
@@ -114,17 +116,18 @@ class Shared(Baked):
 
     def __init__(self, options: ExportOptions, segmenter: Segmenter, variant: Variant) -> None:
         super().__init__(options, segmenter, variant)
+        self._repository = options.repository
         self._group = group_of(segmenter, variant)
         self._entry = entry_of(segmenter, self._group, {})
         self.unet_name = f"the UNet of {self._group.name}"
 
     def unet_there(self) -> Path | None:
-        folder = self._options.repository / self._group.unet
+        folder = self._repository / self._group.unet
         there = layout.versions(folder)
         return folder / str(there[-1]) if there else None
 
     def trace_unet(self, predictor: Predictor, folder: Path) -> Path:
-        return tracing.trace_shared_unet(predictor, self._group, folder, self._options.external_over)
+        return tracing.trace_shared_unet(predictor, self._group, folder, self._external_over)
 
     def opened(self, unet: Path, precision: str) -> Network:
         return AsBaked(opened(unet, precision), self._entry)

@@ -10,7 +10,8 @@ from PIL import Image
 
 from slime_backbone.card import parameters, read_training
 from slime_backbone.models import LENGTH
-from slime_backbone.pictures import PROMPTS, smooth
+from slime_backbone.pictures import smooth
+from slime_backbone.samples import PROMPTS
 from slime_backbone.saving import pipeline_of, save_pipeline
 from slime_backbone.scene import KINDS
 

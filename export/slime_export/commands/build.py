@@ -40,14 +40,14 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
     except (InputError, RepositoryError, ImageError, SegmenterError) as error:
         return failed(error, 2)
     except OSError as error:
-        return failed(OSError(_disk_line(error)), 1)
+        return failed(OSError(disk_line(error)), 1)
     except (BusyError, EngineError, ParityError, ServerError) as error:
         return failed(error, 1)
     print(f"published {published.name} version {published.version} in {options.repository}")
     return 0
 
 
-def _disk_line(error: OSError) -> str:
+def disk_line(error: OSError) -> str:
     """Return one line for what a disk refused."""
     subject = f"disk of {error.filename}" if error.filename else "disk"
     reason = error.strerror or str(error)
