@@ -44,7 +44,7 @@ class Amount:
 
     @classmethod
     def for_device(cls, device: torch.device) -> Amount:
-        """A GPU has time for more than it will be given: --minutes ends its run."""
+        """Return what suits the device; a GPU gets more than it has time for, and --minutes ends its run."""
         return cls(scenes=60_000, vae_steps=4_000, steps=200_000) if device.type == "cuda" else cls()
 
 
@@ -88,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _prepare(threads: int) -> torch.device:
-    """The device of this process, under torchrun too."""
+    """Return the device of this process, under torchrun too."""
     if threads:
         torch.set_num_threads(threads)
     cuda = torch.cuda.is_available()

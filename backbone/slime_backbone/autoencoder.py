@@ -32,7 +32,7 @@ KL_WEIGHT = 1e-4
 def train_vae(
     corpus: Corpus, folder: Path, steps: int, device: torch.device, seconds: float = math.inf
 ) -> AutoencoderKL:
-    """The VAE after `steps` steps or `seconds`. Once it has made latents it is final: what learned them needs it."""
+    """Return the VAE after `steps` steps or `seconds`. One that made latents is final: what learned them needs it."""
     torch.manual_seed(0)
     vae = build_vae().to(device, memory_format=torch.channels_last)
     modules = nn.ModuleDict({"vae": vae})
@@ -56,13 +56,13 @@ def _crops(corpus: Corpus, step: int, batch: int) -> torch.Tensor:
 
 
 def to_tensor(images_BHW3: NDArray[np.uint8]) -> torch.Tensor:
-    """(B, 3, H, W) float32 in [-1, 1], channels last in memory."""
+    """Return images as (B, 3, H, W) float32 in [-1, 1], channels last in memory."""
     scaled = torch.from_numpy(images_BHW3).permute(0, 3, 1, 2).float() / 127.5 - 1
     return scaled.contiguous(memory_format=torch.channels_last)
 
 
 def _loss(vae: AutoencoderKL, crops_B3CC: torch.Tensor, step: int) -> tuple[torch.Tensor, Figures]:
-    """L1 on pixels and on their gradients (edges), plus a little KL to keep the latents round."""
+    """Return L1 on pixels and on their gradients (edges), plus a little KL divergence to keep latents near normal."""
     posterior = vae.encode(crops_B3CC).latent_dist
     rebuilt = vae.decode(posterior.sample(torch.Generator(crops_B3CC.device).manual_seed(step))).sample
     pixels = functional.l1_loss(rebuilt, crops_B3CC)
@@ -72,7 +72,7 @@ def _loss(vae: AutoencoderKL, crops_B3CC: torch.Tensor, step: int) -> tuple[torc
 
 
 def known_scale(folder: Path) -> float | None:
-    """The scaling factor that a state's latents have, whichever corpus they are of; None before there are any."""
+    """Return the scaling factor of a state's latents, whichever corpus they are of; None before there are any."""
     if (folder / SCALE_FILE).exists():
         return float(json.loads((folder / SCALE_FILE).read_text()))
     stored = next(iter(sorted(folder.glob("latents-*.npz"))), None)
@@ -81,7 +81,7 @@ def known_scale(folder: Path) -> float | None:
 
 @torch.no_grad()
 def encode_all(vae: AutoencoderKL, corpus: Corpus, folder: Path, device: torch.device) -> NDArray[np.float16]:
-    """Posterior means of every scene, (M, 4, h, w) float16, scaled to unit variance; kept in `folder`."""
+    """Return every scene's posterior mean, (M, 4, h, w) float16, scaled to unit variance; kept in `folder`."""
     path = folder / f"latents-{len(corpus.images)}.npz"
     if not path.exists():
         count, batch = len(corpus.images), ENCODED[device.type]

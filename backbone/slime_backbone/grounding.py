@@ -53,7 +53,7 @@ class BatchCaptions:
     costs: dict[str, list[Tensor]] = field(default_factory=dict)
 
     def cost(self, name: str) -> Tensor:
-        """Mean over the layers."""
+        """Return the cost of this name, the mean over the layers."""
         return torch.stack(self.costs[name]).mean()
 
 
@@ -101,7 +101,7 @@ class _Grounded(PlainAttnProcessor):
         return torch.where(self._hidden(captions, mixed), value[:, :, :1], mixed)
 
     def _hidden(self, captions: BatchCaptions, mixed: Tensor) -> Tensor:
-        """(B,1,N or 1,1) bool: which pixels see the first token alone."""
+        """Return which pixels see the first token alone, (B,1,N or 1,1) bool."""
         alone, elsewhere = captions.alone_B.view(-1, 1, 1, 1), (captions.level_B != self.level).view(-1, 1, 1, 1)
         if self.level == 0:
             return alone

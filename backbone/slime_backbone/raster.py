@@ -30,7 +30,7 @@ class Material:
     angle: float = 0.0
 
     def shaded(self, factor: float) -> Material:
-        """The same material under `factor` times the light."""
+        """Return the same material under `factor` times the light."""
         r, g, b = (min(1.0, c * factor) for c in self.colour)
         return replace(self, colour=(r, g, b))
 
@@ -45,20 +45,20 @@ class Layer:
 
 
 def ellipse(cx: float, cy: float, rx: float, ry: float, turn: float = 0.0, n: int = 28) -> Floats:
-    """(n, 2) vertices of an ellipse turned by `turn` radians."""
+    """Return the vertices (n, 2) of an ellipse turned by `turn` radians."""
     angles = np.linspace(0, 2 * np.pi, n, endpoint=False)
     points = np.stack([rx * np.cos(angles), ry * np.sin(angles)], 1)
     return np.asarray(points @ rotation(turn).T + [cx, cy])
 
 
 def rotation(angle: float) -> Floats:
-    """The 2x2 matrix that turns column vectors by `angle` radians."""
+    """Return the 2x2 matrix that turns column vectors by `angle` radians."""
     c, s = np.cos(angle), np.sin(angle)
     return np.array([[c, -s], [s, c]])
 
 
 def limb(points: Floats, widths: Floats) -> list[Floats]:
-    """A tapered chain through `points` (n, 2) with `widths` (n,): quads plus a disc at every joint."""
+    """Return a tapered chain through `points` (n, 2) with `widths` (n,): quads plus a disc at every joint."""
     shapes = [ellipse(x, y, w / 2, w / 2, n=16) for (x, y), w in zip(points, widths, strict=True)]
     for a, b, wa, wb in zip(points, points[1:], widths, widths[1:], strict=False):
         along = (b - a) / max(float(np.hypot(*(b - a))), 1e-6)
@@ -92,7 +92,7 @@ def frame(layers: list[Layer], rng: np.random.Generator, *, squash: float) -> li
 
 
 def render(layers: list[Layer], rng: np.random.Generator, size: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Image (S, S, 3) and index mask (S, S), both uint8, of layers in the unit square; the first is the backdrop."""
+    """Return image (S, S, 3) and index mask (S, S), uint8, of layers in the unit square; the first is the backdrop."""
     canvas = Image.new("L", (size * OVERSAMPLE, size * OVERSAMPLE), 0)
     draw = ImageDraw.Draw(canvas)
     for index, layer in enumerate(layers[1:], 1):
@@ -107,7 +107,7 @@ def render(layers: list[Layer], rng: np.random.Generator, size: int) -> tuple[ND
 
 
 def _colours(layers: list[Layer], index_OO: NDArray[np.uint8], rng: np.random.Generator) -> Floats:
-    """Material colour + texture, under a light that fades across the image; (O, O, 3) in about [0, 1]."""
+    """Return colour + texture, under a light that fades across the image; (O, O, 3) in about [0, 1]."""
     materials = [layer.material for layer in layers]
     colour_L3 = np.array([m.colour for m in materials], np.float32)
     y, x = np.mgrid[0 : len(index_OO), 0 : len(index_OO)].astype(np.float32) / len(index_OO)
@@ -162,7 +162,7 @@ class Paint:
 
 
 def paint(rng: np.random.Generator, *words: str) -> Paint:
-    """One of `words` (any named colour when none is given), jittered, with a random texture."""
+    """Return one of `words` (any named colour when none is given), jittered, with a random texture."""
     word = str(rng.choice(list(words) or list(COLOURS)))
     base = np.array((COLOURS | SKIN)[word]) + rng.normal(0, 0.035, 3)
     r, g, b = np.clip(base, 0.02, 0.98)

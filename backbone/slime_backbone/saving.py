@@ -46,7 +46,7 @@ class Pipeline:
 
 
 def pipeline_of(state: Path) -> Pipeline:
-    """The averaged weights of a state. Raises TrainingError when a part of the training is not there yet."""
+    """Return the averaged weights of a state. Raises TrainingError when a part of the training is not there yet."""
     diffusion, vae_state, scale = read_state(state / "diffusion.pt"), read_state(state / "vae.pt"), known_scale(state)
     if scale is None or not (state / "tokenizer" / "vocab.json").exists():
         raise TrainingError(
@@ -67,7 +67,7 @@ def pipeline_of(state: Path) -> Pipeline:
 
 
 def save_pipeline(folder: Path, pipeline: Pipeline) -> None:
-    """unet/, vae/, text_encoder/, tokenizer/, scheduler/ under `folder`, each renamed into place when whole."""
+    """Write unet/, vae/, text_encoder/, tokenizer/, scheduler/ under `folder`, each renamed into place when whole."""
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix="new-") as staged:
         stage = Path(staged)
@@ -88,7 +88,7 @@ ENTRIES = 400  # of each history
 
 
 def write_record(state: Path, weights: Path) -> None:
-    """What `begin` needs and the card tells, beside the weights of `state`."""
+    """Write what `begin` needs and the card says beside the weights of `state`."""
     record = {name: _told(read_state(state / f"{name}.pt")) for name in ("diffusion", "vae")}
     for name in TOKENIZER_FILES:
         shutil.copy(state / "tokenizer" / name, weights / "tokenizer" / name)
@@ -101,7 +101,7 @@ def _told(stored: dict[str, Any]) -> dict[str, Any]:
 
 
 def begin(weights: Path, state: Path) -> int:
-    """A state in `state` that training goes on from; returns its step. Never replaces one that is there.
+    """Write a state in `state` that training goes on from; return its step. One that is there is never replaced.
 
     Raises TrainingError when there is one, or when `weights` was not written by train.py.
     """

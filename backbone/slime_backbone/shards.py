@@ -98,7 +98,7 @@ def _without_weights(stored: dict[str, Any]) -> dict[str, Any]:
 
 
 def thin(history: list[dict[str, float]], entries: int = HISTORY) -> list[dict[str, float]]:
-    """At most about `entries` of them: each the last of its stretch, with the stretch's mean of every figure."""
+    """Return about `entries` at the most: each the last of its stretch, with the stretch's mean of every figure."""
     length = -(-len(history) // entries)
     if length <= 1:
         return history
@@ -112,7 +112,7 @@ def _mean(stretch: list[dict[str, float]]) -> dict[str, float]:
 
 
 def _join(folder: Path) -> bytes:
-    """The payload, every byte of it checked."""
+    """Return the payload, every byte of it checked."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text())
         shards = [(folder / str(s["name"]), s["sha256"]) for s in manifest["shards"]]

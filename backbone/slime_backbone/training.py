@@ -126,7 +126,7 @@ class Run:
         return {"loss": loss.detach(), **figures}
 
     def _replayed(self, loss_of: LossOf) -> Figures:
-        """A step as one graph: of its some thousand kernels each would cost the host more than the GPU."""
+        """Take a step as one graph: each of its some thousand kernels would cost the host more than the GPU."""
         if self._graph is None:
             side = torch.cuda.Stream(self.device)
             side.wait_stream(torch.cuda.current_stream(self.device))
@@ -221,7 +221,7 @@ class _Clock:
 
 
 def read_state(path: Path) -> dict[str, Any]:
-    """What `Run.save` wrote, on the CPU. Raises TrainingError when it is not there or cannot be read."""
+    """Return what `Run.save` wrote, on the CPU. Raises TrainingError when it is not there or cannot be read."""
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
@@ -238,7 +238,7 @@ def write_state(state: dict[str, Any], path: Path) -> None:
 
 
 def share() -> tuple[int, int]:
-    """This process's number and how many there are."""
+    """Return this process's number and how many there are."""
     if not distributed.is_initialized():
         return 0, 1
     return distributed.get_rank(), distributed.get_world_size()
@@ -246,7 +246,7 @@ def share() -> tuple[int, int]:
 
 @contextmanager
 def first_then_others() -> Iterator[None]:
-    """The block runs in the first process before it runs in any other: what it wrote is there for them."""
+    """Run the block in the first process before it runs in any other: what it wrote is there for them."""
     process, processes = share()
     if process > 0:
         distributed.all_reduce(torch.zeros(1))  # on the CPU, whichever device trains
@@ -256,7 +256,7 @@ def first_then_others() -> Iterator[None]:
 
 
 def trapezoid(left: float, warm: float, fall: float = 0.25) -> float:
-    """Learning-rate factor, from the shares of the run that are left and of the warm-up that are done.
+    """Return the learning rate's factor, from the shares of the run that are left and of the warm-up that are done.
 
     Linear warm-up, plateau, linear fall over the last quarter.
     """

@@ -56,7 +56,7 @@ LOST = Goal(label="points of mean IoU that a class loses, at most", relation="â‰
 
 
 def _goals(shape: str, on_gpu: bool) -> dict[str, Goal]:
-    """What is wanted of each figure that `measured` knows."""
+    """Return what is wanted of each figure, by its name."""
     three = ("â‰¥", 3.0)
     wanted: dict[str, tuple[str, float]] = {}
     if shape == "embedded" and not on_gpu:

@@ -107,7 +107,7 @@ class PublishedInference:
 
     @classmethod
     def of(cls, segmenter: Segmenter, backbone: Backbone) -> PublishedInference:
-        """For a segmenter's embeddings, threshold, timestep and layers."""
+        """Return the inference with a segmenter's embeddings, threshold, timestep and layers."""
         settings = segmenter.settings
         return cls(
             unet=backbone.unet,
@@ -123,18 +123,18 @@ class PublishedInference:
         )
 
     def __call__(self, pixels_B3SS: Tensor) -> Tensor:
-        """Pixels in [-1, 1] -> masks of part numbers, int64 (B,S,S). One by one: its batch is the two halves."""
+        """Return masks of part numbers, int64 (B,S,S), one after the other: the batch is the two halves."""
         side = int(pixels_B3SS.shape[-1])
         return torch.stack([self.scores(*self.maps(self.encode(one[None])), side).argmax(0) for one in pixels_B3SS])
 
     @torch.no_grad()
     def encode(self, pixels_13SS: Tensor) -> Tensor:
-        """Latents (1,4,h,w)."""
+        """Return latents (1,4,h,w)."""
         return sampled(self.vae, pixels_13SS)
 
     @torch.no_grad()
     def maps(self, latents_14hw: Tensor, noise_14hw: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Cross maps (K,h,w), and a self-attention map (h,w) of queries for each key (N,h,w)."""
+        """Return cross maps (K,h,w), and a self-attention map of queries for each key (N,h,w)."""
         noise_14hw = torch.randn_like(latents_14hw) if noise_14hw is None else noise_14hw
         step = torch.tensor([self.timestep], device=latents_14hw.device)
         noised_14hw = self.scheduler.add_noise(latents_14hw, noise_14hw, step)
@@ -149,7 +149,7 @@ class PublishedInference:
 
     @torch.no_grad()
     def scores(self, cross_Khw: Tensor, self_Nhw: Tensor, side: int) -> Tensor:
-        """What the mask is the argmax of, (K,S,S); 0 for parts that are left out."""
+        """Return what the mask is the argmax of, (K,S,S); 0 for parts that are left out."""
         scores_KSS = cross_Khw.new_zeros(self.parts, side, side)
         cross_KN = cross_Khw.flatten(1)
         kept = torch.where(cross_KN.amax(1) >= self.threshold)[0].tolist()
@@ -167,7 +167,7 @@ class PublishedInference:
 
 
 def sampled(vae: Any, pixels_13SS: Tensor) -> Tensor:
-    """Pixels in [-1, 1] -> a sample of the VAE's posterior, scaled (1,4,h,w)."""
+    """Return a sample of the VAE's posterior of pixels in [-1, 1], scaled (1,4,h,w)."""
     before = dict(vae.attn_processors)
     try:
         vae.set_attn_processor(AttnProcessor())  # its one attention by diffusers' unfused processor
@@ -178,7 +178,7 @@ def sampled(vae: Any, pixels_13SS: Tensor) -> Tensor:
 
 
 def over_heads(maps_XMT: Tensor, parts: int, size: tuple[int, int]) -> Tensor:
-    """A cross layer's maps of both halves' heads -> means over heads (B,K,h,w); only the second is used."""
+    """Return the means over heads (B,K,h,w) of a cross layer's maps of both halves; only the second is used."""
     halves = torch.stack(maps_XMT.chunk(2))  # (B,H,M,T)
     side = math.isqrt(halves.shape[2])
     chosen = halves[..., torch.arange(parts, device=halves.device)]
@@ -187,7 +187,7 @@ def over_heads(maps_XMT: Tensor, parts: int, size: tuple[int, int]) -> Tensor:
 
 
 def attended(scores_XNN: Tensor, size: tuple[int, int]) -> Tensor:
-    """A self layer's scores [query, key] -> probabilities of the conditional half, a map of queries a key (N,h,w)."""
+    """Return a map of queries for each key (N,h,w), probabilities of the conditional half, of a self layer's scores."""
     of_text = scores_XNN[scores_XNN.shape[0] // 2 :].softmax(-1)
     side = math.isqrt(of_text.shape[1])
     maps_HNhw = of_text.reshape(-1, side, side, of_text.shape[2]).permute(0, 3, 1, 2)
@@ -195,7 +195,7 @@ def attended(scores_XNN: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def _weights(truth_Khw: Tensor) -> Tensor:
-    """Foreground pixels / the part's pixels; the background weighs 1, what is absent 0. (K,)"""
+    """Return each part's weight (K,): foreground pixels / its own; the background weighs 1, what is absent 0."""
     counts_K = truth_Khw.sum((1, 2))
     counts_K[0] = 0
     weights_K = torch.where(counts_K > 0, counts_K.sum() / (counts_K + 1e-6), 0.0)
@@ -205,7 +205,7 @@ def _weights(truth_Khw: Tensor) -> Tensor:
 
 @contextmanager
 def keeping(unet: Any, layers: Layers, kept: dict[str, Tensor]) -> Iterator[None]:
-    """The plain processors on every attention, for the length of a with-block; the chosen ones' scores go to `kept`."""
+    """Set plain processors on every attention for the length of a with-block; the chosen ones' scores go to `kept`."""
     chosen = {*layers.cross, *layers.self_}
     before = dict(unet.attn_processors)
     names = {key: key.removesuffix(".processor") for key in before}

@@ -34,7 +34,7 @@ _BLOCK = 1 << 20
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """What one file is."""
+    """The SHA-256 and the size in bytes of one file."""
 
     sha256: str
     bytes: int
@@ -48,11 +48,11 @@ class Manifest:
     changing: Mapping[str, Entry | None] = field(default_factory=dict)
 
     def announced(self, entries: Mapping[str, Entry | None]) -> Manifest:
-        """Return the manifest of before a change: these paths may be so as well."""
+        """Return the manifest during a change: each of these paths may have this content as well."""
         return Manifest(files=self.files, changing={**self.changing, **entries})
 
     def settled(self) -> Manifest:
-        """Return the manifest of after the changes."""
+        """Return the manifest once the changes are made."""
         after = {**self.files, **self.changing}
         return Manifest(files={path: entry for path, entry in sorted(after.items()) if entry})
 

@@ -121,7 +121,7 @@ def _put_baked(transaction: Transaction, candidate: Candidate, keep: int) -> tup
 
 
 def _put_shared(transaction: Transaction, candidate: Candidate, keep: int) -> tuple[int, Versions]:
-    """The group's models are there already, or made; and its ensemble is pinned to them."""
+    """Publish a shared segmenter, pinned to its group's models, which are there already or are made."""
     made, group = candidate.segmenter, group_of(candidate.segmenter, candidate.variant)
     preprocess = transaction.python_model(SEGMENTERS, SEGMENTERS, segmenters_config(), besides=group.name)
     was = transaction.python_model(WAS, WAS, contract.was_config(), besides=group.name)
