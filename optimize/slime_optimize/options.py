@@ -13,8 +13,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import fields
 from typing import Any, NoReturn
 
+from slime_optimize.layers import Layers
+from slime_optimize.old_names import OLD_NAMES
 from slime_optimize.presets import PRESETS
-from slime_optimize.settings import OLD_NAMES, Layers, Settings
+from slime_optimize.settings import Settings
 
 HELP_ALL = "--help-all"
 SET_HELP = "change a setting that matters after learning, such as threshold=0.1; can be given several times"

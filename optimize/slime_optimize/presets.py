@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from slime_optimize.errors import InputError
-from slime_optimize.settings import Settings, in_current_words
+from slime_optimize.old_names import in_current_words
+from slime_optimize.settings import Settings
 
 # The equations, but for the mean over pixels in eq. 7 (Settings.was_reduction says why).
 PAPER = Settings()

@@ -25,7 +25,8 @@ from slime_optimize.backbone import TinyName
 from slime_optimize.errors import InputError, first_line
 from slime_optimize.files import whole, write_text
 from slime_optimize.method.seeds import sampled_noise
-from slime_optimize.settings import Settings, in_current_words
+from slime_optimize.old_names import in_current_words
+from slime_optimize.settings import Settings
 
 FORMAT = 1
 WEIGHTS_FILE = "segmenter.safetensors"

@@ -12,9 +12,10 @@ from backbones import LATENT_SIZE
 from slime_export.proof.report import Report
 from slime_export.publish.publication import Published
 from slime_optimize.backbone import Backbone
+from slime_optimize.layers import Layers
 from slime_optimize.method.prediction import Predictor
 from slime_optimize.segmenter import Segmenter
-from slime_optimize.settings import Layers, Settings
+from slime_optimize.settings import Settings
 
 PARTS = ("background", "body", "wheel", "window", "plate")
 Snapshot = dict[str, bytes | None]

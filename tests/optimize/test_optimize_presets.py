@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from slime_optimize.old_names import OLD_NAMES
 from slime_optimize.presets import BEST, PAPER, PRESETS, REFERENCE
-from slime_optimize.settings import OLD_NAMES, TEST_TIME
+from slime_optimize.settings import TEST_TIME
 
 ROW = re.compile(r"^\|(?: [\d-]+ \|)? `(\w+)`[^|]*\| `([^`]*)` \| `([^`]*)` \| `([^`]*)` \|", re.MULTILINE)
 TEXT = (Path(__file__).resolve().parents[2] / "docs" / "presets.md").read_text()
