@@ -192,7 +192,8 @@ class Settings:
                 raise InputError(f"{each.name}: got {value}, expected {check[1]}")
         if self.encoder != "vae" and self.posterior != "mean":
             raise InputError(
-                f"posterior: got {self.posterior} with encoder {self.encoder}, which has no posterior, expected mean"
+                f"posterior: got {self.posterior} with encoder {self.encoder}, which has no posterior, expected mean; "
+                "add --posterior mean"
             )
         self.postprocess(512)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -34,6 +34,7 @@ from slime_optimize.segmenter import Segmenter, in_place, library_versions, now_
 from slime_optimize.settings import Settings
 
 LOSSES = ("ce", "was", "diffusion")
+_TIMED_STEPS = 5  # that the time of a run is told from; the first step, which is slower, is not among them
 # Shares of a run after which the embeddings are kept for the report: most happens early.
 _SNAPSHOTS = (0, 0.05, 0.1, 0.25, 0.5, 1)
 
@@ -51,6 +52,7 @@ class Run:
     settings: Settings
     seed: int = 0
     preset: str = "paper"
+    preset_from: str = ""
     validation: Validation | None = None
 
     def __post_init__(self) -> None:
@@ -128,13 +130,21 @@ def optimise(
 
 
 def learn(
-    run: Run, *, checkpoint: Checkpoint | None = None, state: State | None = None, progress: bool = True
+    run: Run,
+    *,
+    checkpoint: Checkpoint | None = None,
+    state: State | None = None,
+    progress: bool = True,
+    say: Callable[[str], object] = lambda line: None,
 ) -> Learned:
-    """Carry out the run, from `state` on where there is one, saving to `checkpoint` on the way and at the end."""
+    """Carry out the run, from `state` on where there is one, saving to `checkpoint` on the way and at the end.
+
+    `say` is told the time that the run will take, once its first steps have shown it.
+    """
     run.settings.layers.validate(run.backbone.unet)
     trainer = Trainer(run, state)
     try:
-        trainer.train(checkpoint, progress)
+        trainer.train(checkpoint, progress, say)
     except OptimisationError:
         if checkpoint:
             checkpoint.remove()  # a run that continued from it would only fail at the same step again
@@ -146,6 +156,12 @@ def initial_text(backbone: Backbone, settings: Settings, parts: int) -> Tensor:
     """Return the embedding of the prompt word, repeated, (1,T,D) float32; its first row is the background's."""
     times = TOKENS if settings.prompt_times == "tokens" else parts
     return backbone.encode_text(" ".join([settings.prompt_word] * times)).float()
+
+
+def duration(seconds: float) -> str:
+    """Return a time for people, such as "4 min 10 s"."""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes else f"{seconds:.1f} s"
 
 
 def rate(settings: Settings, step: int, steps: int) -> float:
@@ -172,9 +188,9 @@ class Trainer:
         self._snapshot_steps = {max(1, round(share * run.steps)) for share in _SNAPSHOTS if share}
         self._untrained = _untrained(run, self._start_1TD)
 
-    def train(self, checkpoint: Checkpoint | None, progress: bool) -> None:
+    def train(self, checkpoint: Checkpoint | None, progress: bool, say: Callable[[str], object]) -> None:
         """Take the steps that are left. Raises OptimisationError when a loss is not finite."""
-        run = self.run
+        run, timed_from, begun = self.run, self.finished + 1, 0.0
         stepper = Stepper(backbone=run.backbone, settings=run.settings, parts=len(run.parts), seed=run.seed)
         pairs = views(run.backbone, run.examples, run.settings, run.seed, run.steps, first=self.finished)
         with tqdm(total=run.steps, initial=self.finished, desc="optimising", unit="step", disable=not progress) as bar:
@@ -189,6 +205,12 @@ class Trainer:
                     shown["best"] = f"{self._measured.iou_by_step[self._measured.step]:.1f}%"
                 bar.set_postfix(shown, refresh=False)
                 bar.update()
+                if self.finished == timed_from:
+                    begun = time.monotonic()
+                elif self.finished == timed_from + _TIMED_STEPS:
+                    a_step = (time.monotonic() - begun) / _TIMED_STEPS
+                    left = run.steps - self.finished
+                    say(f"{a_step:.2f} s a step: about {duration(left * a_step)} for the {left} steps that are left")
 
     def step(self, losses: Losses) -> None:
         """Take one step of Adam. Raises OptimisationError when the loss is not finite."""
@@ -213,6 +235,7 @@ class Trainer:
         masks = Predictor(segmenter, run.backbone).masks([example.image_HW3 for example in run.examples])
         metrics: dict[str, Any] = {
             "losses": self._mean_losses(),
+            "losses_at_first": self._mean_losses(first=True),
             "step": measured.step or self.finished,
             "training": compared(run.examples, masks, run.parts).as_json(),
         }
@@ -256,9 +279,10 @@ class Trainer:
             seconds=self._seconds(),
         )
 
-    def _mean_losses(self) -> dict[str, float]:
-        """Return the mean of each loss over the last tenth of the run: a single step is too noisy."""
-        rows = self._losses[-max(1, self.run.steps // 10) :]
+    def _mean_losses(self, *, first: bool = False) -> dict[str, float]:
+        """Return the mean of each loss over the last tenth of the run, or the first: a single step is too noisy."""
+        tenth = max(1, self.run.steps // 10)
+        rows = self._losses[:tenth] if first else self._losses[-tenth:]
         return dict(zip(LOSSES, (sum(column) / len(rows) for column in zip(*rows, strict=True)), strict=True))
 
     def _loss_rows(self) -> Tensor:
@@ -287,6 +311,7 @@ def _untrained(run: Run, text_1TD: Tensor) -> Segmenter:
         latent_size=backbone.latent_size,
         settings=run.settings,
         preset=run.preset,
+        preset_from=run.preset_from,
         seed=run.seed,
         training_images=tuple(example.digest for example in run.examples),
         versions=library_versions(),
