@@ -21,6 +21,7 @@ from slime_export.options import ExportOptions
 from slime_export.proof import drift, parity, references
 from slime_export.proof.references import References
 from slime_export.proof.report import EXACT, Drift, Report, Score
+from slime_export.publish import guard
 from slime_export.publish.lock import staging
 from slime_export.publish.publication import Candidate, Published, publish
 from slime_export.publish.server_control import Server
@@ -81,6 +82,7 @@ class _Export:
         form = FORMS[options.embedding](options, predictor.segmenter, variant)
         self._encoder_there(predictor.segmenter, variant)  # raises before the work begins
         data = self._data(predictor)
+        guard.require_learned(options, predictor.segmenter, self.say)
         server = Server(options.url, options.access) if options.url else None
         with staging(options.repository, options.wait, self.say) as staged:
             work = staged / ".export"
@@ -95,6 +97,8 @@ class _Export:
                 report = replace(report, drift=self._drift(made, report, encoder, unet))
             self.say(report.table())
             report.require()
+            if data is not None and report.score is not None:
+                guard.require_good(options, report.score.after, data, self.say)
             if not form.is_shared:  # a group's UNet is not one segmenter's
                 report.write(unet)
             candidate = Candidate(
@@ -139,7 +143,7 @@ class _Export:
             return None
         data = read_data(source, parts)
         if data.parts != parts:
-            raise InputError(f"--evaluate {source}: its parts are {', '.join(data.parts)}, expected {', '.join(parts)}")
+            raise InputError(f"--data {source}: its parts are {', '.join(data.parts)}, expected {', '.join(parts)}")
         return data
 
     def _traced(self, predictor: Predictor, variant: Variant, form: Form, data: Data | None, work: Path) -> _Traced:

@@ -150,7 +150,7 @@ def test_onnx_runtime_that_is_missing_or_old(
     ):
         monkeypatch.setitem(sys.modules, "onnxruntime", package)
         line = mistake(tmp_path / "repository", 2, tmp_path / "car")
-        assert said in line and line.endswith("pip install 'slime-serve[cpu]'")
+        assert said in line and line.endswith("pip install 'slime-serve[export]'")
 
 
 def test_no_segmenter_there(mistake: Callable[..., str], tmp_path: Path) -> None:
