@@ -32,13 +32,14 @@ class LiveSegmenter:
     batch_size = 1
 
     def __init__(self, repository: Path, name: str) -> None:
+        self._segmenter: str | None = None
         shared, baked = shared_store.names(repository), layout.segmenters(repository)
         if name in shared:
             told = shared_store.entry(repository, name).description
             ensemble, self._segmenter, parts, colours = str(told["model"]), name, told["parts"], told["colours"]
         elif name in baked:
             facts = layout.parameters(repository / name)
-            ensemble, self._segmenter = name, None
+            ensemble = name
             parts, colours = json.loads(facts["parts"]), json.loads(facts["colours"])
         else:
             there = ", ".join(sorted([*shared, *baked])) or "none"
