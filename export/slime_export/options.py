@@ -31,7 +31,7 @@ class ExportOptions:
     `encoder`: the one that the segmenter must have been made with; None takes its own.
 
     `engine`: how a TensorRT engine is built. `accelerator`: ONNX Runtime's provider on the server. `calibration`:
-    images that int8's ranges are measured on. `evaluate`: annotated images for the mean IoU, which is to be `at_least`
+    images that int8's ranges are measured on. `data`: annotated images for the mean IoU, which is to be `at_least`
     so many percent, or `not_worse` than that of the segmenter that serves. `force`: publish in its place what failed on
     its own training images. `keep`: how many versions
     of the segmenter stay in the repository. `wait`: seconds for another process that is changing it.
@@ -53,7 +53,7 @@ class ExportOptions:
     engine: engine_builder.Options = field(default_factory=engine_builder.Options)
     accelerator: str | None = None
     calibration: Path | None = None
-    evaluate: Path | None = None
+    data: Path | None = None
     at_least: float | None = None
     not_worse: bool = False
     force: bool = False
@@ -79,7 +79,7 @@ class ExportOptions:
             )
         if self.at_least is not None and not 1 < self.at_least <= 100:
             raise ExportError(f"--at-least: got {self.at_least:g}, expected a mean IoU in percent, such as 65")
-        if (self.at_least is not None or self.not_worse) and self.evaluate is None:
+        if (self.at_least is not None or self.not_worse) and self.data is None:
             raise ExportError("--at-least, --not-worse: are measured on annotated images; give --data FOLDER too")
         if self.calibration is not None and self.precision != "int8":
             raise ExportError(f"--calibration: is for --precision int8, got {self.precision}; leave it out")

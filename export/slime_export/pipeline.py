@@ -138,7 +138,7 @@ class _Export:
         return layout.encoder_of(repository, segmenter.backbone_hash, model, segmenter.tiny_hash)
 
     def _data(self, predictor: Predictor) -> Data | None:
-        source, parts = self.options.evaluate, predictor.segmenter.parts
+        source, parts = self.options.data, predictor.segmenter.parts
         if source is None:
             return None
         data = read_data(source, parts)
@@ -239,7 +239,7 @@ class _Export:
             exported = parity.ExportedSegmenter(*networks, postprocess, settings.channel_order)
             with self._stage(f"measuring the exported models on {len(made.data)} images"):
                 after = parity.mean_iou(exported, made.data)
-            score = Score(before=made.before, after=after, images=len(made.data), source=str(self.options.evaluate))
+            score = Score(before=made.before, after=after, images=len(made.data), source=str(self.options.data))
         return Report(
             comparisons=comparisons,
             gate=self.options.held_to,

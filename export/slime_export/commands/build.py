@@ -85,7 +85,7 @@ def _parser(prog: str | None, *, everything: bool) -> argparse.ArgumentParser:
     )
     held = parser.add_argument_group("what it is held to before it serves")
     text = "annotated images: mean IoU in PyTorch and exported"
-    held.add_argument("--data", "--evaluate", type=Path, dest="evaluate", metavar="SOURCE", help=text)
+    held.add_argument("--data", type=Path, metavar="SOURCE", help=text)
     text = "publish nothing that has a lower mean IoU on --data, in percent"
     held.add_argument("--at-least", type=float, metavar="IOU", help=text)
     text = "publish nothing that has a lower mean IoU on --data than the segmenter that serves under this name"

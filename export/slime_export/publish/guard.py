@@ -47,7 +47,7 @@ def require_good(options: ExportOptions, new: float, data: Data, say: Say) -> No
 
     Raises ExportError where the live segmenter has other parts, RepositoryError or SegmenterError where it cannot run.
     """
-    name, images = options.served_name, f"{len(data)} images of {options.evaluate}"
+    name, images = options.served_name, f"{len(data)} images of {options.data}"
     if options.at_least is not None and not new >= options.at_least:
         raise QualityError(
             f"segmenter {name}: has mean IoU {new:.1f} % on {images}, expected {options.at_least:g} or more "
