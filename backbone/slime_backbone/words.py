@@ -60,13 +60,11 @@ def _attention(backbone: Backbone, scenes: list[Scene], seed: int) -> Mapping[st
     noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(seed)).to(latents)
     text = torch.cat([backbone.encode_text(each.caption) for each in scenes])
     time = torch.tensor(TIMESTEP, device=backbone.device)
-    found: dict[str, Tensor] = {}
+    found, ending = dict[str, Tensor](), ".transformer_blocks.0.attn2"
     hooks = [
-        layer.register_forward_pre_hook(
-            _kept(found, name.removesuffix(".transformer_blocks.0.attn2")), with_kwargs=True
-        )
+        layer.register_forward_pre_hook(_kept(found, name.removesuffix(ending)), with_kwargs=True)
         for name, layer in backbone.unet.named_modules()
-        if name.endswith("attn2")
+        if name.endswith(ending)
     ]
     try:
         backbone.unet(backbone.add_noise(latents, noise, time), time, text)
