@@ -182,8 +182,8 @@ def words_section(words: Mapping[str, Layer]) -> str:
 
 Cross-attention on validation scenes, each with its own caption, at t = {TIMESTEP}: means over heads and pixels. In
 Stable Diffusion the first token draws 0.9 to 0.99 of it, and so is the map of the background; here {sink:.2f}.
-Effective tokens are the exponential of the rows' mean entropy. The last column tells how well a part's two words ("red wheel")
-find it: the area under the ROC curve of their map against the part's mask, 0.5 by chance. Masks are for
+Effective tokens are the exponential of the rows' mean entropy. The last column tells how well a part's two words
+("red wheel") find it: the area under the ROC curve of their map against the part's mask, 0.5 by chance. Masks are for
 measuring alone.
 
 | cross layer | first token | effective tokens | area under the curve |
