@@ -34,7 +34,7 @@ class Trial:
             import onnxruntime
         except ModuleNotFoundError as error:
             raise RepositoryError(
-                "onnxruntime: is missing, and a repository's segmenter needs it where no server is asked; "
+                "repository: trying its segmenters without a server needs ONNX Runtime, which is missing; "
                 'pip install "slime-serve[export]", or give the --url of the server that has the repository'
             ) from error
         self._runtime: Any = onnxruntime
