@@ -25,7 +25,7 @@ from PIL import Image
 from slime_optimize.data.annotations import Example
 from slime_optimize.data.validation import compared
 from slime_optimize.method.prediction import Predictor
-from slime_optimize.method.training import LOSSES, Learned, Run, duration
+from slime_optimize.method.training import LOSSES, Learned, Run
 from slime_optimize.picture import Pixels, colour_mask, overlay
 from slime_optimize.presets import PRESETS
 from slime_optimize.verdict import verdict
@@ -148,6 +148,12 @@ def _environment(learned: Learned, run: Run, command: str) -> dict[str, str]:
         "made": learned.segmenter.created,
     }
     return shown | ({"command": command} if command else {})
+
+
+def duration(seconds: float) -> str:
+    """Return a time for people, such as "4 min 10 s"."""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes else f"{seconds:.1f} s"
 
 
 def _curves(learned: Learned) -> Figure:

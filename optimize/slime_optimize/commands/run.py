@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -38,12 +39,13 @@ from slime_optimize.method.training import Learned, Run, learn
 from slime_optimize.options import Parser, add_settings, chosen
 from slime_optimize.picture import colour_mask, overlay, sheet
 from slime_optimize.presets import FALLBACK, PRESETS, chosen_preset, preset
-from slime_optimize.report import REPORT_FILE, report_html
+from slime_optimize.report import REPORT_FILE, duration, report_html
 from slime_optimize.segmenter import JSON_FILE
 from slime_optimize.settings import Settings
 from slime_optimize.verdict import verdict
 
 PREVIEW_FILE = "preview.png"
+_TIMED_STEPS = 5
 _CELL = 256  # side of a picture in the preview, in pixels
 
 
@@ -149,7 +151,7 @@ def run(arguments: argparse.Namespace, checkpoint: Checkpoint, command: str) -> 
     print(_plan(this, out), flush=True)
     if state:
         print(f"{checkpoint.path}: goes on after step {state.step} of {this.steps}", flush=True)
-    learned = learn(this, checkpoint=checkpoint, state=state, progress=not arguments.quiet, say=_beside_the_bar)
+    learned = learn(this, checkpoint=checkpoint, state=state, progress=not arguments.quiet, stepped=_Clock().step)
     learned.segmenter.save(out)
     training_image.save(out, this.examples[0].image_HW3, backbone.image_size)
     _save_preview(learned, this, out / PREVIEW_FILE)
@@ -202,10 +204,20 @@ def _plan(this: Run, out: Path) -> str:
     )
 
 
-def _beside_the_bar(line: str) -> None:
-    """Print a line above the progress bar."""
-    tqdm.write(line)
-    sys.stdout.flush()
+class _Clock:
+    """Tells once, from a few steps after the first, which is slower, what the rest of a run will take."""
+
+    def __init__(self) -> None:
+        self._ends: list[float] = []
+
+    def step(self, left: int) -> None:
+        """Take the time of a step that has ended; `left` more are to come."""
+        self._ends.append(time.monotonic())
+        if len(self._ends) == 1 + _TIMED_STEPS:
+            a_step = (self._ends[-1] - self._ends[0]) / _TIMED_STEPS
+            # Above the progress bar.
+            tqdm.write(f"{a_step:.2f} s a step: about {duration(left * a_step)} for the {left} steps that are left")
+            sys.stdout.flush()
 
 
 def _save_preview(learned: Learned, this: Run, path: Path) -> None:

@@ -34,7 +34,6 @@ from slime_optimize.segmenter import Segmenter, in_place, library_versions, now_
 from slime_optimize.settings import Settings
 
 LOSSES = ("ce", "was", "diffusion")
-_TIMED_STEPS = 5  # that the time of a run is told from; the first step, which is slower, is not among them
 # Shares of a run after which the embeddings are kept for the report: most happens early.
 _SNAPSHOTS = (0, 0.05, 0.1, 0.25, 0.5, 1)
 
@@ -135,16 +134,16 @@ def learn(
     checkpoint: Checkpoint | None = None,
     state: State | None = None,
     progress: bool = True,
-    say: Callable[[str], object] = lambda line: None,
+    stepped: Callable[[int], object] = lambda left: None,
 ) -> Learned:
     """Carry out the run, from `state` on where there is one, saving to `checkpoint` on the way and at the end.
 
-    `say` is told the time that the run will take, once its first steps have shown it.
+    `stepped` is told after each step how many are left.
     """
     run.settings.layers.validate(run.backbone.unet)
     trainer = Trainer(run, state)
     try:
-        trainer.train(checkpoint, progress, say)
+        trainer.train(checkpoint, progress, stepped)
     except OptimisationError:
         if checkpoint:
             checkpoint.remove()  # a run that continued from it would only fail at the same step again
@@ -156,12 +155,6 @@ def initial_text(backbone: Backbone, settings: Settings, parts: int) -> Tensor:
     """Return the embedding of the prompt word, repeated, (1,T,D) float32; its first row is the background's."""
     times = TOKENS if settings.prompt_times == "tokens" else parts
     return backbone.encode_text(" ".join([settings.prompt_word] * times)).float()
-
-
-def duration(seconds: float) -> str:
-    """Return a time for people, such as "4 min 10 s"."""
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest} s" if minutes else f"{seconds:.1f} s"
 
 
 def rate(settings: Settings, step: int, steps: int) -> float:
@@ -188,9 +181,9 @@ class Trainer:
         self._snapshot_steps = {max(1, round(share * run.steps)) for share in _SNAPSHOTS if share}
         self._untrained = _untrained(run, self._start_1TD)
 
-    def train(self, checkpoint: Checkpoint | None, progress: bool, say: Callable[[str], object]) -> None:
+    def train(self, checkpoint: Checkpoint | None, progress: bool, stepped: Callable[[int], object]) -> None:
         """Take the steps that are left. Raises OptimisationError when a loss is not finite."""
-        run, timed_from, begun = self.run, self.finished + 1, 0.0
+        run = self.run
         stepper = Stepper(backbone=run.backbone, settings=run.settings, parts=len(run.parts), seed=run.seed)
         pairs = views(run.backbone, run.examples, run.settings, run.seed, run.steps, first=self.finished)
         with tqdm(total=run.steps, initial=self.finished, desc="optimising", unit="step", disable=not progress) as bar:
@@ -205,12 +198,7 @@ class Trainer:
                     shown["best"] = f"{self._measured.iou_by_step[self._measured.step]:.1f}%"
                 bar.set_postfix(shown, refresh=False)
                 bar.update()
-                if self.finished == timed_from:
-                    begun = time.monotonic()
-                elif self.finished == timed_from + _TIMED_STEPS:
-                    a_step = (time.monotonic() - begun) / _TIMED_STEPS
-                    left = run.steps - self.finished
-                    say(f"{a_step:.2f} s a step: about {duration(left * a_step)} for the {left} steps that are left")
+                stepped(run.steps - self.finished)
 
     def step(self, losses: Losses) -> None:
         """Take one step of Adam. Raises OptimisationError when the loss is not finite."""
