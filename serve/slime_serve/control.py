@@ -92,11 +92,11 @@ class Control:
             raise UnansweredError(f"got a mask of shape {shape}, expected {PROBE_SIZE}; export it again")
         return seconds
 
-    def counts(self, timeout: float) -> tuple[int, int]:
-        """Return how many masks were given out since the server started, and how many images are in its networks now.
+    def counts(self, timeout: float) -> tuple[int, int, int]:
+        """Return the numbers of masks given out, of images that failed after decoding, and of images in the networks.
 
-        Both by Triton's statistics. The second number is only good for comparisons with itself: it counts what was
-        decoded and neither failed later nor became a mask, and a model that is loaded again counts from 0.
+        All by Triton's statistics, and only good for comparisons with themselves: what was decoded and neither failed
+        later nor became a mask counts as in the networks, and a model that is loaded again counts from 0.
         """
         statistics = self._asked(timeout, lambda client: client.get_inference_statistics())
         decoded = answered = failed = 0
@@ -108,7 +108,7 @@ class Control:
             elif model == contract.WAS or contract.is_encoder(model) or contract.is_unet(model):
                 failed += int(stats["fail"].get("count", 0))
                 answered += succeeded if model == contract.WAS else 0
-        return answered, decoded - failed - answered
+        return answered, failed, decoded - failed - answered
 
     def _asked(self, timeout: float, ask: Callable[[Any], Answer]) -> Answer:
         waiting = {"connection_timeout": min(timeout, 5.0), "network_timeout": timeout}

@@ -134,6 +134,8 @@ class _Probes:
         self._failed = 0
         # The masks at the last sign of life, when it was, and since when images have been in the networks without one.
         self._answered, self._alive, self._busy_since = 0, time.monotonic(), time.monotonic()
+        # The images that had failed by then: more of them, and no mask, are as suspicious as an image that is not done.
+        self._lost = 0
         # What is counted as in the networks though nothing is: fewest since a probe was answered.
         self._none = 0
 
@@ -160,11 +162,11 @@ class _Probes:
         networks: an overloaded server rejects probes as it rejects others, and a busy one has other things to do.
         """
         _connect(self._grpc)
-        answered, images = self._control.counts(LEAST_PATIENCE)
+        answered, lost, images = self._control.counts(LEAST_PATIENCE)
         now, self._none = time.monotonic(), min(self._none, images)
-        busy = min(images - self._none, MOST_IMAGES)
+        busy = min(images - self._none, MOST_IMAGES) or int(lost != self._lost)
         if answered != self._answered:
-            self._answered, self._alive, self._busy_since = answered, now, now
+            self._answered, self._lost, self._alive, self._busy_since = answered, lost, now, now
             return
         slowest = max(self._seconds.values(), default=0.0)
         if busy:
@@ -185,7 +187,7 @@ class _Probes:
         else:
             if not busy:
                 self._seconds[served.ensemble] = seconds
-            self._answered, self._none = self._control.counts(LEAST_PATIENCE)
+            self._answered, self._lost, self._none = self._control.counts(LEAST_PATIENCE)
             self._alive = self._busy_since = time.monotonic()
 
 
