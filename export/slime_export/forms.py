@@ -52,13 +52,13 @@ class Baked:
     is_shared, unet_name = False, "the UNet"
 
     def __init__(self, options: ExportOptions, segmenter: Segmenter, variant: Variant) -> None:
-        self._external_over, self._variant = options.external_over, variant
+        self._external_over, self._variant, self._name = options.external_over, variant, options.served_name
 
     def unet_there(self) -> Path | None:
         return None
 
     def trace_unet(self, predictor: Predictor, folder: Path) -> Path:
-        return tracing.trace_unet(predictor, self._variant, folder, self._external_over)
+        return tracing.trace_unet(predictor, self._variant, folder, self._external_over, self._name)
 
     def opened(self, unet: Path, precision: str) -> Network:
         return opened(unet, precision)

@@ -28,7 +28,8 @@ class Watch:
     """Watches the server process ``pid``; ``look`` at it several times a second.
 
     ``grpc``: where its gRPC port must accept connections. ``probes``: returns what to ask for, read again every round.
-    ``every``: seconds between two probes. ``say``: takes one line for the person in charge.
+    ``every``: seconds between two probes. ``say``: takes one line for the person in charge. ``reloaded``: takes the
+    name of each model that was loaded again.
     """
 
     def __init__(
@@ -40,18 +41,19 @@ class Watch:
         probes: Callable[[], tuple[Served, ...]],
         every: float,
         say: Callable[[str], None],
+        reloaded: Callable[[str], None] = lambda model: None,
     ) -> None:
         self._pool = ThreadPoolExecutor(4, thread_name_prefix="watch")
         self._stubs = Stubs(pid)
         self._leftovers = Leftovers(self._stubs)
-        self._reloads = _Reloads(control, self._pool, self._stubs, self._leftovers, say)
+        self._reloads = _Reloads(control, self._pool, self._stubs, self._leftovers, say, reloaded)
         self._probes = _Probes(control, self._pool, grpc, probes, every)
         self._say = say
 
     def look(self) -> str | None:
         """Return why the server must be started again, or None where it need not be. Returns at once."""
         for stub in self._stubs.dead():
-            self._say(f"model {stub.model}: its process {stub.pid} died; loading it again")
+            self._say(f"warning: model {stub.model}: its process {stub.pid} died; loading it again")
             self._leftovers.died(stub)
             self._reloads.want(stub.model)
         self._leftovers.look()
@@ -67,9 +69,15 @@ class _Reloads:
     """Models whose processes died, each loaded again by one task at a time."""
 
     def __init__(
-        self, control: Control, pool: Executor, stubs: Stubs, leftovers: Leftovers, say: Callable[[str], None]
+        self,
+        control: Control,
+        pool: Executor,
+        stubs: Stubs,
+        leftovers: Leftovers,
+        say: Callable[[str], None],
+        reloaded: Callable[[str], None],
     ) -> None:
-        self._control, self._pool, self._say = control, pool, say
+        self._control, self._pool, self._say, self._reloaded = control, pool, say, reloaded
         self._stubs, self._leftovers = stubs, leftovers
         self._wanted: set[str] = set()
         self._running: dict[str, tuple[Future[float], list[Stub]]] = {}
@@ -85,6 +93,7 @@ class _Reloads:
             task, replaced = self._running.pop(model)
             try:
                 self._say(f"model {model}: serves again after {task.result():.1f} s")
+                self._reloaded(model)
                 self._leftovers.replaced(replaced)
                 del self._failures[model]
             except UnansweredError as error:

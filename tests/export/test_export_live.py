@@ -11,7 +11,7 @@ import pytest
 from exporting import Exported, Snapshot
 from tritonclient import grpc
 
-from serving import Asking, Served, png, served
+from serving import Asking, Served, metrics, png, served
 from slime_export.errors import ServerError
 from slime_export.options import ExportOptions
 from slime_export.pipeline import export
@@ -44,6 +44,12 @@ def test_publishing_to_a_server_that_answers(
             for version in (first + 1, first + 2):
                 published, _ = export(request, lambda line: None)
                 assert (published.version, served_version(server)) == (version, str(version))
+        found, masks = metrics(server), 'slime_masks_total{segmenter="car",version="%d"}'
+        assert [found[masks % version] > 0 for version in (first, first + 1)] == [True, True]
+        before = found.get(masks % (first + 2), 0)
+        assert (server.segment("car", png(image)) == expected).mean() >= 0.999
+        assert metrics(server)[masks % (first + 2)] == before + 1
+        assert not [name for name in found if "slime" in name and ".next" in name]
         assert len(layout.versions(target / "car_unet")) == 2
 
         before = snapshot(target)

@@ -9,6 +9,7 @@ of the real config.pbtxt is the one switch.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from slime_export.errors import ExportError
@@ -17,7 +18,8 @@ from slime_export.publish.transaction import Transaction
 from slime_repository import config as triton_config
 from slime_repository import layout, manifest, record
 from slime_repository.config import LOADED
-from slime_repository.record import Record
+from slime_repository.record import Record, now_in_utc
+from slime_repository.shared_store import PUBLISHED, VERSION
 
 # The version that serves, and the one before for the way back.
 KEEP = LOADED
@@ -60,6 +62,8 @@ class BakedSegmenter:
             transaction.server.try_out(self.name, new.config, new.check)
         transaction.take_orphans(self.name, self.live())
         version, staged = transaction.next_version(self.name), transaction.staging / self.name
+        told = {VERSION: str(version), PUBLISHED: now_in_utc()}
+        new = replace(new, config=triton_config.telling(new.config, told))
         new.write(staged / str(version))
         transaction.add(staged, version, new.config)
         touched = layout.models_of(repository, self.name) | self.before.keys()

@@ -24,6 +24,8 @@ from slime_was import tensors
 # A UNet of several GB is read from disk and, on a GPU, tuned while it loads.
 DEADLINE_S = 600.0
 _SHORT_S = 10.0
+# How the name ends that a version is tried under.
+TRIAL = ".next"
 READY, UNLOADING, UNAVAILABLE = "READY", "UNLOADING", "UNAVAILABLE"
 
 
@@ -82,6 +84,12 @@ class Server:
                 "check that it serves the repository published into"
             )
 
+    def unload_trials(self) -> None:
+        """Unload what publications that were killed in their trial left. The caller holds the repository's lock."""
+        for model, states in self.states().items():
+            if model.endswith(TRIAL) and READY in states.values():
+                self.unload(model)
+
     def try_out(self, name: str, config: str, check: Check, segmenter: str | None = None) -> None:
         """Have the server load this ensemble configuration under a name of its own, and answer `check` with it.
 
@@ -90,7 +98,7 @@ class Server:
         answers wrongly.
         """
         # A dot, which no segmenter's name has. Triton wants a file in the version's folder to know of the version.
-        private = f"{name}.next"
+        private = name + TRIAL
         request = service_pb2.RepositoryModelLoadRequest(model_name=private)
         request.parameters["config"].string_param = _as_json(config, private)
         request.parameters["file:1/version"].bytes_param = b"1"
