@@ -80,6 +80,8 @@ class Server:
         self._endpoint = Endpoint((hosts["metrics"], ports["metrics"]), f"{LOOPBACK}:{hidden}")
         memory.remove_stale()
         self._regions = memory.Regions()
+        for model in self._repository.parts:
+            self._endpoint.reloads.labels(model)  # From 0 on, so that a first one is seen to be one more.
         self._workspace = Workspace()
         self._folder, self._log = self._workspace.path, settings.log or self._workspace.log
         try:

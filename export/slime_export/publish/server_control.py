@@ -88,9 +88,11 @@ class Server:
 
     def unload_trials(self) -> None:
         """Unload what publications that were killed in their trial left. The caller holds the repository's lock."""
-        for model, states in self.states().items():
-            if model.endswith(TRIAL) and READY in states.values():
-                self.unload(model)
+        # Without `ready` the list is of what the repository has, which is nothing of a trial.
+        request = service_pb2.RepositoryIndexRequest(ready=True)
+        index = self._ask("list of loaded models", "RepositoryIndex", request, _SHORT_S)
+        for model in sorted({each.name for each in index.models if each.name.endswith(TRIAL)}):
+            self.unload(model)
 
     def try_out(self, name: str, config: str, check: Check, segmenter: str | None = None) -> None:
         """Have the server load this ensemble configuration under a name of its own, and answer `check` with it.
