@@ -7,6 +7,7 @@ text format. The endpoint stays while the server behind it is started again.
 
 from __future__ import annotations
 
+import http.client
 import http.server
 import importlib.metadata
 import re
@@ -35,6 +36,8 @@ class Endpoint:
 
     def __init__(self, address: tuple[str, int], triton: str) -> None:
         self._triton = f"http://{triton}/metrics"
+        # Never through a proxy of the environment.
+        self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         self.is_ready = False
         self._live: Mapping[str, Published] = {}
         disable_created_metrics()  # type: ignore[no-untyped-call]
@@ -60,9 +63,9 @@ class Endpoint:
     def metrics(self) -> bytes:
         """Return all metrics; while the server does not answer, the launcher's alone."""
         try:
-            with urllib.request.urlopen(self._triton, timeout=_SECONDS) as answer:
+            with self._opener.open(self._triton, timeout=_SECONDS) as answer:
                 said = _ON_TRIAL.sub("", answer.read().decode())
-        except OSError:
+        except (OSError, http.client.HTTPException):
             said = ""
         return said.encode() + generate_latest(self._registry)
 

@@ -30,10 +30,10 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     arguments = _parser(prog, everything=HELP_ALL in words).parse_args(words)
     stop = _StopRequest()
-    form = arguments.log_format
-    del arguments.log_format
+    form = vars(arguments).pop("log_format")
+    say = lines.say(form)
     try:
-        with Server(_settings(arguments), stop.is_wanted, lines.say(form)) as server:
+        with Server(_settings(arguments), stop.is_wanted, say) as server:
             names = ",".join(server.segmenters)
             addresses = f"grpc={server.grpc} http={server.http} metrics={server.metrics}"
             print(f"ready {addresses} segmenters={names}", flush=True)
@@ -41,12 +41,10 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
     except Stopped:
         pass
     except ServeError as error:
-        if isinstance(error, ServerError) and error.log_tail:
-            print(error.log_tail, file=sys.stderr)
-        if form == "text":
-            print(f"error: {error}", file=sys.stderr)
-        else:
-            lines.say(form)(f"error: {error}")
+        # The end of a command that people type is told as other commands tell it.
+        told = [*(error.log_tail.splitlines() if isinstance(error, ServerError) else ()), f"error: {error}"]
+        for line in told:
+            say(line) if form == "json" else print(line, file=sys.stderr)
         return error.exit_code
     return 0
 

@@ -25,6 +25,7 @@ def say(form: str) -> Callable[[str], None]:
             line = json.dumps({"time": time, "level": level, "message": message}, ensure_ascii=False)
         else:
             line = f"{time} {level}: {message}"
-        print(line, file=sys.stderr, flush=True)
+        sys.stderr.write(f"{line}\n")  # At once: several threads say something.
+        sys.stderr.flush()
 
     return written

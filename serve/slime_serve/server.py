@@ -103,6 +103,8 @@ class Server:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._endpoint.is_ready = False
+        if self._publications:
+            self._publications.close()
         if error is None or isinstance(error, Stopped):
             self._drain()
         self._stop(keep_log=isinstance(error, ServerError))
@@ -265,8 +267,6 @@ class Server:
     def _stop(self, *, keep_log: bool) -> None:
         self._end(self._settings.drain + _STOP_SECONDS)
         self._regions.close()
-        if self._publications:
-            self._publications.close()
         self._endpoint.close()
         self._workspace.close()
         if self._settings.log is None and not keep_log:
