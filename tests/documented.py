@@ -113,7 +113,7 @@ def make_workspace(folder: Path) -> Path:
             Image.fromarray(scene("car", "validation", index).image).save(folder / place / f"{index}.jpg")
     width = json.loads((embedded_folder() / "unet" / "config.json").read_text())["cross_attention_dim"]
     (folder / "published" / "car").mkdir(parents=True)
-    for index in range(len(parts)):
+    for index in range(len(parts) - 1):  # none for the background
         torch.save(torch.randn(1, 1, width), folder / "published" / "car" / f"embedding_{index}.pth")
     return folder
 
