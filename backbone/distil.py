@@ -19,7 +19,6 @@ import torch
 from slime_backbone.distillation import Recipe, distil
 from slime_backbone.tiny import save_tiny
 from slime_backbone.training import TrainingError
-from slime_optimize.options import Parser
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -52,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     usual = Recipe()
-    parser = Parser(description=(__doc__ or "").strip().splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").strip().splitlines()[0])
     add = parser.add_argument
     add("--state", type=Path, default=ROOT / "build" / "tiny-encoder", help="where a stopped run goes on from")
     add("--weights", type=Path, default=ROOT / "backbone" / "weights", help="has vae/, and gets tiny_vae/")

@@ -29,7 +29,6 @@ from slime_backbone.restart import begin, write_record
 from slime_backbone.saving import pipeline_of, save_pipeline
 from slime_backbone.shards import ShardError, pack, unpack
 from slime_backbone.training import TrainingError, first_then_others, share
-from slime_optimize.options import Parser
 
 HERE = Path(__file__).resolve().parent
 VAE_SHARE = 0.25  # of --minutes, at most
@@ -119,7 +118,7 @@ def _save(options: argparse.Namespace) -> None:
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--state", type=Path, default=HERE.parent / "build" / "backbone", help="where a stopped run goes on from")
     add("--out", type=Path, default=HERE / "weights", help="the diffusers folder to write")

@@ -199,18 +199,17 @@ def pinned_to(text: str, versions: Mapping[str, int]) -> str:
     return as_text(config)
 
 
-def telling(text: str, parameters: Mapping[str, str]) -> str:
-    """Return the configuration with these parameters set, the others as they are."""
-    config = _copied(text)
-    for key, value in parameters.items():
-        config.parameters[key].string_value = value
-    return as_text(config)
-
-
 def loading(text: str, versions: int) -> str:
     """Return the configuration with as many of the latest versions loaded."""
     config = _copied(text)
     config.version_policy.latest.num_versions = versions
+    return as_text(config)
+
+
+def with_parameter(text: str, key: str, value: str) -> str:
+    """Return the configuration with this value of a parameter."""
+    config = _copied(text)
+    config.parameters[key].string_value = value
     return as_text(config)
 
 

@@ -13,6 +13,7 @@ from exporting import Exported, Snapshot
 from tritonclient import grpc
 
 from serving import Asking, Served, metrics, png, served
+from slime_client import Segmenter
 from slime_export.errors import ServerError
 from slime_export.options import ExportOptions
 from slime_export.pipeline import export
@@ -52,6 +53,9 @@ def test_publishing_to_a_server_that_answers(
         assert (server.segment("car", png(image)) == expected).mean() >= 0.999
         assert metrics(server)[masks % (first + 2)] == before + 1
         assert not loaded_on_trial(server)
+        with Segmenter(server.grpc, "car") as car:
+            about = car.description.about
+        assert (about["version"], about["published"][:2]) == (str(first + 2), "20")
         assert len(layout.versions(target / "car_unet")) == 2
 
         before = snapshot(target)

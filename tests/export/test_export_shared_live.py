@@ -168,6 +168,8 @@ def test_requests_are_counted_by_segmenter(publish: Publisher, server: Served) -
         with Client(server.grpc, "counted") as client:
             for _ in range(3):
                 client.segment(png(IMAGE))
+            about = client.description.about
+        assert (str(about["version"]), about["published"][:2]) == (version, "20")
         labels = f'{{segmenter="counted",version="{version}"}}'
         found = metrics(server)
         assert found[f"slime_masks_total{labels}"] == found[f"slime_request_seconds_count{labels}"] == 3

@@ -91,7 +91,7 @@ def test_a_new_version_is_told_and_counted_as_such(toy_repository: Path, tmp_pat
         client.load_model("toy.next", config=json.dumps(trial), files={"file:1/version": b"1"})
         server.segment("toy.next", png(picture(20, 30)))
         (repository / "toy" / "2").mkdir()
-        written.write_text(config.telling(written.read_text(), {"version": "2"}))
+        written.write_text(config.with_parameter(written.read_text(), "version", "2"))
         client.load_model("toy")
         server.segment("toy", png(picture(20, 30)))
         found = metrics(server)

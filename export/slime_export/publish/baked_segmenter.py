@@ -62,8 +62,8 @@ class BakedSegmenter:
             transaction.server.try_out(self.name, new.config, new.check)
         transaction.take_orphans(self.name, self.live())
         version, staged = transaction.next_version(self.name), transaction.staging / self.name
-        told = {VERSION: str(version), PUBLISHED: now_in_utc()}
-        new = replace(new, config=triton_config.telling(new.config, told))
+        for key, value in ((VERSION, str(version)), (PUBLISHED, now_in_utc())):
+            new = replace(new, config=triton_config.with_parameter(new.config, key, value))
         new.write(staged / str(version))
         transaction.add(staged, version, new.config)
         touched = layout.models_of(repository, self.name) | self.before.keys()
