@@ -17,12 +17,12 @@ from collections.abc import Callable, Iterator, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, disable_created_metrics, generate_latest
 from prometheus_client.core import GaugeMetricFamily
-from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from prometheus_client.registry import Collector
 
 from slime_serve.publications import Published
 
 _SECONDS = 5.0
+_TEXT = "text/plain; version=0.0.4; charset=utf-8"  # Prometheus's format
 # Of a publication's trial: server_control.TRIAL.
 _ON_TRIAL = re.compile(r'^\w+\{[^}]*model="[^"]*\.next".*\n', re.MULTILINE)
 TRITON = "2.51"
@@ -95,7 +95,7 @@ def _handler(endpoint: Endpoint) -> type[http.server.BaseHTTPRequestHandler]:
         def do_GET(self) -> None:
             path = self.path.partition("?")[0]
             if path == "/metrics":
-                self._answer(200, endpoint.metrics(), CONTENT_TYPE_PLAIN_0_0_4)
+                self._answer(200, endpoint.metrics(), _TEXT)
             elif path == "/v2/health/live":
                 self._answer(200)
             elif path == "/v2/health/ready":

@@ -218,6 +218,7 @@ def test_http_wants_the_key_as_well(key_server: Served, path: str) -> None:
     [
         ({"listen": "0.0.0.0"}, "--insecure"),
         ({"listen": "everywhere"}, "IPv4 address"),
+        ({"listen_http": "::"}, "--listen-http: got '::', expected an IPv4 address"),
         ({"tls_cert": "server.pem"}, "both"),
         ({"tls_ca": "ca.pem"}, "--tls-cert"),
         ({"tls_cert": "server.pem", "tls_key": "admin"}, "PEM"),
