@@ -17,6 +17,7 @@ from slime_backbone.pictures import watched
 from slime_backbone.scene import COUNTS, KINDS, SIZE, colourings, parts_of
 from slime_backbone.training import read_state
 from slime_optimize.backbone import Backbone
+from slime_optimize.files import write_text
 
 RECENT = 500  # steps that a stated loss is the mean of
 _WEIGHTS = dict.fromkeys(("unet", "vae", "tiny_vae"), "diffusion_pytorch_model") | {"text_encoder": "model"}
@@ -82,9 +83,7 @@ def write_card(
         _samples(sampling),
         _USE,
     )
-    beside = path.with_suffix(".partial")
-    beside.write_text("\n\n".join(sections) + "\n")
-    beside.replace(path)
+    write_text(path, "\n\n".join(sections) + "\n")
 
 
 def _what(weights: Path) -> str:

@@ -163,7 +163,7 @@ def vae_encoder_config(
 
 
 def map_names(variant: Variant) -> tuple[str, str, str]:
-    """Return what a UNet of this variant gives out, and `was` takes in."""
+    """Return the names of what a UNet of this variant gives out, and `was` takes in."""
     return (t.CROSS, t.ACCUMULATED if variant.weighted else t.SELF, t.POSTPROCESS)
 
 

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 
 from backbones import LATENT_SIZE
+from slime_export.graph.runtimes import Network
+from slime_export.proof import parity, references
 from slime_export.proof.report import Report
 from slime_export.publish.publication import Published
 from slime_optimize.backbone import Backbone
@@ -82,3 +84,10 @@ def changed(folder: Path, settings: dict[str, Any]) -> Segmenter:
     segmenter = replace(made, settings=after, noise=noise)
     segmenter.save(folder)
     return segmenter
+
+
+def compared(predictor: Predictor, encoder: Network, unet: Network, seed: int = 0) -> Report:
+    """Compare both exported models with `predictor` on images drawn from `seed`."""
+    images, weighted = parity.trial_images(predictor, seed=seed), "ACCUMULATED" in unet.outputs
+    expected = references.answered(predictor, images, weighted=weighted, own_error=False)
+    return Report(comparisons=parity.measured(expected, unet, parity.encoded(expected, encoder)))

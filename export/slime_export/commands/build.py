@@ -6,6 +6,7 @@ python export/build.py DIR --repository REPO [--name NAME] [--url HOST:PORT] [--
 from __future__ import annotations
 
 import argparse
+import errno
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +17,6 @@ from slime_export.errors import BusyError, EngineError, ParityError, ServerError
 from slime_export.graph import accelerators, engine_builder
 from slime_export.options import EMBEDDINGS, ExportOptions
 from slime_export.pipeline import export
-from slime_export.room import disk_line
 from slime_image import ImageError
 from slime_optimize.errors import InputError, failed
 from slime_optimize.options import HELP_ALL, SET_HELP, Parser
@@ -45,6 +45,15 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
         return failed(error, 1)
     print(f"published {published.name} version {published.version} in {options.repository}")
     return 0
+
+
+def disk_line(error: OSError) -> str:
+    """Return one line for what a disk refused."""
+    subject = f"disk of {error.filename}" if error.filename else "disk"
+    reason = error.strerror or str(error)
+    if error.errno == errno.ENOSPC and "nothing was published" not in reason:  # not from `require_room`
+        reason = "is full; free some of it, or give a --repository on another disk; nothing was published"
+    return f"{subject}: {reason}"
 
 
 def _parser(prog: str | None, *, everything: bool) -> argparse.ArgumentParser:

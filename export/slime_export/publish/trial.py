@@ -2,7 +2,7 @@
 
 So a repository can be tried with other code where no server runs it, with neither PyTorch nor the backbone.
 
-Shapes: C crops of the image, P parts, h x w the maps, S the side of the fitted image.
+Shapes: C crops of the image, S the side of the fitted image.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from typing import Any
 import numpy as np
 
 import slime_image
-import slime_was
+from slime_export.masks import mask_of, of_segmenter
 from slime_repository import config as triton_config
 from slime_repository import layout, shared_store
 from slime_repository.contract import is_encoder, is_preprocess, is_unet
 from slime_repository.errors import RepositoryError
 from slime_repository.record import Check, Mask
-from slime_was.tensors import ACCUMULATED, CROSS, LATENTS, PIXELS, POSTPROCESS, SELF
+from slime_was.tensors import LATENTS, PIXELS
 
 FILE = "model.onnx"
 
@@ -61,16 +61,8 @@ class Trial:
         pixels_C3SS = slime_image.cropped(fitted_3SS, reading["crops"], int(reading["crop_side"]))
         latents = self._run(next(filter(is_encoder, pins)), pins, {PIXELS: pixels_C3SS})[LATENTS]
         given = {LATENTS: latents, **(entry.given(len(latents)) if entry else {})}
-        found = self._run(next(filter(is_unet, pins)), pins, given)
-        postprocess = slime_was.Postprocess.from_vector(entry.postprocess if entry else found[POSTPROCESS][0])
-        cross_CPhw, attended = found[CROSS], found[SELF] if SELF in found else found[ACCUMULATED]
-        if entry:
-            # A shared UNet has slots for more parts than the segmenter; those that are taken come first.
-            parts = len(entry.description["parts"])
-            cross_CPhw, attended = cross_CPhw[:, :parts], attended if SELF in found else attended[:, :parts]
-        scores_Phw = slime_was.sharpened(slime_was.scores(cross_CPhw, attended, postprocess), postprocess, fitted_3SS)
-        mask: Any = slime_was.segment(scores_Phw, *image_HW3.shape[:2])
-        return np.asarray(mask, np.uint8)
+        maps = self._run(next(filter(is_unet, pins)), pins, given)
+        return mask_of(of_segmenter(maps, entry) if entry else maps, fitted_3SS, image_HW3.shape[:2])
 
     def _reading(self, model: str) -> dict[str, Any]:
         told = layout.parameters(self._repository / model)
