@@ -74,6 +74,8 @@ class Command:
             words[0] = str(Path(sys.executable).with_name(words[0]))
         if words[1].endswith(("optimize", "run.py")):
             words += ["--steps", "2", "--quiet"]
+        if words[1].endswith(("export", "build.py")):
+            words.append("--force")  # two steps learn nothing, and such a segmenter takes no other's place
         if words[1] == "import":
             words += ["--backbone", "embedded"]
         return words

@@ -177,12 +177,13 @@ class FakeServer(Server):
     def unload_trials(self) -> None:
         pass
 
-    def try_out(self, name: str, config: str, check: Check, segmenter: str | None = None) -> None:
+    def try_out(self, name: str, config: str, check: Check, segmenter: str | None = None) -> float:
         assert layout.config_text(self.repository / name) != config
         for model, version in layout.pins(config).items():
             assert self.has(model, version)
         assert check.image == CHECK.image and np.array_equal(check.mask_HW, CHECK.mask_HW)
         self._note(f"try {name} on unet {layout.pins(config)[name + '_unet']}")
+        return 0.25
 
     def _note(self, call: str) -> None:
         self.calls.append(call)

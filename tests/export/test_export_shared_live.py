@@ -117,6 +117,7 @@ def test_a_segmenter_is_live_as_soon_as_it_is_published(publish: Publisher, serv
     with Client(server.grpc, "two") as client:
         answer = client.segment(png(IMAGE))
         assert client.parts == two.parts
+        assert client.description.image_seconds  # The group's, which the launcher measured.
     assert (np.asarray(answer.array) == publish.mask(two)).mean() > 0.999
     with Client(server.grpc, "one") as client:
         assert (np.asarray(client.segment(png(IMAGE)).array) == publish.mask(publish.segmenter(1))).mean() > 0.999
