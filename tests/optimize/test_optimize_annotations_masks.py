@@ -210,7 +210,9 @@ def test_other_files(tmp_path: Path) -> None:
 def test_parts_json_and_parts_asked_for(tmp_path: Path) -> None:
     folder = indexed(tmp_path)
     assert read(folder, PARTS).parts == PARTS
-    refused(lambda: read(folder, ["background", "green", "red"]), "expected the same, in the same order")
+    turned = read(folder, ["background", "green", "red"]).examples[0]
+    assert np.array_equal(turned.mask_HW, np.array([0, 2, 1])[paint()[1]])
+    refused(lambda: read(folder, ["background", "red"]), "has the name 'green'", "background, red")
     (folder / "parts.json").unlink()
     refused(lambda: read(folder), "names no parts", "--parts")
     assert read(folder, PARTS).parts == PARTS

@@ -164,7 +164,7 @@ def _training(arguments: argparse.Namespace) -> Annotated:
     if arguments.image or arguments.mask:
         raise InputError("training data: got --data and --image or --mask, expected one or the other")
     found = read(arguments.data, arguments.parts, legend=arguments.legend)
-    check_painted(found.examples, found.parts, f"data {arguments.data}")
+    check_painted(found, f"data {arguments.data}")
     return found
 
 

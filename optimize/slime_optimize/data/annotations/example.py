@@ -6,6 +6,8 @@ Shape suffixes: H, W image sides.
 from __future__ import annotations
 
 import logging
+import shlex
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -25,12 +27,16 @@ _LOG = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Example:
-    """An image (H,W,3) uint8 RGB, its mask (H,W) uint8 of part indices or IGNORED, and the sha256 of the image file."""
+    """An image (H,W,3) uint8 RGB, its mask (H,W) uint8 of part indices or IGNORED, and the sha256 of the image file.
+
+    remarks: what was decided in reading the image, for the person.
+    """
 
     name: str
     image_HW3: npt.NDArray[np.uint8]
     mask_HW: npt.NDArray[np.uint8]
     digest: str = ""
+    remarks: tuple[str, ...] = ()
 
     @property
     def ignored(self) -> int:
@@ -40,10 +46,14 @@ class Example:
 
 @dataclass(frozen=True, kw_only=True)
 class Annotated:
-    """Part names by index, background first, and the examples whose masks hold these indices."""
+    """Part names by index, background first, and the examples whose masks hold these indices.
+
+    by_number: whether nothing but the person's list says what the numbers in the masks mean.
+    """
 
     parts: tuple[str, ...]
     examples: tuple[Example, ...]
+    by_number: bool = False
 
 
 class NoAreaError(InputError):
@@ -98,14 +108,19 @@ def check_not_empty(mask_HW: npt.NDArray[np.uint8], subject: str) -> None:
         )
 
 
-def check_painted(examples: Sequence[Example], parts: Sequence[str], subject: str) -> None:
+def check_painted(found: Annotated, subject: str) -> None:
     """Raise InputError where a part other than the background is in no mask: it could not be learned."""
-    painted: set[int] = set().union(*(np.unique(example.mask_HW).tolist() for example in examples))
-    missing = [f"{name!r} (id {index})" for index, name in enumerate(parts) if index and index not in painted]
+    painted: set[int] = set().union(*(np.unique(example.mask_HW).tolist() for example in found.examples))
+    missing = [f"{name!r} (id {index})" for index, name in enumerate(found.parts) if index and index not in painted]
     if missing:
+        others = " ".join(shlex.quote(name) for index, name in enumerate(found.parts) if index in {0, *painted})
+        advice = (
+            "write the names by number into parts.json beside the masks, and give --data without --parts"
+            if found.by_number
+            else f"give --parts {others}"
+        )
         raise InputError(
-            f"{subject}: has no pixel of {', '.join(missing)}; paint the part, or take its name out of the list of "
-            "parts (in masks of numbers, the numbers after it then fall by one)"
+            f"{subject}: has no pixel of {', '.join(missing)}; paint what is missing, or to learn without it {advice}"
         )
 
 
@@ -114,8 +129,10 @@ def tell(line: str) -> None:
     _LOG.warning(line)
 
 
-def tell_ignored(examples: Iterable[Example], subject: str) -> None:
-    """Tell how many pixels count nowhere, where there are any."""
+def tell_remarks(examples: Sequence[Example], subject: str) -> None:
+    """Tell what was decided in reading the images, and how many pixels count nowhere, where there are any."""
+    for remark, images in Counter(remark for example in examples for remark in example.remarks).items():
+        tell(f"{subject}: {images} of {len(examples)} images have {remark}")
     counts = [example.ignored for example in examples if example.ignored]
     if counts:
         tell(ignored_line(sum(counts), len(counts), subject))
@@ -163,21 +180,3 @@ def index_of(name: str, parts: Sequence[str], subject: str) -> int:
         f"{subject}: has the name {stripped!r}, expected one of the parts {', '.join(parts)}; "
         "rename it in the annotations, or learn with it among the parts"
     )
-
-
-def agreed_parts(asked: Sequence[str] | None, own: Sequence[str] | None, subject: str) -> tuple[str, ...]:
-    """Return the part names for masks of part numbers: those asked for, or the source's own.
-
-    Raises InputError where there are neither, or both and they differ.
-    """
-    if asked is None and own is None:
-        raise InputError(
-            f"{subject}: names no parts, expected parts.json (a JSON list, background first) beside the masks; "
-            "write it, or name the parts with --parts"
-        )
-    if asked is not None and own is not None and tuple(asked) != tuple(own):
-        raise InputError(
-            f"{subject}: its parts are {', '.join(own)}, those asked for are {', '.join(asked)}; "
-            "expected the same, in the same order"
-        )
-    return check_parts(asked if asked is not None else own or ())

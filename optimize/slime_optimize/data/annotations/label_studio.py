@@ -16,9 +16,9 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from slime_optimize.data.annotations.example import Annotated, check_parts, parts_from
-from slime_optimize.data.annotations.folders import MASK_SUFFIXES, files
 from slime_optimize.data.annotations.layers import load_layers
 from slime_optimize.data.annotations.locating import Locator, spellings
+from slime_optimize.data.annotations.matching import MASK_SUFFIXES, files
 from slime_optimize.data.annotations.pictures import IMAGE_SUFFIXES
 from slime_optimize.errors import InputError
 

@@ -89,7 +89,7 @@ def _example(path: Path, content: Json, locator: Locator, parts: Sequence[str]) 
     tell_left_out(without, drawn)
     mask_HW = np.array(canvas)
     check_not_empty(mask_HW, subject)
-    return Example(name=path.stem, image_HW3=picture.image_HW3, mask_HW=mask_HW, digest=picture.digest)
+    return picture.example(path.stem, mask_HW)
 
 
 def _picture(path: Path, content: Json, locator: Locator) -> Picture:
