@@ -30,7 +30,7 @@ WHOLE = (
 _OVERLAYS = ("-overlay", "_overlay")
 _TEXTS = (".json", ".txt", ".csv", ".md", ".yaml", ".yml")  # lists of names, legends and what else says of the data
 CVAT_MASKS = "SegmentationClass"
-IMAGE_FOLDERS = ("images", "image", "imgs", "img", "img_dir", "JPEGImages")
+IMAGE_FOLDERS = ("images", "image", "imgs", "img", "img_dir", "JPEGImages", "data")
 MASK_FOLDERS = ("masks", "mask", "labels", "label", "annotations", "segmentation", "ann_dir", CVAT_MASKS)
 
 

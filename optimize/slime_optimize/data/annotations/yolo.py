@@ -33,8 +33,8 @@ def labels(folder: Path) -> dict[Path, Path]:
     """
     found: dict[Path, Path] = {}
     for path in sorted(folder.rglob("*.txt")):
-        lines = _lines(path)
-        if not lines or not _LINE.fullmatch(lines[0]):
+        lines = _numbered(path)
+        if not lines or not _LINE.fullmatch(lines[0][1]):
             continue
         steps = path.relative_to(folder).parts[:-1]
         places = [path.parent]
