@@ -81,15 +81,16 @@ def open_mask(path: Path) -> Image.Image:
         raise InputError(
             f"mask {path}: not a readable picture ({first_line(error)}); expected a PNG or .npy"
         ) from error
-    if image.format not in _LOSSLESS or str(image.info.get("compression")) in _LOSSY:
-        raise InputError(
-            f"mask {path}: is a {image.format} of mode {image.mode}, expected a PNG or .npy, "
-            "which keep every pixel's value; save it as PNG"
-        )
     frames = getattr(image, "n_frames", 1)
+    if image.format in _LOSSLESS and str(image.info.get("compression")) not in _LOSSY and frames == 1:
+        return image
+    image.close()
     if frames > 1:
         raise InputError(f"mask {path}: has {frames} frames, expected one; save the one as PNG")
-    return image
+    raise InputError(
+        f"mask {path}: is a {image.format} of mode {image.mode}, expected a PNG or .npy, "
+        "which keep every pixel's value; save it as PNG"
+    )
 
 
 def load_array(path: Path) -> npt.NDArray[Any]:

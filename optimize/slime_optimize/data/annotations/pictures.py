@@ -17,6 +17,7 @@ from PIL import Image, ImageOps
 
 from slime_image import FILE_FORMATS, ImageError, decode, load, opened
 from slime_optimize.data.annotations.example import Example
+from slime_optimize.data.annotations.palettes import own_palette
 from slime_optimize.errors import InputError
 
 # What is an image whatever lies beside it, and what may be the mask of one as well.
@@ -57,6 +58,7 @@ def read_picture(path: Path) -> Picture:
     image_HW3 = load(path)
     data = path.read_bytes()
     with opened(data) as image:
+        _check_no_mask(image, path)
         orientation = _orientation(image)
         remarks = {
             "several frames, of which the first is taken": getattr(image, "n_frames", 1) > 1 and image.format != "MPO",
@@ -69,6 +71,21 @@ def read_picture(path: Path) -> Picture:
         digest=hashlib.sha256(data).hexdigest(),
         remarks=tuple(remark for remark, holds in remarks.items() if holds),
     )
+
+
+def _check_no_mask(image: Image.Image, path: Path) -> None:
+    """Raise InputError for a mask that slime segment wrote, which lies beside its COCO JSON under the image's name."""
+    if image.format != "PNG" or image.mode != "P":
+        return
+    flat, own = image.getpalette("RGB") or [], own_palette().numbers
+    used = [index for _, index in image.getcolors() or [] if isinstance(index, int)]
+    if len(used) > 1 and all(
+        own.get((flat[3 * index], flat[3 * index + 1], flat[3 * index + 2])) == index for index in used
+    ):
+        raise InputError(
+            f"image {path}: is a mask as slime segment writes it, expected the picture that was segmented; "
+            "put that one in its place"
+        )
 
 
 def decode_picture(data: bytes, subject: str) -> Picture:
