@@ -22,7 +22,7 @@ from slime_export.proof import drift, parity, references
 from slime_export.proof.references import References
 from slime_export.proof.report import EXACT, Drift, Report, Score
 from slime_export.publish.lock import staging
-from slime_export.publish.publication import Candidate, Published, publish
+from slime_export.publish.publication import Candidate, Published, publish, reading_of
 from slime_export.publish.server_control import Server
 from slime_export.room import require_room
 from slime_optimize import training_image
@@ -76,12 +76,14 @@ class _Export:
     def run(self) -> tuple[Published, Report]:
         options, name = self.options, self.options.served_name
         options.check_machine()
+        # What can be refused before the work begins: the server, patches that are never served, another backbone.
+        server = Server(options.url, options.access) if options.url else None
         predictor = self._loaded()
+        reading_of(predictor.segmenter)
         variant = options.variant(predictor.segmenter)
         form = FORMS[options.embedding](options, predictor.segmenter, variant)
-        self._encoder_there(predictor.segmenter, variant)  # raises before the work begins
+        self._encoder_there(predictor.segmenter, variant)
         data = self._data(predictor)
-        server = Server(options.url, options.access) if options.url else None
         with staging(options.repository, options.wait, self.say) as staged:
             work = staged / ".export"
             made = self._traced(predictor, variant, form, data, work)

@@ -91,9 +91,11 @@ def check_ids(mask_HW: npt.NDArray[np.uint8], parts: Sequence[str], subject: str
     beyond = sorted(set(np.unique(mask_HW).tolist()) - {*range(len(parts)), IGNORED})
     if beyond:
         some = ", ".join(map(str, beyond[:5])) + (", …" if len(beyond) > 5 else "")
+        first = "" if is_background(parts[0]) else f", of which the first, {parts[0]!r}, is the background"
+        step = "repaint the mask without smoothing" if len(beyond) > 5 else f"paint what counts nowhere as {IGNORED}"
         raise InputError(
-            f"{subject}: has the part ids {some}, expected 0 to {len(parts) - 1} for {len(parts)} parts; "
-            "name every part, or repaint the mask without smoothing"
+            f"{subject}: has the part ids {some}, expected 0 to {len(parts) - 1} for {len(parts)} parts{first}; "
+            f"learn with a name for every part, or {step}"
         )
 
 
@@ -167,9 +169,15 @@ def parts_from(names: Iterable[str], background: str = "background") -> tuple[st
 def index_of(name: str, parts: Sequence[str], subject: str) -> int:
     """Return the part's index, 0 for every common name of the background, IGNORED for those of void.
 
-    A name among `parts` is a part whatever it is. Raises InputError for a name that is no part.
+    A name among `parts` is a part whatever it is. Raises InputError for a name that is no part, and for one that would
+    be the background because a list without a background begins with it.
     """
     stripped = name.strip()
+    if stripped == parts[0] and not is_background(stripped):
+        raise InputError(
+            f"{subject}: is painted as {stripped!r}, which the list of parts begins with, where the background is "
+            f"expected; give --parts background {' '.join(map(shlex.quote, parts))}"
+        )
     if stripped in parts:
         return parts.index(stripped)
     if is_background(stripped):
@@ -178,5 +186,5 @@ def index_of(name: str, parts: Sequence[str], subject: str) -> int:
         return IGNORED
     raise InputError(
         f"{subject}: has the name {stripped!r}, expected one of the parts {', '.join(parts)}; "
-        "rename it in the annotations, or learn with it among the parts"
+        "rename it in the annotations, to void where it is to count nowhere, or learn with it among the parts"
     )

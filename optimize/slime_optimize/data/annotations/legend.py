@@ -162,4 +162,4 @@ def _index(legend: Legend, colour: Colour, parts: Sequence[str] | None, subject:
     """Return the colour's part index; the legend's background is part 0, whatever the two call it."""
     name, own = legend.name(colour) or "", legend.parts
     names = own if parts is None else parts
-    return 0 if name == own[0] and name not in names else index_of(name, names, subject)
+    return 0 if name == own[0] and name not in names[1:] else index_of(name, names, subject)
