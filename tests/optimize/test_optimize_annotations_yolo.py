@@ -88,6 +88,7 @@ MISTAKES = {
     "line 2: has 7 numbers after its class": f"{RED}\n{GREEN.rpartition(' ')[0]}",
     "line 2: has the number 45, expected shares of the image's sides": f"{RED}\n0 0.1 0.1 45 0.1 0.2 0.2",
     "line 2: is 'a b', expected a class and x y": f"{RED}\na b",
+    "line 2: is '0 0.1 1e 0.3 0.4'": f"{RED}\n0 0.1 1e 0.3 0.4",
     "line 1: has no outline, only a box": "0 0.5 0.5 0.1 0.1",
 }
 

@@ -186,6 +186,7 @@ def _training(arguments: argparse.Namespace) -> Annotated:
     if arguments.data is None:
         missing = [f"--{name}" for name in ("image", "mask") if not getattr(arguments, name)]
         if missing:
+            missing += [] if arguments.parts or arguments.legend else ["--parts"]
             raise InputError(
                 f"training data: got no {', '.join(missing)}, expected --image, --mask and --parts, or --data"
             )

@@ -14,13 +14,13 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
-from unicodedata import normalize
 
 from slime_optimize.data.annotations.example import (
     Annotated,
     Example,
     NoAreaError,
     index_of,
+    spelled,
     tell_left_out,
 )
 from slime_optimize.data.annotations.locating import Locator
@@ -75,7 +75,7 @@ def _order(key: object) -> tuple[bool, Any]:
 def _categories(content: Json, path: Path) -> dict[Any, str]:
     categories: dict[Any, str] = {}
     for entry in content["categories"]:
-        key, name = _same(entry["id"]), normalize("NFC", entry["name"]).strip()
+        key, name = _same(entry["id"]), spelled(entry["name"])
         if categories.setdefault(key, name) != name:
             raise InputError(
                 f"COCO {path}: category {key} is both {categories[key]!r} and {name!r}, expected one name for an id"

@@ -6,10 +6,12 @@ Shape suffixes: H, W image sides.
 from __future__ import annotations
 
 import logging
+import re
 import shlex
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from unicodedata import normalize
 
 import numpy as np
 import numpy.typing as npt
@@ -19,9 +21,9 @@ from slime_was.options import MAX_PARTS
 
 # The value in masks of pixels that count nowhere: in no loss, class weight or IoU. No part has so large an index.
 IGNORED = 255
-# With or without the underscores that LabelMe and some COCO sets put around such names.
+# In any case, and with or without underscores, spaces and the like, as LabelMe's __ignore__ and "don't care".
 _BACKGROUND = ("background", "bg")
-_VOID = ("void", "ignore", "ignored", "dontcare", "don't care")
+_VOID = ("void", "ignore", "ignored", "dontcare")
 _LOG = logging.getLogger(__name__)
 
 
@@ -69,8 +71,11 @@ def tell_left_out(without: Sequence[NoAreaError], others: Sequence[object]) -> N
 
 
 def check_parts(names: Sequence[str]) -> tuple[str, ...]:
-    """Return the part names, stripped; InputError for too few, too many, an empty name, or one that occurs twice."""
-    parts = tuple(name.strip() for name in names)
+    """Return the part names as `spelled`; InputError for too few, too many, an empty name, or one that occurs twice.
+
+    The background, where a name says which it is, has to be the first.
+    """
+    parts = tuple(map(spelled, names))
     if not 2 <= len(parts) <= MAX_PARTS:
         raise InputError(
             f"parts: got {len(parts)} names, expected 2 to {MAX_PARTS}, background first "
@@ -83,6 +88,8 @@ def check_parts(names: Sequence[str]) -> tuple[str, ...]:
             raise InputError(f"parts: {name!r} is named twice, expected each part once")
         if index and is_background(name) and is_background(parts[0]):
             raise InputError(f"parts: {name!r} is another name of {parts[0]!r}, expected one background; leave it out")
+        if index and is_background(name):
+            raise InputError(f"parts: {name!r} is number {index}, expected the background first; put it first")
     return parts
 
 
@@ -157,12 +164,17 @@ def is_void(name: str) -> bool:
 
 
 def _plain(name: str) -> str:
-    return name.strip().strip("_").casefold()
+    return re.sub(r"[\W_]+", "", name).casefold()
+
+
+def spelled(name: str) -> str:
+    """Return a name without spaces around it, in the one of Unicode's forms that names are compared in."""
+    return normalize("NFC", name).strip()
 
 
 def parts_from(names: Iterable[str], background: str = "background") -> tuple[str, ...]:
     """Return a source's own part names in their order, each once, after the background; void is no part."""
-    others = dict.fromkeys(name.strip() for name in names if not is_background(name) and not is_void(name))
+    others = dict.fromkeys(spelled(name) for name in names if not is_background(name) and not is_void(name))
     return check_parts((background, *(name for name in others if name != background)))
 
 
@@ -172,7 +184,7 @@ def index_of(name: str, parts: Sequence[str], subject: str) -> int:
     A name among `parts` is a part whatever it is. Raises InputError for a name that is no part, and for one that would
     be the background because a list without a background begins with it.
     """
-    stripped = name.strip()
+    stripped = spelled(name)
     if stripped == parts[0] and not is_background(stripped):
         raise InputError(
             f"{subject}: is painted as {stripped!r}, which the list of parts begins with, where the background is "

@@ -14,7 +14,16 @@ from pathlib import Path
 
 import numpy as np
 
-from slime_optimize.data.annotations.example import Annotated, check_parts, index_of, parts_from, tell
+from slime_optimize.data.annotations.example import (
+    Annotated,
+    check_parts,
+    index_of,
+    is_background,
+    is_void,
+    parts_from,
+    spelled,
+    tell,
+)
 from slime_optimize.data.annotations.layers import listed_name, load_layers, own_names
 from slime_optimize.data.annotations.legend import Legend, find_legend
 from slime_optimize.data.annotations.masks import load_pairs
@@ -57,7 +66,7 @@ def read_folder(folder: Path, parts: Sequence[str] | None, legend: Legend | None
             f"data {folder}: names no parts, expected parts.json (a JSON list, background first) beside the masks; "
             "write it, or name the parts with --parts"
         )
-    asked = check_parts(asked)
+    asked = tuple(asked) if own else check_parts(asked)
     examples = load_pairs(((one.image, one.whole[0]) for one in found), asked, legend)
     if not legend and not own:
         return Annotated(parts=asked, examples=examples, by_number=True)
@@ -75,11 +84,11 @@ def dataset(folder: Path) -> tuple[tuple[str, ...], list[tuple[Path, Path]]]:
     images = sorted((folder / "images").glob("*.png"))
     if not images:
         raise InputError(f"data {folder}: has no images/*.png; expected images/NAME.png and masks/NAME.png")
-    return parts, [(image, folder / "masks" / image.name) for image in images]
+    return check_parts(parts), [(image, folder / "masks" / image.name) for image in images]
 
 
 def read_parts(folder: Path) -> tuple[str, ...] | None:
-    """Return the names in the folder's parts.json, None without one; InputError for one that cannot be used."""
+    """Return the names in the folder's parts.json by number, None without one; InputError for what is no such list."""
     path = folder / PARTS_FILE
     try:
         names = json.loads(path.read_text(encoding="utf-8-sig"))
@@ -89,7 +98,7 @@ def read_parts(folder: Path) -> tuple[str, ...] | None:
         raise InputError(f"data {path}: cannot be read ({first_line(error)}); expected a JSON list of names") from error
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise InputError(f"data {path}: expected a JSON list of part names, background first")
-    return check_parts(names)
+    return tuple(map(spelled, names))
 
 
 def _classes_csv(folder: Path) -> tuple[str, ...] | None:
@@ -107,16 +116,17 @@ def _classes_csv(folder: Path) -> tuple[str, ...] | None:
         ) from error
     if sorted(values) != list(range(len(values))) or len(values) != len(lines) - 1:
         raise InputError(f"data {path}: its pixel values are not 0, 1, 2 and so on, each once; use --parts")
-    return check_parts([values[value] for value in range(len(values))])
+    return tuple(spelled(values[value]) for value in range(len(values)))
 
 
 def _by_names(found: Annotated, parts: Sequence[str] | None, folder: Path) -> Annotated:
     """Return the examples numbered by `parts`; without them, by the source's own that are painted, which is told."""
     painted = sorted({int(value) for one in found.examples for value in np.unique(one.mask_HW)} & {*range(1, 255)})
-    unused = [name for value, name in enumerate(found.parts) if value and value not in painted]
+    used = [name for value, name in enumerate(found.parts) if value in painted]
+    unused = [name for name in found.parts[1:] if name not in used and not is_background(name) and not is_void(name)]
     if parts is None and unused:
         note(f"data {folder}: nothing is painted as {', '.join(map(repr, unused))}, left out of the parts")
-    names = check_parts(parts or [name for name in found.parts if name not in unused])
+    names = check_parts(parts) if parts is not None else parts_from(used, found.parts[0])
     numbers = np.arange(256, dtype=np.uint8)
     for value in painted:
         numbers[value] = index_of(found.parts[value], names, f"masks of {folder}")
@@ -143,7 +153,8 @@ def _read_layers(folder: Path, found: list[Found], parts: Sequence[str] | None, 
     )
     first, count = found[0].layers[0][1].name, sum(len(one.layers) for one in found)
     order = "in the order of their names, the larger painted first" if parts is None else f"as {listed_in} names them"
-    tell(f"data {folder}: {count} black and white masks such as {first} are one for each part, {order}")
+    what = f"{count} black and white masks such as {first} are one for each part"
+    tell(f"data {folder}: {what}, {order}: {', '.join(names[1:])}")
     return Annotated(parts=names, examples=examples)
 
 

@@ -153,4 +153,4 @@ def own_names(rests: Iterable[str]) -> dict[str, str]:
     """Return the part that each rest of a file's name says, where no list names the parts."""
     found = list(dict.fromkeys(rests))
     prefixed = all(_PREFIX.match(rest) for rest in found)
-    return {rest: _PREFIX.sub("", rest, count=1) if prefixed else rest for rest in found}
+    return {rest: (_PREFIX.sub("", rest, count=1) if prefixed else rest).lstrip("_- ") or rest for rest in found}

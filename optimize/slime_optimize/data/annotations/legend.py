@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from slime_optimize.data.annotations.example import index_of, is_background, parts_from
+from slime_optimize.data.annotations.example import index_of, is_background, parts_from, spelled
 from slime_optimize.data.annotations.palettes import voc_colour
 from slime_optimize.errors import InputError, first_line
 
@@ -97,7 +97,7 @@ def _labelmap(path: Path, text: str) -> Iterator[tuple[Colour, str]]:
         colour = voc_colour(index) if bare else _colour(rest.partition(":")[0])
         if colour is None or not name.strip():
             raise InputError(f"legend {path}: line {number} is {line.strip()[:80]!r}, expected name:r,g,b::")
-        yield colour, name.strip()
+        yield colour, spelled(name)
 
 
 def _json(path: Path, text: str) -> Iterator[tuple[Colour, str]]:
@@ -113,7 +113,7 @@ def _json(path: Path, text: str) -> Iterator[tuple[Colour, str]]:
         if colour is None or not isinstance(name, str) or not name.strip():
             entry = f"{json.dumps(key)}: {json.dumps(value)}"[:80]
             raise InputError(f'legend {path}: has {entry}, expected "#rrggbb": "name" or "name": [r, g, b]')
-        yield colour, name.strip()
+        yield colour, spelled(name)
 
 
 def _colour(value: object) -> Colour | None:

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 
+from slime_optimize.data.annotations.example import spelled
 from slime_optimize.data.annotations.pictures import ALWAYS_IMAGES, IMAGE_SUFFIXES
 from slime_optimize.errors import InputError, note
 
@@ -57,6 +58,11 @@ def places(folder: Path) -> tuple[Path, Path] | None:
     return (folder, folder) if files(folder, IMAGE_SUFFIXES) else None
 
 
+def _stem(path: Path) -> str:
+    """Return a file's name without its suffix, in one of Unicode's forms."""
+    return spelled(path.stem)
+
+
 def files(folder: Path, suffixes: Sequence[str]) -> list[Path]:
     """Return the visible files with one of the suffixes, in any case, sorted."""
     found = (path for path in folder.iterdir() if path.suffix.lower() in suffixes and path.is_file())
@@ -83,7 +89,7 @@ def tell_skipped(folder: Path, pairs: Iterable[tuple[Path, Path]], found: Iterab
     for path in sorted({path for place in dict.fromkeys(chain(*pairs)) for path in place.iterdir()} - used):
         suffix = path.suffix.lower()
         if path.is_file() and not path.name.startswith(".") and suffix not in _TEXTS:
-            overlay = path.stem.endswith(_OVERLAYS) and suffix in IMAGE_SUFFIXES
+            overlay = _stem(path).endswith(_OVERLAYS) and suffix in IMAGE_SUFFIXES
             kinds["overlays" if overlay else "images without a mask" if suffix in IMAGE_SUFFIXES else suffix] += 1
     if kinds:
         counts = ", ".join(f"{count} {kind or 'without a suffix'}" for kind, count in kinds.items())
@@ -107,8 +113,8 @@ def match(images: Path, masks: Path, *, some: bool = False) -> list[Found]:
         layers = files(folder, MASK_SUFFIXES)
         if not shared and images != masks.parent and (images / folder.name).is_dir():
             continue  # a subset such as train/, which is matched by itself
-        if folder.name in found:
-            found[folder.name].layers.extend((path.stem, path) for path in layers)
+        if spelled(folder.name) in found:
+            found[spelled(folder.name)].layers.extend((_stem(path), path) for path in layers)
         elif layers and not shared:
             raise InputError(f"masks {folder}: there is no image called {folder.name}, expected one of that name")
     return _checked(found, masks, some)
@@ -116,29 +122,33 @@ def match(images: Path, masks: Path, *, some: bool = False) -> list[Found]:
 
 def _without_overlays(folder: Path, suffixes: Sequence[str], images: Iterable[str] = ()) -> list[Path]:
     """Return the files with one of the suffixes, but for overlays of others, or of images of these names."""
-    stems = {path.stem for path in files(folder, (*IMAGE_SUFFIXES, *MASK_SUFFIXES))} | set(images)
+    stems = {_stem(path) for path in files(folder, (*IMAGE_SUFFIXES, *MASK_SUFFIXES))} | set(images)
     overlays = {stem + ending for stem in stems for ending in _OVERLAYS}
-    return [path for path in files(folder, suffixes) if path.stem not in overlays]
+    return [path for path in files(folder, suffixes) if _stem(path) not in overlays]
 
 
 def _images(folder: Path, shared: bool) -> dict[str, Found]:
     """Return the images by stem. In a shared folder, a PNG, TIFF, BMP or GIF may be another's mask by its name."""
     found: dict[str, Found] = {}
     for path in _without_overlays(folder, ALWAYS_IMAGES if shared else IMAGE_SUFFIXES):
-        if path.stem in found:
-            raise InputError(f"image {path}: there is {found[path.stem].image.name} too, expected one image of a name")
-        found[path.stem] = Found(image=path)
+        stem = _stem(path)
+        if stem in found:
+            raise InputError(f"image {path}: there is {found[stem].image.name} too, expected one image of a name")
+        found[stem] = Found(image=path)
     if shared:
         # Shorter names first: the name of a mask's image is never longer than the mask's. A PNG is the mask of a TIFF.
         others = [path for path in _without_overlays(folder, MASK_SUFFIXES) if path.suffix.lower() in IMAGE_SUFFIXES]
-        for path in sorted(others, key=lambda path: (len(path.stem), path.suffix.lower() in _EXACT, path.name)):
-            if _owner(path.stem, found) is None:
-                found[path.stem] = Found(image=path)
+        for path in sorted(others, key=lambda path: (len(_stem(path)), path.suffix.lower() in _EXACT, path.name)):
+            if _owner(_stem(path), found) is None:
+                found[_stem(path)] = Found(image=path)
     return found
 
 
 def _owner(stem: str, found: dict[str, Found]) -> tuple[Found, str] | None:
     """Return the image of that name, or of the longest name that it begins with, and the rest of the name."""
+    own = Path(stem)
+    if own.suffix.lower() in IMAGE_SUFFIXES and own.stem in found:  # NAME.jpg.png, as Supervisely writes it
+        return found[own.stem], ""
     if stem in found:
         return found[stem], ""
     heads = [head for head in found if stem.startswith((f"{head}_", f"{head}-")) and len(stem) > len(head) + 1]
@@ -148,14 +158,14 @@ def _owner(stem: str, found: dict[str, Found]) -> tuple[Found, str] | None:
 
 def _place(path: Path, found: dict[str, Found], shared: bool) -> bool:
     """Add a mask to its image; return whether it has one."""
-    owner = _owner(path.stem, found)
+    owner = _owner(_stem(path), found)
     if owner is None or (shared and owner[0].image == path):
         return False
     one, rest = owner
     if shared and not rest and path.suffix.lower() not in _EXACT:
         raise InputError(
             f"image {path}: there is {one.image.name} too, expected one image of a name; "
-            f"if it is the mask, call it {path.stem}_mask{path.suffix}"
+            f"if it is the mask, call it {_stem(path)}_mask{path.suffix}"
         )
     if not rest or rest.casefold() in WHOLE:
         one.whole.append(path)

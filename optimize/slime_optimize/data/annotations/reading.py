@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-from unicodedata import normalize
 
 from slime_optimize.data.annotations.coco import is_coco, read_coco
 from slime_optimize.data.annotations.example import Annotated, check_parts, tell_remarks
@@ -34,7 +33,7 @@ def read(source: Path, parts: Sequence[str] | None = None, *, legend: Path | Non
     `legend` says what the colours of masks mean. Raises InputError or slime_image's ImageError, in one line.
     """
     source = Path(source)
-    names = None if parts is None else check_parts([normalize("NFC", name) for name in parts])
+    names = None if parts is None else check_parts(parts)
     if not source.exists():
         raise InputError(f"data {source}: no such file or folder, {WANTED}")
     if source.suffix.lower() in YAML and source.is_file():

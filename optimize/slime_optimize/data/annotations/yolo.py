@@ -15,14 +15,14 @@ from pathlib import Path
 
 import yaml
 
-from slime_optimize.data.annotations.example import Annotated, Example, NoAreaError, index_of, tell_left_out
+from slime_optimize.data.annotations.example import Annotated, Example, NoAreaError, index_of, spelled, tell_left_out
 from slime_optimize.data.annotations.pictures import IMAGE_SUFFIXES, read_picture
 from slime_optimize.data.annotations.regions import Region, drawn_parts, example_of, region_of
 from slime_optimize.errors import InputError, first_line, note
 
 YAML = (".yaml", ".yml")
 _LISTS = ("classes.txt", "obj.names", "_darknet.labels")
-_LINE = re.compile(r"\s*\d+(\s+-?\d[\d.eE+-]*){4,}\s*")
+_LINE = re.compile(r"\s*\d+(\s+-?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?){4,}\s*")
 _SLACK = 0.01  # how far outside the image tools place points at its edge, in shares of its sides
 
 
@@ -41,7 +41,13 @@ def labels(folder: Path) -> dict[Path, Path]:
         if "labels" in steps:  # the last of them, as Ultralytics looks for the images
             at = len(steps) - 1 - steps[::-1].index("labels")
             places = [folder.joinpath(*steps[:at], "images", *steps[at + 1 :]), path.parent]
-        beside = [each for place in places if place.is_dir() for each in place.iterdir() if each.stem == path.stem]
+        beside = [
+            each
+            for place in places
+            if place.is_dir()
+            for each in place.iterdir()
+            if spelled(each.stem) == spelled(path.stem)
+        ]
         images = [each for each in beside if each.suffix.lower() in IMAGE_SUFFIXES]
         if len(images) != 1:
             raise InputError(f"YOLO {path}: has {len(images)} images of its name in {places[0]}, expected one")
@@ -115,7 +121,7 @@ def _classes(folder: Path) -> list[str]:
         for path in sorted(place.iterdir()) if place.is_dir() else ():
             names = _of_yaml(path) if path.suffix.lower() in YAML else _lines(path) if path.name in _LISTS else None
             if names:
-                return [name.strip() for name in names if name.strip()]
+                return [spelled(name) for name in names if name.strip()]
     raise InputError(
         f"YOLO {folder}: nothing names its classes, expected data.yaml with names, or classes.txt with a name a line, "
         "in the order of their numbers; write one"
