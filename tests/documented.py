@@ -70,6 +70,8 @@ class Command:
             words[0] = str(Path(sys.executable).with_name(words[0]))
         if words[1].endswith(("optimize", "run.py")):
             words += ["--steps", "2", "--quiet"]
+        if words[1].endswith(("export", "build.py")):
+            words.append("--force")  # two steps learn nothing, and such a segmenter takes no other's place
         if words[1] == "import":
             words += ["--backbone", "embedded"]
         return words
@@ -109,7 +111,7 @@ def make_workspace(folder: Path) -> Path:
             Image.fromarray(scene("car", "validation", index).image).save(folder / place / f"{index}.jpg")
     width = json.loads((embedded_folder() / "unet" / "config.json").read_text())["cross_attention_dim"]
     (folder / "published" / "car").mkdir(parents=True)
-    for index in range(len(parts)):
+    for index in range(len(parts) - 1):  # none for the background
         torch.save(torch.randn(1, 1, width), folder / "published" / "car" / f"embedding_{index}.pth")
     return folder
 

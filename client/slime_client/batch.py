@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TextIO
+from typing import TextIO, TypeAlias
 
 import numpy as np
 
@@ -19,8 +19,10 @@ from slime_client.errors import CANCELLED, DEADLINE_EXCEEDED, UNAVAILABLE, Segme
 from slime_client.formats import FORMATS, merged_coco
 from slime_client.images import write_file
 from slime_client.jobs import Job, Journal, Line, identity
+from slime_client.local import LocalSegmenter
 
 COCO_FILE = "coco.json"
+_Segmenter: TypeAlias = Segmenter | LocalSegmenter
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,9 +46,11 @@ class Batch:
     as_json: bool = False
 
 
-def run(segmenter: Segmenter, batch: Batch) -> tuple[int, bool]:
+def run(segmenter: _Segmenter, batch: Batch) -> tuple[int, bool]:
     """Segment what is not done yet; return how many images failed, and whether the server was gone before the end."""
     progress = _Progress(len(batch.jobs), sys.stderr)
+    if seconds := segmenter.description.image_seconds:
+        progress.expect(seconds, batch.concurrency, segmenter.timeout)
     journal = Journal(batch.out, batch.formats)
     try:
         todo = list(_not_done(segmenter, batch, journal, progress))
@@ -61,7 +65,7 @@ def run(segmenter: Segmenter, batch: Batch) -> tuple[int, bool]:
     return progress.failures, gone
 
 
-def _not_done(segmenter: Segmenter, batch: Batch, journal: Journal, progress: "_Progress") -> Iterator[Job]:
+def _not_done(segmenter: _Segmenter, batch: Batch, journal: Journal, progress: "_Progress") -> Iterator[Job]:
     found = {
         job.stem: line
         for job in batch.jobs
@@ -75,7 +79,7 @@ def _not_done(segmenter: Segmenter, batch: Batch, journal: Journal, progress: "_
             yield job
 
 
-def _segment_all(segmenter: Segmenter, batch: Batch, todo: list[Job], journal: Journal, progress: "_Progress") -> bool:
+def _segment_all(segmenter: _Segmenter, batch: Batch, todo: list[Job], journal: Journal, progress: "_Progress") -> bool:
     """Segment `todo`, several images at once; return whether the server was gone before the end."""
     with ThreadPoolExecutor(batch.concurrency) as pool:
         futures: dict[Future[Line], Job] = {pool.submit(_segment, segmenter, job, batch): job for job in todo}
@@ -107,7 +111,7 @@ def _finished(future: Future[Line], job: Job, batch: Batch, journal: Journal, pr
     return False
 
 
-def _segment(segmenter: Segmenter, job: Job, batch: Batch) -> Line:
+def _segment(segmenter: _Segmenter, job: Job, batch: Batch) -> Line:
     """Segment one image and write its results; return its line of the journal."""
     begun = time.monotonic()
     # Before the image is read: when it changes meanwhile, it is done again next time.
@@ -145,6 +149,11 @@ class _Progress:
         self._total, self._stream, self._on_terminal = total, stream, stream.isatty()
         self._tried, self._skipped = 0, 0
         self._start = time.monotonic()
+
+    def expect(self, seconds: float, concurrency: int, timeout: float) -> None:
+        """Tell what the server says that an image takes, and what follows from it."""
+        shown = f"{seconds:.0f}" if seconds >= 10 else f"{seconds:.2g}"
+        self._line(f"about {shown} s an image here; {concurrency} in flight, and up to {timeout:.0f} s for each")
 
     def skipped(self, number: int) -> None:
         """Tell that so many were done before."""

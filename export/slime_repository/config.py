@@ -65,10 +65,9 @@ class Accelerator:
 
 @dataclass(frozen=True, kw_only=True)
 class Queue:
-    """Requests that may wait for a model, and for how long; those beyond are refused at once, as UNAVAILABLE."""
+    """Requests that may wait for a model; those beyond are refused at once, as UNAVAILABLE."""
 
     size: int
-    seconds: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,7 +147,6 @@ def _set_batching(config: Any, model: Model) -> None:
     if model.queue:
         policy = batching.default_queue_policy
         policy.timeout_action = policy.REJECT
-        policy.default_timeout_microseconds = round(model.queue.seconds * 1e6)
         policy.allow_timeout_override, policy.max_queue_size = True, model.queue.size
 
 
@@ -203,6 +201,13 @@ def loading(text: str, versions: int) -> str:
     """Return the configuration with as many of the latest versions loaded."""
     config = _copied(text)
     config.version_policy.latest.num_versions = versions
+    return as_text(config)
+
+
+def with_parameter(text: str, key: str, value: str) -> str:
+    """Return the configuration with this value of a parameter."""
+    config = _copied(text)
+    config.parameters[key].string_value = value
     return as_text(config)
 
 

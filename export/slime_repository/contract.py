@@ -32,9 +32,12 @@ OLD_TENSORS = frozenset({"WEIGHTING", "FITTED", "PRESENT", "WAS"})
 SEGMENTERS, SHARED = "segmenters", "shared_"
 
 MAX_BATCH = 8
-# Latency budget of a request under overload: two full batches wait before the encoder while a third is encoded, five
-# seconds at the most. Before the encoder, so that nothing is refused once that has been paid for.
-ENCODER_QUEUE = Queue(size=2 * MAX_BATCH, seconds=5.0)
+# Two full batches wait before the encoder while a third is encoded. Before the encoder, so that nothing is refused once
+# that has been paid for. There is no limit in seconds: what such a queue takes depends on the machine, a request is
+# dropped where it waits when its own deadline passes, and clients' deadlines follow IMAGE_SECONDS.
+ENCODER_QUEUE = Queue(size=2 * MAX_BATCH)
+# Of an ensemble's parameters: what one image takes, measured on the server that is to answer. See client/slime_client.
+IMAGE_SECONDS = "image_seconds"
 # There is no limit before decoding: the batcher of a model with one learned up to a second late that the model was free
 # (seen with Triton 2.51), and requests waited for nothing. Decoding is quick, and refuses images by their size.
 # The latents of one batch reach the UNet one after the other, within this time, and run as one batch again.
@@ -158,7 +161,7 @@ def vae_encoder_config(
 
 
 def map_names(variant: Variant) -> tuple[str, str, str]:
-    """Return what a UNet of this variant gives out, and `was` takes in."""
+    """Return the names of what a UNet of this variant gives out, and `was` takes in."""
     return (t.CROSS, t.ACCUMULATED if variant.weighted else t.SELF, t.POSTPROCESS)
 
 

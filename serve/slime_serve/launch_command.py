@@ -121,7 +121,7 @@ def _parser(prog: str | None, *, everything: bool) -> argparse.ArgumentParser:
         return text if everything else argparse.SUPPRESS
 
     several = "processes of a model (default: as suits the machine); repeatable"
-    probing = f"seconds between two probes of the running server ({default.probe:g})"
+    probing = f"seconds between two looks at the running server ({default.probe:g})"
     draining = f"seconds that requests have to finish once it is asked to stop ({default.drain:g})"
     add("--instances", type=_instances, action="append", default=[], metavar="MODEL=N", help=shown(several))
     add("--probe", type=float, default=default.probe, metavar="S", help=shown(probing))

@@ -14,8 +14,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import TypeVar
 
-from slime_repository import contents, manifest
-from slime_repository.contents import Repository
+from slime_repository import contents, contract, manifest
+from slime_repository.contents import Repository, Served
 from slime_repository.errors import RepositoryError
 from slime_serve import memory, placement, process, wheel
 from slime_serve.control import Control, UnansweredError
@@ -27,6 +27,8 @@ _POLL_SECONDS = 0.1
 # After the requests under way have had their time.
 _STOP_SECONDS = 10.0
 _TAIL_LINES = 20
+# A first answer also starts what is started once, which is most of what a quick one takes.
+_QUICK_SECONDS = 1.0
 _LOAD_FAILURE = re.compile(r"failed to load '([^']+)'(?: version \d+)?: (.*)")
 # Waits before the second start in a row and those after it; a server that lived longer than CALM starts at once.
 _BACK_OFF = (0.0, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
@@ -50,6 +52,8 @@ class Server:
     ) -> None:
         self._settings, self._stop_wanted, self._say = settings, stop_wanted, say
         self._process: Process | None = None
+        # What an image took each ensemble when nothing else was asked.
+        self._seconds: dict[str, float] = {}
 
     def __enter__(self) -> Server:
         settings, security = self._settings, self._settings.security
@@ -67,7 +71,7 @@ class Server:
             self._say("warning: this Triton (2.51) has published holes that 25.07 closed: see SECURITY.md")
         self._key = security.key()
         self._control = Control(self.http, self._key)
-        placement.overrides(self._repository, settings)  # Refuses what it does not know before anything is started.
+        placement.overrides(self._repository, settings, {})  # Refuses what it does not know before anything is started.
         self._log = _log_path(settings.log)
         memory.remove_stale()
         self._regions = memory.Regions()
@@ -110,6 +114,7 @@ class Server:
             grpc=(LOOPBACK if listen == "0.0.0.0" else listen, self._ports["grpc"]),
             probes=lambda: _read(self._settings.repository).probes,
             every=self._settings.probe,
+            seconds=self._seconds,
             say=self._say,
         )
         with contextlib.closing(watch):
@@ -141,7 +146,7 @@ class Server:
     def _start(self, found: Repository, *, tolerant: bool = False) -> None:
         """Start a process. ``tolerant``: it serves what it can where a model cannot be loaded."""
         folder = self._folder
-        self._view.change(found, placement.overrides(found, self._settings))
+        self._view.change(found, placement.overrides(found, self._settings, self._seconds))
         arguments = [
             *process.arguments(self._settings, self._wheel, folder / "backends", self._ports, self._regions.prefix),
             f"--model-repository={self._view.path}",
@@ -175,7 +180,7 @@ class Server:
             for served in found.probes:
                 left = max(1.0, deadline - time.monotonic())
                 try:
-                    self._finished(pool.submit(self._control.probe, served, left), deadline)
+                    self._finished(pool.submit(self._try_out, served, left), deadline)
                     answered += 1
                 except UnansweredError as error:
                     name = served.name
@@ -186,6 +191,16 @@ class Server:
         if not answered:
             raise ServerError(f"server: none of its segmenters answers; its log: {self._log}")
         self._repository, self.segmenters = found, found.segmenters
+
+    def _try_out(self, served: Served, seconds: float) -> None:
+        """Have the segmenter answer within so many seconds; tell clients what that took, where it is not known yet."""
+        took = self._control.probe(served, seconds)
+        if served.ensemble in self._seconds:
+            return
+        if took < _QUICK_SECONDS:
+            took = self._control.probe(served, seconds)
+        self._seconds[served.ensemble] = took
+        self._control.change(served.ensemble, contract.IMAGE_SECONDS, placement.as_parameter(took))
 
     def _finished(self, task: Future[Result], deadline: float) -> Result:
         while not task.done():

@@ -143,7 +143,7 @@ class ServerSettings:
     log: Path | None = None
     # Compare the repository's files with its manifest first.
     verify: bool = True
-    # Seconds between two probes of a running server, each of the next segmenter in turn.
+    # Seconds between two looks at a running server; watch.py says when one becomes a probe.
     probe: float = 5.0
     # Seconds that requests under way have to finish once the server is asked to stop.
     drain: float = 10.0

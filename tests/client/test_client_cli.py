@@ -164,28 +164,30 @@ def test_the_server_goes_away_midway(server: FakeTriton, tmp_path: Path, capsys:
         return plain(data)
 
     server.mask_of = stop_after_one
-    assert run(server, tmp_path / "out", *images, "--no-overlay", "--concurrency", 1) == 2
+    assert run(server, tmp_path / "out", *images, "--no-overlay", "--concurrency", 1, "--timeout", 2) == 2
     assert names(tmp_path / "out") == ["0.png"]
     assert "2 not sent (the server is gone: stopped)" in capsys.readouterr().err
 
 
 def test_a_busy_server_is_one_failure(server: FakeTriton, tmp_path: Path) -> None:
-    plain = server.mask_of
+    plain, first = server.mask_of, make(tmp_path / "a.jpg")
 
-    def busy_once(data: bytes) -> "np.typing.NDArray[np.uint8]":
-        if len(server.received) <= 4:
+    def busy_for_a(data: bytes) -> "np.typing.NDArray[np.uint8]":
+        if data == first.read_bytes():
             raise Refusal(grpc.StatusCode.UNAVAILABLE, "Exceeds maximum queue size")
         return plain(data)
 
-    server.mask_of = busy_once
+    server.mask_of = busy_for_a
     assert (
         run(
             server,
             tmp_path / "out",
-            make(tmp_path / "a.jpg"),
-            make(tmp_path / "b.jpg"),
+            first,
+            make(tmp_path / "b.jpg", (12, 9)),
             "--concurrency",
             1,
+            "--timeout",
+            2,
             "--no-overlay",
         )
         == 1

@@ -13,12 +13,11 @@ import torch
 from exporting import shared_segmenter
 
 from backbones import LATENT_SIZE
-from slime_export.forms import AsBaked
+from slime_export.forms import AsBaked, entry_of, group_of
 from slime_export.graph import onnx_export as onnx
 from slime_export.graph.networks import MapsUNet, SharedUNet
 from slime_export.graph.runtimes import OnnxModel
 from slime_export.graph.tracing import shared_unet_signature
-from slime_export.shared_form import entry_of, group_of
 from slime_optimize.backbone import Backbone, load_backbone
 from slime_optimize.segmenter import Segmenter
 from slime_optimize.settings import Settings

@@ -22,6 +22,7 @@ from serving import ROOT, Served, metrics, served
 from slime_client import Segmenter as Client
 from slime_client import SegmenterError
 from slime_export.errors import ExportError, ServerError
+from slime_export.forms import group_of
 from slime_export.graph import onnx_export as onnx
 from slime_export.graph.networks import Encoder, SharedUNet
 from slime_export.graph.tracing import encoder_signature, shared_unet_signature
@@ -32,7 +33,6 @@ from slime_export.publish.maintenance import remove, rollback
 from slime_export.publish.publication import Candidate
 from slime_export.publish.publication import publish as published
 from slime_export.publish.server_control import Server
-from slime_export.shared_form import group_of
 from slime_optimize.backbone import Backbone, load_backbone
 from slime_optimize.method.prediction import Predictor
 from slime_optimize.segmenter import Segmenter
@@ -117,6 +117,7 @@ def test_a_segmenter_is_live_as_soon_as_it_is_published(publish: Publisher, serv
     with Client(server.grpc, "two") as client:
         answer = client.segment(png(IMAGE))
         assert client.parts == two.parts
+        assert client.description.image_seconds  # The group's, which the launcher measured.
     assert (np.asarray(answer.array) == publish.mask(two)).mean() > 0.999
     with Client(server.grpc, "one") as client:
         assert (np.asarray(client.segment(png(IMAGE)).array) == publish.mask(publish.segmenter(1))).mean() > 0.999

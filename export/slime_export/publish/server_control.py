@@ -82,12 +82,12 @@ class Server:
                 "check that it serves the repository published into"
             )
 
-    def try_out(self, name: str, config: str, check: Check, segmenter: str | None = None) -> None:
+    def try_out(self, name: str, config: str, check: Check, segmenter: str | None = None) -> float:
         """Have the server load this ensemble configuration under a name of its own, and answer `check` with it.
 
         `segmenter`: which one is asked for, where the ensemble serves shared ones. No client sees the name, and the
-        ensemble `name` is not touched. Raises ServerError where the server refuses the configuration, or
-        answers wrongly.
+        ensemble `name` is not touched. Returns the seconds that the answer took. Raises ServerError where the server
+        refuses the configuration, or answers wrongly.
         """
         # A dot, which no segmenter's name has. Triton wants a file in the version's folder to know of the version.
         private = f"{name}.next"
@@ -96,19 +96,26 @@ class Server:
         request.parameters["file:1/version"].bytes_param = b"1"
         try:
             self._ask(f"load of {name}'s next version", "RepositoryModelLoad", request)
-            self._require(check, segmenter or name, private, segmenter)
+            return self._require(check, segmenter or name, private, segmenter)
         finally:
             with suppress(ServerError):
                 self.unload(private)
 
-    def try_shared(self, group: str, name: str, check: Check) -> None:
-        """Ask the group's ensemble for the segmenter of this name. Raises ServerError where it answers wrongly."""
-        self._require(check, name.lstrip("."), group, name)
+    def try_shared(self, group: str, name: str, check: Check) -> float:
+        """Ask the group's ensemble for the segmenter of this name; return the seconds that took.
 
-    def _require(self, check: Check, name: str, model: str, segmenter: str | None) -> None:
+        Raises ServerError where it answers wrongly.
+        """
+        return self._require(check, name.lstrip("."), group, name)
+
+    def _require(self, check: Check, name: str, model: str, segmenter: str | None) -> float:
         given = {tensors.IMAGE: check.image} | ({tensors.SEGMENTER: segmenter.encode()} if segmenter else {})
-        if complaint := check.complaint(self._mask(model, given)):
+        begun = time.monotonic()
+        mask_HW = self._mask(model, given)
+        seconds = time.monotonic() - begun
+        if complaint := check.complaint(mask_HW):
             raise ServerError(f"server {self.url}: {name}'s next version {complaint}; the version before serves on")
+        return seconds
 
     def _mask(self, model: str, given: dict[str, bytes]) -> Mask:
         """Return the mask, uint8 (H, W), that `model` answers the input tensors `given` with."""
