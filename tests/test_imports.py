@@ -42,9 +42,9 @@ ALLOWED: dict[str, set[str]] = {
 HEAVY = {"torch", "diffusers", "transformers", "onnx", "onnxruntime", "scipy"}
 LIGHT = {
     "slime_was": {"numpy"},
-    "slime_image": {"numpy", "PIL"},
+    "slime_image": {"numpy", "PIL", "pillow_heif"},
     "slime_store": {"numpy", "safetensors"},
-    "slime_client": {"numpy", "PIL", "tritonclient", "grpc", "pycocotools", "contourpy"},
+    "slime_client": {"numpy", "PIL", "pillow_heif", "tritonclient", "grpc", "pycocotools", "contourpy"},
 }
 
 

@@ -106,7 +106,7 @@ def _finished(future: Future[Line], job: Job, batch: Batch, journal: Journal, pr
             _tell(batch, {"image": str(job.image), "error": str(error), "code": error.code})
         return error.code in (UNAVAILABLE, DEADLINE_EXCEEDED)
     journal.add(line)
-    progress.done(job)
+    progress.done(job, str(line.get("note", "")))
     _tell(batch, line)
     return False
 
@@ -132,6 +132,7 @@ def _segment(segmenter: _Segmenter, job: Job, batch: Batch) -> Line:
         "parts": list(mask.parts),
         "pixels": np.bincount(mask.array.ravel(), minlength=len(mask.parts)).tolist(),
         "results": {name: str(path.relative_to(batch.out)) for name, path in results.items()},
+        **({"note": mask.source.note} if mask.source and mask.source.note else {}),
     }
 
 
@@ -160,9 +161,11 @@ class _Progress:
         if number:
             self._line(f"{number} of {self._total} images were done before; --overwrite does them again")
 
-    def done(self, job: Job) -> None:
-        """Count an image that has its results."""
+    def done(self, job: Job, note: str) -> None:
+        """Count an image that has its results, and tell what there is to note of it."""
         self._tried += 1
+        if note:
+            self._line(f"note: {job.image}: {note}")
         if job.stem != job.image.stem and not job.data:
             self._line(f"note: {job.image} -> {job.stem}.*, another image has the name {job.image.stem}")
         self._rewrite()

@@ -23,7 +23,7 @@ from slime_export.proof import drift, parity, references
 from slime_export.proof.report import EXACT, Drift, Report, Score
 from slime_export.publish import guard
 from slime_export.publish.lock import staging
-from slime_export.publish.publication import Candidate, Published, publish
+from slime_export.publish.publication import Candidate, Published, publish, reading_of
 from slime_export.publish.server_control import Server
 from slime_optimize import training_image
 from slime_optimize.backbone import Backbone
@@ -68,14 +68,16 @@ class _Export:
     def run(self) -> tuple[Published, Report]:
         options, name = self.options, self.options.served_name
         options.check_machine()
+        # What can be refused before the work begins: the server, patches that are never served, another backbone.
+        server = Server(options.url, options.access) if options.url else None
         predictor = self._loaded()
+        reading_of(predictor.segmenter)
         self.segmenter, self.variant = predictor.segmenter, options.variant(predictor.segmenter)
         self.encoder_variant = lowering.encoder_variant(self.variant)
         self.form = FORMS[options.embedding](options, self.segmenter, self.variant)
-        self._encoder_there()  # raises before the work begins
+        self._encoder_there()
         self.data = self._read_data()
         guard.require_learned(options, self.segmenter, self.say)
-        server = Server(options.url, options.access) if options.url else None
         with staging(options.repository, options.wait, self.say) as staged:
             work = staged / ".export"
             self._trace(predictor, work)

@@ -15,7 +15,8 @@ from pathlib import Path
 
 from slime_optimize.errors import InputError, exit_code
 from slime_optimize.options import Parser
-from slime_optimize.single_file import PREDICTIONS, SUFFIXES, VOCABULARY, convert, is_single_file
+from slime_optimize.single_file import SUFFIXES, VOCABULARY, convert, is_single_file
+from slime_optimize.single_file_tensors import PREDICTIONS
 
 
 def parser(words: Sequence[str] | None = None, prog: str | None = None) -> Parser:
