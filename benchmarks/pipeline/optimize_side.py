@@ -37,12 +37,13 @@ from slime_image import fit
 from slime_optimize.backbone import EMBEDDED, Backbone, embedded_folder, load_backbone
 from slime_optimize.backbone_folder import TOKENS
 from slime_optimize.data.annotations.example import Example
+from slime_optimize.layers import Layers
 from slime_optimize.method.augmentation import views
 from slime_optimize.method.losses import Losses, Stepper
 from slime_optimize.method.training import initial_text
 from slime_optimize.presets import PAPER, REFERENCE
 from slime_optimize.segmenter import in_place, library_versions
-from slime_optimize.settings import Layers, Settings
+from slime_optimize.settings import Settings
 
 VIEW_USES = 3  # steps that share an encoded view, where that is measured
 _LIBRARIES_BYTES = 6e8  # PyTorch and diffusers, before they hold any tensor

@@ -26,10 +26,10 @@ from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor
 
 from slime_optimize.backbone import Backbone
+from slime_optimize.layers import Layers
 from slime_optimize.method.losses import Losses
 from slime_optimize.method.processors import PlainAttnProcessor
 from slime_optimize.segmenter import Segmenter
-from slime_optimize.settings import Layers
 
 GUIDANCE = 100.0
 DIFFUSION_WEIGHT = 0.005

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TextIO
+from typing import TextIO, TypeAlias
 
 import numpy as np
 
@@ -19,8 +19,10 @@ from slime_client.errors import CANCELLED, DEADLINE_EXCEEDED, UNAVAILABLE, Segme
 from slime_client.formats import FORMATS, merged_coco
 from slime_client.images import write_file
 from slime_client.jobs import Job, Journal, Line, identity
+from slime_client.local import LocalSegmenter
 
 COCO_FILE = "coco.json"
+_Segmenter: TypeAlias = Segmenter | LocalSegmenter
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +46,7 @@ class Batch:
     as_json: bool = False
 
 
-def run(segmenter: Segmenter, batch: Batch) -> tuple[int, bool]:
+def run(segmenter: _Segmenter, batch: Batch) -> tuple[int, bool]:
     """Segment what is not done yet; return how many images failed, and whether the server was gone before the end."""
     progress = _Progress(len(batch.jobs), sys.stderr)
     if seconds := segmenter.description.image_seconds:
@@ -63,7 +65,7 @@ def run(segmenter: Segmenter, batch: Batch) -> tuple[int, bool]:
     return progress.failures, gone
 
 
-def _not_done(segmenter: Segmenter, batch: Batch, journal: Journal, progress: "_Progress") -> Iterator[Job]:
+def _not_done(segmenter: _Segmenter, batch: Batch, journal: Journal, progress: "_Progress") -> Iterator[Job]:
     found = {
         job.stem: line
         for job in batch.jobs
@@ -77,7 +79,7 @@ def _not_done(segmenter: Segmenter, batch: Batch, journal: Journal, progress: "_
             yield job
 
 
-def _segment_all(segmenter: Segmenter, batch: Batch, todo: list[Job], journal: Journal, progress: "_Progress") -> bool:
+def _segment_all(segmenter: _Segmenter, batch: Batch, todo: list[Job], journal: Journal, progress: "_Progress") -> bool:
     """Segment `todo`, several images at once; return whether the server was gone before the end."""
     with ThreadPoolExecutor(batch.concurrency) as pool:
         futures: dict[Future[Line], Job] = {pool.submit(_segment, segmenter, job, batch): job for job in todo}
@@ -109,7 +111,7 @@ def _finished(future: Future[Line], job: Job, batch: Batch, journal: Journal, pr
     return False
 
 
-def _segment(segmenter: Segmenter, job: Job, batch: Batch) -> Line:
+def _segment(segmenter: _Segmenter, job: Job, batch: Batch) -> Line:
     """Segment one image and write its results; return its line of the journal."""
     begun = time.monotonic()
     # Before the image is read: when it changes meanwhile, it is done again next time.
@@ -179,8 +181,16 @@ class _Progress:
         failed = f", {self.failures} failed" if self.failures else ""
         unsent = f", {self._total - self._skipped - self._tried} not sent ({why})" if why else ""
         done = self._tried - self.failures + self._skipped
-        rate = f" ({self._tried / seconds:.1f} images/s)" if self._tried and seconds > 0 else ""
-        self._line(f"{done} of {self._total} images in {seconds:.1f} s{rate}{failed}{unsent} -> {out}")
+        pace = f" ({self._pace(seconds)})" if self._pace(seconds) else ""
+        self._line(f"{done} of {self._total} images in {seconds:.1f} s{pace}{failed}{unsent} -> {out}")
+
+    def _pace(self, seconds: float) -> str:
+        """Return how fast images get their masks; "" for fewer than two, and where most are refused."""
+        masks = self._tried - self.failures
+        if masks < 2 or masks < self.failures or seconds <= 0:
+            return ""
+        rate = masks / seconds
+        return f"{rate:.1f} images/s" if rate >= 1 else f"{1 / rate:.1f} s an image"
 
     def _line(self, text: str) -> None:
         print(("\r\033[K" if self._on_terminal else "") + text, file=self._stream, flush=True)
@@ -188,7 +198,7 @@ class _Progress:
     def _rewrite(self) -> None:
         if not self._on_terminal:
             return
-        rate = self._tried / max(time.monotonic() - self._start, 1e-9)
-        at = self._tried + self._skipped
-        text = f"\r\033[K{at}/{self._total}  {rate:.1f} images/s  {(self._total - at) / rate:.0f} s left"
-        print(text, end="", file=self._stream, flush=True)
+        seconds, at = time.monotonic() - self._start, self._tried + self._skipped
+        left = f"{(self._total - at) * seconds / self._tried:.0f} s left"
+        text = "  ".join(filter(None, (f"{at}/{self._total}", self._pace(seconds), left)))
+        print(f"\r\033[K{text}", end="", file=self._stream, flush=True)

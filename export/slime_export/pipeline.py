@@ -21,6 +21,7 @@ from slime_export.graph.runtimes import opened
 from slime_export.options import ExportOptions
 from slime_export.proof import drift, parity, references
 from slime_export.proof.report import EXACT, Drift, Report, Score
+from slime_export.publish import guard
 from slime_export.publish.lock import staging
 from slime_export.publish.publication import Candidate, Published, publish
 from slime_export.publish.server_control import Server
@@ -73,6 +74,7 @@ class _Export:
         self.form = FORMS[options.embedding](options, self.segmenter, self.variant)
         self._encoder_there()  # raises before the work begins
         self.data = self._read_data()
+        guard.require_learned(options, self.segmenter, self.say)
         server = Server(options.url, options.access) if options.url else None
         with staging(options.repository, options.wait, self.say) as staged:
             work = staged / ".export"
@@ -87,6 +89,8 @@ class _Export:
                 report = replace(report, drift=self._drift(report, encoder, unet))
             self.say(report.table())
             report.require()
+            if self.data is not None and report.score is not None:
+                guard.require_good(options, report.score.after, self.data, self.say)
             if not self.form.is_shared:  # a group's UNet is not one segmenter's
                 report.write(unet)
             candidate = Candidate(
@@ -126,12 +130,12 @@ class _Export:
         return layout.encoder_of(self.options.repository, made.backbone_hash, model, made.tiny_hash)
 
     def _read_data(self) -> Data | None:
-        source, parts = self.options.evaluate, self.segmenter.parts
+        source, parts = self.options.data, self.segmenter.parts
         if source is None:
             return None
         data = read_data(source, parts)
         if data.parts != parts:
-            raise InputError(f"--evaluate {source}: its parts are {', '.join(data.parts)}, expected {', '.join(parts)}")
+            raise InputError(f"--data {source}: its parts are {', '.join(data.parts)}, expected {', '.join(parts)}")
         return data
 
     def _trace(self, predictor: Predictor, work: Path) -> None:
@@ -216,7 +220,7 @@ class _Export:
             exported = parity.ExportedSegmenter(*networks, postprocess, settings.channel_order)
             with self._stage(f"measuring the exported models on {len(self.data)} images"):
                 after = parity.mean_iou(exported, self.data)
-            score = Score(before=self.before, after=after, images=len(self.data), source=str(self.options.evaluate))
+            score = Score(before=self.before, after=after, images=len(self.data), source=str(self.options.data))
         return Report(
             comparisons=comparisons,
             gate=self.options.held_to,

@@ -58,8 +58,15 @@ class Control:
 
     def loaded(self) -> set[str]:
         """Return the models that serve, or still answer their last requests."""
-        index = self._asked(_SHORT_SECONDS, lambda client: client.get_model_repository_index(self._headers))
-        return {each["name"] for each in index if each.get("state", "UNAVAILABLE") != "UNAVAILABLE"}
+        return {each["name"] for each in self._index() if each.get("state", "UNAVAILABLE") != "UNAVAILABLE"}
+
+    def ready(self) -> dict[str, int]:
+        """Return the latest version of each model that serves."""
+        found: dict[str, int] = {}
+        for each in self._index():
+            if each.get("state") == "READY":
+                found[each["name"]] = max(found.get(each["name"], 0), int(each["version"]))
+        return found
 
     def reload(self, model: str) -> None:
         """Start the model's processes anew. Triton does nothing where nothing changed, so something has to."""
@@ -109,6 +116,9 @@ class Control:
                 failed += int(stats["fail"].get("count", 0))
                 answered += succeeded if model == contract.WAS else 0
         return answered, failed, decoded - failed - answered
+
+    def _index(self) -> list[dict[str, str]]:
+        return list(self._asked(_SHORT_SECONDS, lambda client: client.get_model_repository_index(self._headers)))
 
     def _asked(self, timeout: float, ask: Callable[[Any], Answer]) -> Answer:
         waiting = {"connection_timeout": min(timeout, 5.0), "network_timeout": timeout}

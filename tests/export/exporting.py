@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
+from PIL import Image
 
 from backbones import LATENT_SIZE
 from slime_export.graph.runtimes import Network
@@ -14,9 +19,10 @@ from slime_export.proof import parity, references
 from slime_export.proof.report import Report
 from slime_export.publish.publication import Published
 from slime_optimize.backbone import Backbone
+from slime_optimize.layers import Layers
 from slime_optimize.method.prediction import Predictor
 from slime_optimize.segmenter import Segmenter
-from slime_optimize.settings import Layers, Settings
+from slime_optimize.settings import Settings
 
 PARTS = ("background", "body", "wheel", "window", "plate")
 Snapshot = dict[str, bytes | None]
@@ -56,6 +62,17 @@ def shared_segmenter(backbone: Backbone, seed: int, parts: int, settings: dict[s
         preset="paper",
         seed=seed,
     )
+
+
+def annotated(folder: Path, predictor: Predictor, images: Sequence[npt.NDArray[np.uint8]]) -> Path:
+    """An annotated folder of these images, whose truth is what the predictor answers."""
+    for name in ("images", "masks"):
+        (folder / name).mkdir(parents=True)
+    for index, image in enumerate(images):
+        Image.fromarray(image).save(folder / "images" / f"{index}.png")
+        Image.fromarray(predictor.mask(image)).save(folder / "masks" / f"{index}.png")
+    (folder / "parts.json").write_text(json.dumps(list(predictor.segmenter.parts)))
+    return folder
 
 
 LATE = "up_blocks.3.attentions.{}.transformer_blocks.0.attn2"

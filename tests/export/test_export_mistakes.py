@@ -95,7 +95,9 @@ def test_a_layer_that_the_backbone_does_not_have(
         (("--calibration", "."), "--calibration: is for --precision int8, got fp32"),
         (("--accelerator", "cuda", "--format", "tensorrt"), "--accelerator cuda: is for --format onnx, got tensorrt"),
         (("--format", "tensorrt"), "pip install"),
-        (("--evaluate", "/nowhere"), "/nowhere"),
+        (("--data", "/nowhere"), "/nowhere"),
+        (("--at-least", "60"), "--at-least, --not-worse: are measured on annotated images; give --data FOLDER too"),
+        (("--at-least", "0.6", "--data", "."), "--at-least: got 0.6, expected a mean IoU in percent, such as 65"),
     ],
 )
 def test_options_that_do_not_fit(

@@ -25,7 +25,7 @@ Array = npt.NDArray[Any]
 CPU = ("CPUExecutionProvider",)
 # The first version that reads the external weights of a model in memory from a given folder; 1.20 fails to.
 LEAST_ONNXRUNTIME = (1, 21)
-INSTALL = "pip install 'slime-serve[cpu]'"
+INSTALL = "pip install 'slime-serve[export]'"
 
 
 class Network(Protocol):

@@ -34,8 +34,8 @@ class Trial:
             import onnxruntime
         except ModuleNotFoundError as error:
             raise RepositoryError(
-                "upgrade: trying a segmenter without a server needs ONNX Runtime, which is missing; "
-                'pip install "slime-serve[cpu]", or give the --url of the server that has the repository'
+                "repository: trying its segmenters without a server needs ONNX Runtime, which is missing; "
+                'pip install "slime-serve[export]", or give the --url of the server that has the repository'
             ) from error
         self._runtime: Any = onnxruntime
         self._repository = repository
@@ -47,16 +47,20 @@ class Trial:
         `segmenter`: which one of a group's is tried. Raises RepositoryError where its networks cannot run here.
         """
         try:
-            return check.complaint(self._mask(triton_config.pins(config), check.image, segmenter))
+            image_HW3 = slime_image.decode(check.image)
+            return check.complaint(self.mask(triton_config.pins(config), image_HW3, segmenter))
         except (ValueError, KeyError) as error:  # of slime_image and slime_was, or of a network with other tensors
             if isinstance(error, RepositoryError):
                 raise
             return f"cannot be segmented with the current code ({error})"
 
-    def _mask(self, pins: Mapping[str, int], image: bytes, segmenter: str | None) -> Mask:
+    def mask(self, pins: Mapping[str, int], image_HW3: Mask, segmenter: str | None = None) -> Mask:
+        """Return the mask, uint8 (H,W), of an RGB uint8 image by the models of these versions.
+
+        `segmenter`: which one of a group's. Raises RepositoryError where its networks cannot run here.
+        """
         entry = shared_store.entry(self._repository, segmenter) if segmenter else None
         reading = entry.description if entry else self._reading(next(filter(is_preprocess, pins)))
-        image_HW3 = slime_image.decode(image)
         fitted_3SS = slime_image.fit(image_HW3, int(reading["image_size"]), str(reading["channel_order"]))
         pixels_C3SS = slime_image.cropped(fitted_3SS, reading["crops"], int(reading["crop_side"]))
         latents = self._run(next(filter(is_encoder, pins)), pins, {PIXELS: pixels_C3SS})[LATENTS]

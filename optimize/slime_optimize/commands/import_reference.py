@@ -38,7 +38,7 @@ def parser(words: Sequence[str] | None = None, prog: str | None = None) -> Parse
     )
     made.add_argument("--seed", type=int, default=0, help="seed of the noise added at test time (default: %(default)s)")
     made.add_argument("--device", default="auto", help="auto, cpu or cuda (default: %(default)s)")
-    add_settings(made, PRESET)
+    add_settings(made, (PRESET,))
     return made
 
 

@@ -14,8 +14,11 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
+
+from tqdm import tqdm
 
 from slime_optimize import training_image
 from slime_optimize.backbone import EMBEDDED, choose_device, load_backbone
@@ -35,11 +38,14 @@ from slime_optimize.method.checkpoint import Checkpoint
 from slime_optimize.method.training import Learned, Run, learn
 from slime_optimize.options import Parser, add_settings, chosen
 from slime_optimize.picture import colour_mask, overlay, sheet
-from slime_optimize.presets import PRESETS, preset
-from slime_optimize.report import REPORT_FILE, report_html
+from slime_optimize.presets import FALLBACK, PRESETS, chosen_preset, preset
+from slime_optimize.report import REPORT_FILE, duration, report_html
 from slime_optimize.segmenter import JSON_FILE
+from slime_optimize.settings import Settings
+from slime_optimize.verdict import verdict
 
 PREVIEW_FILE = "preview.png"
+_TIMED_STEPS = 5
 _CELL = 256  # side of a picture in the preview, in pixels
 
 
@@ -55,7 +61,10 @@ def parser(words: Sequence[str] | None = None, prog: str | None = None) -> Parse
     run = made.add_argument_group("the run")
     run.add_argument("--out", type=Path, required=True, help="folder to write the segmenter into")
     run.add_argument(
-        "--preset", default="paper", choices=sorted(PRESETS), help="settings to start from (default: %(default)s)"
+        "--preset",
+        choices=sorted(PRESETS),
+        help="settings to start from (default: what the backbone's slime.json names, best for the embedded one; else "
+        f"{FALLBACK})",
     )
     run.add_argument(
         "--backbone",
@@ -115,12 +124,13 @@ def run(arguments: argparse.Namespace, checkpoint: Checkpoint, command: str) -> 
     """Check the input before the backbone, which takes longer to load; then optimise and write."""
     training = _training(arguments)
     examples, validation = _split(arguments, training)
-    chosen(arguments, PRESETS[arguments.preset])
+    chosen(arguments, PRESETS[arguments.preset] if arguments.preset else Settings())
     out: Path = arguments.out
     if out.exists() and not out.is_dir():
         raise InputError(f"--out {out}: is a file, expected a folder to write into")
     backbone = load_backbone(arguments.backbone, choose_device(arguments.device), tiny=arguments.tiny_encoder)
-    settings = chosen(arguments, preset(arguments.preset, backbone.recommended))
+    name, source = chosen_preset(arguments.preset, backbone.recommended)
+    settings = chosen(arguments, preset(name, backbone.recommended))
     if arguments.tiny_encoder and settings.encoder != "tiny":
         raise InputError("tiny encoder: got --tiny-encoder with encoder vae, expected --encoder tiny beside it")
     this = Run(
@@ -129,7 +139,8 @@ def run(arguments: argparse.Namespace, checkpoint: Checkpoint, command: str) -> 
         parts=training.parts,
         settings=settings,
         seed=arguments.seed,
-        preset=arguments.preset,
+        preset=name,
+        preset_from=source,
         validation=validation,
     )
     if arguments.restart:
@@ -137,16 +148,17 @@ def run(arguments: argparse.Namespace, checkpoint: Checkpoint, command: str) -> 
     state = checkpoint.load(this.identity)
     if validation and validation.held_back:
         print(f"{validation.examples[0].name}: held back to choose the embeddings by", flush=True)
+    print(_plan(this, out), flush=True)
     if state:
         print(f"{checkpoint.path}: goes on after step {state.step} of {this.steps}", flush=True)
-    learned = learn(this, checkpoint=checkpoint, state=state, progress=not arguments.quiet)
+    learned = learn(this, checkpoint=checkpoint, state=state, progress=not arguments.quiet, stepped=_Clock().step)
     learned.segmenter.save(out)
     training_image.save(out, this.examples[0].image_HW3, backbone.image_size)
     _save_preview(learned, this, out / PREVIEW_FILE)
     if not arguments.no_report:
-        write_text(out / REPORT_FILE, report_html(learned, this, command))
+        write_text(out / REPORT_FILE, report_html(learned, this, out.resolve().name, command))
     checkpoint.remove()
-    print(f"{out / JSON_FILE}: {_summary(learned)}")
+    print("\n".join([f"{out / JSON_FILE}: {_summary(learned)}", *verdict(learned, this).lines()]))
 
 
 def _training(arguments: argparse.Namespace) -> Annotated:
@@ -179,6 +191,33 @@ def _split(arguments: argparse.Namespace, training: Annotated) -> tuple[Sequence
     if spared is None:
         return examples, None
     return examples, Validation(examples=(spared,), every=arguments.validate_every, held_back=True)
+
+
+def _plan(this: Run, out: Path) -> str:
+    """Return what is about to happen, in one line."""
+    backbone, settings, side = this.backbone, this.settings, this.backbone.image_size
+    images = f"{len(this.examples)} image{'s' if len(this.examples) > 1 else ''}"
+    views = f" of {settings.batch_size} views" if settings.batch_size > 1 else ""
+    return (
+        f"backbone {backbone.id} on {backbone.device}, preset {this.preset} ({this.preset_from}), {images} at "
+        f"{side} x {side} pixels, {this.steps} steps{views}, {len(this.parts)} parts ({', '.join(this.parts)}) -> {out}"
+    )
+
+
+class _Clock:
+    """Tells once, from a few steps after the first, which is slower, what the rest of a run will take."""
+
+    def __init__(self) -> None:
+        self._ends: list[float] = []
+
+    def step(self, left: int) -> None:
+        """Take the time of a step that has ended; `left` more are to come."""
+        self._ends.append(time.monotonic())
+        if len(self._ends) == 1 + _TIMED_STEPS:
+            a_step = (self._ends[-1] - self._ends[0]) / _TIMED_STEPS
+            # Above the progress bar.
+            tqdm.write(f"{a_step:.2f} s a step: about {duration(left * a_step)} for the {left} steps that are left")
+            sys.stdout.flush()
 
 
 def _save_preview(learned: Learned, this: Run, path: Path) -> None:

@@ -25,6 +25,7 @@ from typing import Any, Generic, TypeVar
 import torch.nn.functional as F
 from torch import Tensor
 
+from slime_optimize.layers import Layers
 from slime_optimize.method.processors import (
     AttentionStore,
     QueryKeys,
@@ -33,7 +34,6 @@ from slime_optimize.method.processors import (
     accumulate_pairs,
     capture,
 )
-from slime_optimize.settings import Layers
 
 # Subtracted from a logit, it leaves nothing of its share of the softmax; it fits into half precision.
 _NO_SHARE = 3e4

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -51,6 +51,7 @@ class Run:
     settings: Settings
     seed: int = 0
     preset: str = "paper"
+    preset_from: str = ""
     validation: Validation | None = None
 
     def __post_init__(self) -> None:
@@ -128,13 +129,21 @@ def optimise(
 
 
 def learn(
-    run: Run, *, checkpoint: Checkpoint | None = None, state: State | None = None, progress: bool = True
+    run: Run,
+    *,
+    checkpoint: Checkpoint | None = None,
+    state: State | None = None,
+    progress: bool = True,
+    stepped: Callable[[int], object] = lambda left: None,
 ) -> Learned:
-    """Carry out the run, from `state` on where there is one, saving to `checkpoint` on the way and at the end."""
+    """Carry out the run, from `state` on where there is one, saving to `checkpoint` on the way and at the end.
+
+    `stepped` is told after each step how many are left.
+    """
     run.settings.layers.validate(run.backbone.unet)
     trainer = Trainer(run, state)
     try:
-        trainer.train(checkpoint, progress)
+        trainer.train(checkpoint, progress, stepped)
     except OptimisationError:
         if checkpoint:
             checkpoint.remove()  # a run that continued from it would only fail at the same step again
@@ -172,7 +181,7 @@ class Trainer:
         self._snapshot_steps = {max(1, round(share * run.steps)) for share in _SNAPSHOTS if share}
         self._untrained = _untrained(run, self._start_1TD)
 
-    def train(self, checkpoint: Checkpoint | None, progress: bool) -> None:
+    def train(self, checkpoint: Checkpoint | None, progress: bool, stepped: Callable[[int], object]) -> None:
         """Take the steps that are left. Raises OptimisationError when a loss is not finite."""
         run = self.run
         stepper = Stepper(backbone=run.backbone, settings=run.settings, parts=len(run.parts), seed=run.seed)
@@ -189,6 +198,7 @@ class Trainer:
                     shown["best"] = f"{self._measured.iou_by_step[self._measured.step]:.1f}%"
                 bar.set_postfix(shown, refresh=False)
                 bar.update()
+                stepped(run.steps - self.finished)
 
     def step(self, losses: Losses) -> None:
         """Take one step of Adam. Raises OptimisationError when the loss is not finite."""
@@ -213,6 +223,7 @@ class Trainer:
         masks = Predictor(segmenter, run.backbone).masks([example.image_HW3 for example in run.examples])
         metrics: dict[str, Any] = {
             "losses": self._mean_losses(),
+            "losses_at_first": self._mean_losses(first=True),
             "step": measured.step or self.finished,
             "training": compared(run.examples, masks, run.parts).as_json(),
         }
@@ -256,9 +267,10 @@ class Trainer:
             seconds=self._seconds(),
         )
 
-    def _mean_losses(self) -> dict[str, float]:
-        """Return the mean of each loss over the last tenth of the run: a single step is too noisy."""
-        rows = self._losses[-max(1, self.run.steps // 10) :]
+    def _mean_losses(self, *, first: bool = False) -> dict[str, float]:
+        """Return the mean of each loss over the last tenth of the run, or the first: a single step is too noisy."""
+        tenth = max(1, self.run.steps // 10)
+        rows = self._losses[:tenth] if first else self._losses[-tenth:]
         return dict(zip(LOSSES, (sum(column) / len(rows) for column in zip(*rows, strict=True)), strict=True))
 
     def _loss_rows(self) -> Tensor:
@@ -287,6 +299,7 @@ def _untrained(run: Run, text_1TD: Tensor) -> Segmenter:
         latent_size=backbone.latent_size,
         settings=run.settings,
         preset=run.preset,
+        preset_from=run.preset_from,
         seed=run.seed,
         training_images=tuple(example.digest for example in run.examples),
         versions=library_versions(),
