@@ -24,6 +24,7 @@ from slime_backbone.training import TrainingError
 from slime_backbone.words import found_by_words
 from slime_optimize.backbone import Backbone, load_backbone
 from slime_optimize.errors import BackboneError
+from slime_optimize.options import Parser
 
 ROOT = Path(__file__).resolve().parents[1]
 SHOWN = 2  # validation scenes of every class in reconstructions.png
@@ -70,7 +71,7 @@ def _reconstructions(backbone: Backbone) -> tuple[NDArray[np.uint8], NDArray[np.
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--state", type=Path, default=ROOT / "build" / "backbone", help="the training's state")
     add("--weights", type=Path, default=ROOT / "backbone" / "weights", help="the diffusers folder made from it")

@@ -8,7 +8,6 @@ takes about half an hour. Exit codes: 0 done, 1 failed, 130 interrupted.
 
 from __future__ import annotations
 
-import argparse
 import math
 import sys
 from collections.abc import Sequence
@@ -20,13 +19,14 @@ from slime_backbone.arguments import positive
 from slime_backbone.distillation import Recipe, distil
 from slime_backbone.tiny import save_tiny
 from slime_backbone.training import TrainingError
+from slime_optimize.options import Parser
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     usual = Recipe()
-    parser = argparse.ArgumentParser(description=(__doc__ or "").strip().splitlines()[0])
+    parser = Parser(description=(__doc__ or "").strip().splitlines()[0])
     add = parser.add_argument
     add("--state", type=Path, default=ROOT / "build" / "tiny-encoder", help="where a stopped run goes on from")
     add("--weights", type=Path, default=ROOT / "backbone" / "weights", help="has vae/, and gets tiny_vae/")

@@ -13,10 +13,11 @@ from pathlib import Path
 
 from slime_backbone.dataset import write_split
 from slime_backbone.scene import COUNTS, KINDS
+from slime_optimize.options import Parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, help="folder to write KIND/SPLIT/images, masks and parts.json to")
     parser.add_argument("--kinds", nargs="+", choices=list(KINDS), default=list(KINDS), metavar="KIND")
     parser.add_argument("--floor-ceiling", action="store_true", help="print the bounds beside which to read a mean IoU")

@@ -29,6 +29,7 @@ from slime_backbone.models import build_scheduler, build_tokenizer
 from slime_backbone.saving import begin, pipeline_of, save_pipeline, write_record
 from slime_backbone.shards import ShardError, pack, unpack
 from slime_backbone.training import TrainingError, first_then_others, share
+from slime_optimize.options import Parser
 
 HERE = Path(__file__).resolve().parent
 VAE_SHARE = 0.25  # of --minutes, at most
@@ -50,7 +51,7 @@ class Amount:
 
 def main(argv: Sequence[str] | None = None) -> int:
     started = time.monotonic()
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     count = number(int, lambda value: value >= 0, "a whole number that is not negative")
     amount = number(float, lambda value: 0 <= value < math.inf, "a number that is not negative")

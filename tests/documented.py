@@ -42,6 +42,8 @@ NOT_RUN = {
     r"python backbone/(train|distil|card)\.py": "takes hours and writes what ships; tests/backbone does it small",
     r"python backbone/scenes\.py --floor-ceiling": "takes minutes; tests/backbone measures bounds of fewer scenes",
     r"(slime |python optimize/)prepare": "needs the data sets; tests/optimize prepares tiny ones in their formats",
+    r"grpcurl ": "needs grpcurl and NVIDIA's .proto files; the Python client sends the same messages",
+    r"perf_analyzer ": "needs NVIDIA's SDK container; benchmarks.load measures the server here",
     r"slime import-checkpoint": "needs a checkpoint of gigabytes; tests/optimize converts tiny ones",
 }
 
@@ -58,12 +60,14 @@ class Command:
         """The reason of NOT_RUN, or None for a command that is run."""
         return next((why for pattern, why in NOT_RUN.items() if re.match(pattern, self.line)), None)
 
-    def runnable(self, url: str) -> list[str]:
-        """The words to run: without its optional ones, of few steps, on the embedded backbone, at `url`."""
+    def runnable(self, url: str, http: str) -> list[str]:
+        """The words to run: without its optional ones, of few steps, on the embedded backbone, at `url` or `http`."""
         words = re.sub(r"\[[^]]*\]", "", self.line).replace('"', "").split()
         stands_for = {"localhost:8001": url, "HOST:PORT": url, "REPO": "repository", "REPOSITORY": "repository"}
         stands_for["stable-diffusion-v1-5/stable-diffusion-v1-5"] = "embedded"
-        words = [stands_for.get(word, word) for word in words]
+        words = [stands_for.get(word, word).replace("localhost:8000", http) for word in words]
+        if words[0] == "curl":
+            return words
         if words[0] == "python":
             words = [sys.executable, str(ROOT / words[1]), *words[2:]]
         else:

@@ -26,6 +26,7 @@ from PIL import Image
 from slime_backbone.dataset import write_split
 from slime_backbone.scene import COUNTS, KINDS
 from slime_client import Segmenter
+from slime_client.cli import Parser
 from slime_optimize.backbone import content_hash, embedded_folder, read_recommended
 from slime_optimize.metrics import Report, confusion, report
 from slime_optimize.picture import colour_mask, sheet
@@ -186,9 +187,7 @@ def ask(url: str, name: str, data: Path, count: int | None = None) -> Answers:
 
 
 def _parser(prog: str | None) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog=prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(prog=prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--kind", choices=list(KINDS), default="car", help="what is drawn (default: car)")
     add("--build", type=Path, default=Path("slime-demo"), metavar="DIR", help="where to write (default: ./slime-demo)")

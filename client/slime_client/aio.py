@@ -120,7 +120,8 @@ async def segmenters(
     steps = listing(url, timeout, retry)
     connection = _Connection(url, access or Access())
     try:
-        return await connection.run(steps)
+        with (access or Access()).explaining(url):
+            return await connection.run(steps)
     finally:
         await connection.close()
 

@@ -184,8 +184,16 @@ class _Progress:
         failed = f", {self.failures} failed" if self.failures else ""
         unsent = f", {self._total - self._skipped - self._tried} not sent ({why})" if why else ""
         done = self._tried - self.failures + self._skipped
-        rate = f" ({self._tried / seconds:.1f} images/s)" if self._tried and seconds > 0 else ""
-        self._line(f"{done} of {self._total} images in {seconds:.1f} s{rate}{failed}{unsent} -> {out}")
+        pace = f" ({self._pace(seconds)})" if self._pace(seconds) else ""
+        self._line(f"{done} of {self._total} images in {seconds:.1f} s{pace}{failed}{unsent} -> {out}")
+
+    def _pace(self, seconds: float) -> str:
+        """Return how fast images get their masks; "" for fewer than two, and where most are refused."""
+        masks = self._tried - self.failures
+        if masks < 2 or masks < self.failures or seconds <= 0:
+            return ""
+        rate = masks / seconds
+        return f"{rate:.1f} images/s" if rate >= 1 else f"{1 / rate:.1f} s an image"
 
     def _line(self, text: str) -> None:
         print(("\r\033[K" if self._on_terminal else "") + text, file=self._stream, flush=True)
@@ -193,7 +201,7 @@ class _Progress:
     def _rewrite(self) -> None:
         if not self._on_terminal:
             return
-        rate = self._tried / max(time.monotonic() - self._start, 1e-9)
-        at = self._tried + self._skipped
-        text = f"\r\033[K{at}/{self._total}  {rate:.1f} images/s  {(self._total - at) / rate:.0f} s left"
-        print(text, end="", file=self._stream, flush=True)
+        seconds, at = time.monotonic() - self._start, self._tried + self._skipped
+        left = f"{(self._total - at) * seconds / self._tried:.0f} s left"
+        text = "  ".join(filter(None, (f"{at}/{self._total}", self._pace(seconds), left)))
+        print(f"\r\033[K{text}", end="", file=self._stream, flush=True)

@@ -247,6 +247,7 @@ def segmenters(
     steps = listing(url, timeout, retry)
     connection = Connection(url, access or Access())
     try:
-        return connection.run(steps)
+        with (access or Access()).explaining(url):
+            return connection.run(steps)
     finally:
         connection.close()

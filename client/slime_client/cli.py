@@ -97,7 +97,11 @@ def _list(words: Sequence[str], prog: str) -> int:
     found = segmenters(options.url, timeout=timeout, access=access.taken(vars(options)))
     width = max((len(description.name) for description in found), default=0)
     for description in found:
-        line = f"{description.name:{width}}  {description.form:6}  {', '.join(description.parts)}"
+        # Servers of before tell neither of those in the baked form.
+        version, published = (str(description.about.get(key, "-")) for key in ("version", "published"))
+        when = published[:16].replace("T", " ")
+        columns = (f"{description.name:{width}}", f"{description.form:6}", f"version {version:>3}", f"{when:16}")
+        line = "  ".join((*columns, ", ".join(description.parts)))
         print(_as_json(description) if options.json else line)
     if not found:
         print(f"{options.url}: serves no segmenter", file=sys.stderr)
@@ -147,7 +151,7 @@ def _results(out: Path, stem: str, formats: Sequence[str]) -> list[Path]:
     return [*(FORMATS[name].path(out, stem) for name in formats), out / COCO_FILE, out / JOURNAL]
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
     """An argument parser whose errors are one line, and leave with exit code 2."""
 
     def error(self, message: str) -> NoReturn:
@@ -156,7 +160,7 @@ class _Parser(argparse.ArgumentParser):
 
 def _segment_parser(prog: str) -> argparse.ArgumentParser:
     hint = f"{prog} list, {prog} info NAME: what a server has (--help shows their options)."
-    parser = _Parser(prog=prog, description="Segment images with a served segmenter.", epilog=hint)
+    parser = Parser(prog=prog, description="Segment images with a served segmenter.", epilog=hint)
     group = parser.add_argument_group("images and results")
     add, which = group.add_argument, group.add_mutually_exclusive_group(required=True).add_argument
     kinds = {name: form.meaning for name, form in FORMATS.items() if name != OVERLAY}
@@ -176,7 +180,7 @@ def _segment_parser(prog: str) -> argparse.ArgumentParser:
 
 
 def _parser(prog: str, description: str) -> argparse.ArgumentParser:
-    return _with_server(_Parser(prog=prog, description=description))
+    return _with_server(Parser(prog=prog, description=description))
 
 
 def _with_server(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:

@@ -67,11 +67,19 @@ def from_grpc(error: grpc.RpcError, *, url: str, segmenter: str, subject: str, t
     return SegmenterError(_explain(code, said, url, segmenter, subject, timeout), code)
 
 
+def nobody_answers(details: str) -> bool:
+    """Return whether gRPC's words for UNAVAILABLE are about the connection, and not a server's that refuses."""
+    return bool(_NOBODY.search(details))
+
+
+def reason(details: str) -> str:
+    """Return why nobody answers, in gRPC's words: the address stands twice before it."""
+    return details.rsplit(": ", 1)[-1].rstrip("]")
+
+
 def _explain(code: str, said: str, url: str, segmenter: str, subject: str, timeout: float) -> str:
-    if code == UNAVAILABLE and _NOBODY.search(said):
-        # gRPC repeats the address twice; the reason comes last.
-        reason = said.rsplit(": ", 1)[-1].rstrip("]")
-        return f"{url}: no Triton server answers ({reason}); start it, or correct the host and the gRPC port"
+    if code == UNAVAILABLE and nobody_answers(said):
+        return f"{url}: no Triton server answers ({reason(said)}); start it, or correct the host and the gRPC port"
     if code == UNAVAILABLE:
         return f"{url}: segmenter {segmenter!r} takes no request now ({said}); try again later"
     if code == DEADLINE_EXCEEDED:
@@ -82,7 +90,7 @@ def _explain(code: str, said: str, url: str, segmenter: str, subject: str, timeo
     if code == NOT_FOUND:
         return f"{url}: no segmenter {segmenter!r} is served"
     if code == UNAUTHENTICATED:
-        return f"{url}: {subject} wants a key ({said}); give the file with the server's key"
+        return f"{url}: {subject} wants a key ({said}); give --admin-key-file the file that has it"
     if code == INVALID_ARGUMENT:
         return f"{subject}: refused by segmenter {segmenter!r}: {said}"
     return f"{url}: segmenter {segmenter!r} failed on {subject} ({code}: {said}); see the server's log"

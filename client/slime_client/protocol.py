@@ -12,6 +12,7 @@ import struct
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeAlias, TypeVar
 
 import grpc
@@ -19,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 from tritonclient.grpc import service_pb2
 
+from slime_client import diagnosis
 from slime_client.errors import INTERNAL, INVALID_ARGUMENT, UNAVAILABLE, SegmenterError, from_grpc
 
 # Names of tensors, parameters and models, written here again so that the client imports no other component. A test
@@ -138,6 +140,10 @@ class Asker:
                 return (yield Call(method=method, request=request, timeout=deadline.left()))
             except grpc.RpcError as error:
                 problem = from_grpc(error, url=self.url, segmenter=segmenter, subject=subject, timeout=deadline.seconds)
+                said = str(error.details())
+                puzzling = problem.code == UNAVAILABLE and diagnosis.is_puzzling(said)
+                if puzzling and (found := (yield Work(partial(diagnosis.mistake, self.url, said)))):
+                    raise SegmenterError(found, UNAVAILABLE) from error
                 seconds = self.retry.pause(attempt)
                 last = attempt == self.retry.attempts or seconds >= deadline.left()
                 if problem.code != UNAVAILABLE or last:

@@ -91,14 +91,14 @@ class Baked:
     is_shared, unet_name = False, "the UNet"
 
     def __init__(self, options: ExportOptions, segmenter: Segmenter, variant: Variant) -> None:
-        self._external_over, self._variant = options.external_over, variant
+        self._external_over, self._variant, self._name = options.external_over, variant, options.served_name
 
     def unet_there(self) -> Path | None:
         """Return the folder of a UNet in the repository that can serve this segmenter, or None."""
         return None
 
     def trace_unet(self, predictor: Predictor, folder: Path) -> Path:
-        return tracing.trace_unet(predictor, self._variant, folder, self._external_over)
+        return tracing.trace_unet(predictor, self._variant, folder, self._external_over, self._name)
 
     def opened(self, unet: Path, precision: str) -> Network:
         """Open a UNet as a network from LATENTS alone to maps of this segmenter's parts and POSTPROCESS."""

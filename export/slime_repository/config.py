@@ -16,7 +16,7 @@ from slime_repository.errors import RepositoryError
 
 # A segmenter has at most 64, and its UNet's name is longer.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,127}")
-_DTYPES = ("STRING", "UINT8", "INT32", "FP32")
+_DTYPES = ("STRING", "UINT8", "INT32", "INT64", "FP32")
 _HEADER = "# Generated from slime_repository/contract.py; do not edit.\n"
 # The latest two versions of a model are loaded: the version that an ensemble is pinned to serves on while the next one
 # is published, and the ensemble's own last version answers until the next is ready. An ensemble that served one

@@ -58,8 +58,15 @@ class Control:
 
     def loaded(self) -> set[str]:
         """Return the models that serve, or still answer their last requests."""
-        index = self._asked(_SHORT_SECONDS, lambda client: client.get_model_repository_index(self._headers))
-        return {each["name"] for each in index if each.get("state", "UNAVAILABLE") != "UNAVAILABLE"}
+        return {each["name"] for each in self._index() if each.get("state", "UNAVAILABLE") != "UNAVAILABLE"}
+
+    def ready(self) -> dict[str, int]:
+        """Return the latest version of each model that serves."""
+        found: dict[str, int] = {}
+        for each in self._index():
+            if each.get("state") == "READY":
+                found[each["name"]] = max(found.get(each["name"], 0), int(each["version"]))
+        return found
 
     def reload(self, model: str) -> None:
         """Start the model's processes anew. Triton does nothing where nothing changed, so something has to."""
@@ -92,11 +99,11 @@ class Control:
             raise UnansweredError(f"got a mask of shape {shape}, expected {PROBE_SIZE}; export it again")
         return seconds
 
-    def counts(self, timeout: float) -> tuple[int, int]:
-        """Return how many masks were given out since the server started, and how many images are in its networks now.
+    def counts(self, timeout: float) -> tuple[int, int, int]:
+        """Return the numbers of masks given out, of images that failed after decoding, and of images in the networks.
 
-        Both by Triton's statistics. The second number is only good for comparisons with itself: it counts what was
-        decoded and neither failed later nor became a mask, and a model that is loaded again counts from 0.
+        All by Triton's statistics, and only good for comparisons with themselves: what was decoded and neither failed
+        later nor became a mask counts as in the networks, and a model that is loaded again counts from 0.
         """
         statistics = self._asked(timeout, lambda client: client.get_inference_statistics())
         decoded = answered = failed = 0
@@ -108,7 +115,10 @@ class Control:
             elif model == contract.WAS or contract.is_encoder(model) or contract.is_unet(model):
                 failed += int(stats["fail"].get("count", 0))
                 answered += succeeded if model == contract.WAS else 0
-        return answered, decoded - failed - answered
+        return answered, failed, decoded - failed - answered
+
+    def _index(self) -> list[dict[str, str]]:
+        return list(self._asked(_SHORT_SECONDS, lambda client: client.get_model_repository_index(self._headers)))
 
     def _asked(self, timeout: float, ask: Callable[[Any], Answer]) -> Answer:
         waiting = {"connection_timeout": min(timeout, 5.0), "network_timeout": timeout}

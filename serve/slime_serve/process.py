@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -15,6 +16,7 @@ from pathlib import Path
 from slime_serve.settings import LOOPBACK, ServerSettings, UsageError
 from slime_serve.wheel import Wheel
 
+LARGEST_LOG = 64 << 20  # bytes, and once more for the file beside it
 _KILL_SECONDS = 5
 _PR_SET_PDEATHSIG = 1
 
@@ -63,6 +65,8 @@ def arguments(
         # Loading a network of several gigabytes takes longer than the usual 30 s.
         "--backend-config=python,stub-timeout-seconds=600",
         "--allow-gpu-metrics=false",
+        # Quantiles of each model's time, by Triton itself.
+        "--metrics-config=summary_latencies=true",
         f"--exit-timeout-secs={max(1, round(settings.drain))}",
     ]
     for name, port in ports.items():
@@ -108,6 +112,14 @@ class Process:
         with self._log.open("rb") as log:
             log.seek(self._begins)
             return log.read().decode(errors="replace")
+
+    def bound_log(self) -> None:
+        """Begin the log anew where it has become large, with what was in it beside it, as FILE.1."""
+        if self._log.stat().st_size > LARGEST_LOG:
+            # Copied, because the process goes on writing into its open file; it appends, so at the new end.
+            shutil.copyfile(self._log, f"{self._log}.1")
+            os.truncate(self._log, 0)
+            self._begins = 0
 
     def end(self, seconds: float) -> None:
         """Ask it to end, so that requests under way are answered; then kill the group, Python processes included."""

@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import shutil
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -19,9 +17,12 @@ from slime_repository.contents import Repository, Served
 from slime_repository.errors import RepositoryError
 from slime_serve import memory, placement, process, wheel
 from slime_serve.control import Control, UnansweredError
+from slime_serve.endpoint import Endpoint
 from slime_serve.process import Process
+from slime_serve.publications import Publications
 from slime_serve.settings import LOOPBACK, ServeError, ServerError, ServerSettings, Stopped, UsageError
 from slime_serve.watch import Watch
+from slime_serve.workspace import Workspace
 
 _POLL_SECONDS = 0.1
 # After the requests under way have had their time.
@@ -63,25 +64,40 @@ class Server:
                 manifest.verify(settings.repository, self._say)
         self.segmenters = self._repository.segmenters
         wanted = {"grpc": settings.grpc_port, "http": settings.http_port, "metrics": settings.metrics_port}
-        hosts = {"grpc": security.listen, "http": LOOPBACK, "metrics": LOOPBACK}
-        self._ports = process.claim_ports(wanted, hosts)
-        self.grpc, self.http, self.metrics = (f"{hosts[name]}:{port}" for name, port in self._ports.items())
+        hosts = {"grpc": security.listen, "http": LOOPBACK, "metrics": security.listen_http}
+        # Triton's own metrics have a port that only the endpoint in front of them knows.
+        ports = process.claim_ports({**wanted, "triton": 0}, hosts)
+        hidden = ports.pop("triton")
+        self._ports = {**ports, "metrics": hidden}
+        self.grpc, self.http, self.metrics = (f"{hosts[name]}:{port}" for name, port in ports.items())
         self._wheel = wheel.find()
         if security.is_open:
             self._say("warning: this Triton (2.51) has published holes that 25.07 closed: see SECURITY.md")
+        if security.listen_http != LOOPBACK:
+            self._say(f"warning: metrics and health go out in plain text, to whoever reaches {self.metrics}")
         self._key = security.key()
         self._control = Control(self.http, self._key)
         placement.overrides(self._repository, settings, {})  # Refuses what it does not know before anything is started.
-        self._log = _log_path(settings.log)
+        if settings.log:
+            _require_writable(settings.log)
+        self._publications: Publications | None = None
+        self._endpoint = Endpoint((hosts["metrics"], ports["metrics"]), f"{LOOPBACK}:{hidden}")
         memory.remove_stale()
         self._regions = memory.Regions()
-        self._folder = Path(tempfile.mkdtemp(prefix="slime-serve-"))
+        for model in self._repository.parts:
+            self._endpoint.reloads.labels(model)  # From 0 on, so that a first one is seen to be one more.
+        self._workspace = Workspace()
+        self._folder, self._log = self._workspace.path, settings.log or self._workspace.log
         try:
             wheel.assemble_backends(self._wheel, self._folder / "backends")
             wheel.assemble_python(self._folder / "python")
             self._view = placement.View(self._folder)
             self._start(self._repository)
             self._await(self._repository)
+            self._endpoint.is_ready = True
+            self._publications = Publications(
+                settings.repository, self._control, say=self._say, tell=self._endpoint.take
+            )
         except BaseException as error:
             self._stop(keep_log=isinstance(error, ServerError))
             raise
@@ -90,6 +106,9 @@ class Server:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._endpoint.is_ready = False
+        if self._publications:
+            self._publications.close()
         if error is None or isinstance(error, Stopped):
             self._drain()
         self._stop(keep_log=isinstance(error, ServerError))
@@ -101,7 +120,9 @@ class Server:
             begun = time.monotonic()
             reason = self._watched()
             failures = 0 if time.monotonic() - begun > _CALM_SECONDS else failures
-            self._say(f"server: {reason}; starting it again, its log: {self._log}")
+            self._say(f"error: server: {reason}; starting it again, its log: {self._log}")
+            self._endpoint.is_ready = False
+            self._endpoint.restarts.inc()
             failures = self._restarted(failures)
 
     def _watched(self) -> str:
@@ -116,6 +137,7 @@ class Server:
             every=self._settings.probe,
             seconds=self._seconds,
             say=self._say,
+            reloaded=lambda model: self._endpoint.reloads.labels(model).inc(),
         )
         with contextlib.closing(watch):
             while True:
@@ -124,6 +146,7 @@ class Server:
                     return f"ended with code {code}"
                 if reason := watch.look():
                     return reason
+                self._process.bound_log()
                 time.sleep(_POLL_SECONDS)
 
     def _restarted(self, failures: int) -> int:
@@ -138,8 +161,9 @@ class Server:
                 self._start(found, tolerant=True)
                 self._await(found, self._say)
             except ServeError as error:
-                self._say(f"{error}; trying again")
+                self._say(f"error: {error}; trying again")
                 continue
+            self._endpoint.is_ready = True
             self._say(f"server: serves again after {time.monotonic() - begun:.1f} s")
             return failures
 
@@ -258,7 +282,8 @@ class Server:
     def _stop(self, *, keep_log: bool) -> None:
         self._end(self._settings.drain + _STOP_SECONDS)
         self._regions.close()
-        shutil.rmtree(self._folder, ignore_errors=True)
+        self._endpoint.close()
+        self._workspace.close()
         if self._settings.log is None and not keep_log:
             self._log.unlink(missing_ok=True)
 
@@ -287,13 +312,8 @@ def _read(path: Path) -> Repository:
         return contents.read(path)
 
 
-def _log_path(wanted: Path | None) -> Path:
-    if wanted is None:
-        handle, name = tempfile.mkstemp(prefix="slime-serve-", suffix=".log")
-        os.close(handle)
-        return Path(name)
+def _require_writable(wanted: Path) -> None:
     try:
         wanted.open("wb").close()
     except OSError as error:
         raise UsageError(f"log {wanted}: cannot be written ({error.strerror}); choose another with --log") from error
-    return wanted

@@ -34,7 +34,8 @@ class Watch:
 
     ``grpc``: where its gRPC port must accept connections. ``probes``: returns what to ask for, read again every round.
     ``every``: seconds between two looks at its counts. ``seconds``: what an image takes by the ensembles' names, which
-    probes of an idle server keep up to date. ``say``: takes one line for the person in charge.
+    probes of an idle server keep up to date. ``say``: takes one line for the person in charge. ``reloaded``: takes the
+    name of each model that was loaded again.
     """
 
     def __init__(
@@ -47,18 +48,19 @@ class Watch:
         every: float,
         seconds: dict[str, float],
         say: Callable[[str], None],
+        reloaded: Callable[[str], None] = lambda model: None,
     ) -> None:
         self._pool = ThreadPoolExecutor(4, thread_name_prefix="watch")
         self._stubs = Stubs(pid)
         self._leftovers = Leftovers(self._stubs)
-        self._reloads = _Reloads(control, self._pool, self._stubs, self._leftovers, say)
+        self._reloads = _Reloads(control, self._pool, self._stubs, self._leftovers, say, reloaded)
         self._probes = _Probes(control, self._pool, grpc, probes, every, seconds)
         self._say = say
 
     def look(self) -> str | None:
         """Return why the server must be started again, or None where it need not be. Returns at once."""
         for stub in self._stubs.dead():
-            self._say(f"model {stub.model}: its process {stub.pid} died; loading it again")
+            self._say(f"warning: model {stub.model}: its process {stub.pid} died; loading it again")
             self._leftovers.died(stub)
             self._reloads.want(stub.model)
         self._leftovers.look()
@@ -74,9 +76,15 @@ class _Reloads:
     """Models whose processes died, each loaded again by one task at a time."""
 
     def __init__(
-        self, control: Control, pool: Executor, stubs: Stubs, leftovers: Leftovers, say: Callable[[str], None]
+        self,
+        control: Control,
+        pool: Executor,
+        stubs: Stubs,
+        leftovers: Leftovers,
+        say: Callable[[str], None],
+        reloaded: Callable[[str], None],
     ) -> None:
-        self._control, self._pool, self._say = control, pool, say
+        self._control, self._pool, self._say, self._reloaded = control, pool, say, reloaded
         self._stubs, self._leftovers = stubs, leftovers
         self._wanted: set[str] = set()
         self._running: dict[str, tuple[Future[float], list[Stub]]] = {}
@@ -92,6 +100,7 @@ class _Reloads:
             task, replaced = self._running.pop(model)
             try:
                 self._say(f"model {model}: serves again after {task.result():.1f} s")
+                self._reloaded(model)
                 self._leftovers.replaced(replaced)
                 del self._failures[model]
             except UnansweredError as error:
@@ -134,6 +143,8 @@ class _Probes:
         self._failed = 0
         # The masks at the last sign of life, when it was, and since when images have been in the networks without one.
         self._answered, self._alive, self._busy_since = 0, time.monotonic(), time.monotonic()
+        # The images that had failed by then: more of them, and no mask, are as suspicious as an image that is not done.
+        self._lost = 0
         # What is counted as in the networks though nothing is: fewest since a probe was answered.
         self._none = 0
 
@@ -160,11 +171,11 @@ class _Probes:
         networks: an overloaded server rejects probes as it rejects others, and a busy one has other things to do.
         """
         _connect(self._grpc)
-        answered, images = self._control.counts(LEAST_PATIENCE)
+        answered, lost, images = self._control.counts(LEAST_PATIENCE)
         now, self._none = time.monotonic(), min(self._none, images)
-        busy = min(images - self._none, MOST_IMAGES)
+        busy = min(images - self._none, MOST_IMAGES) or int(lost != self._lost)
         if answered != self._answered:
-            self._answered, self._alive, self._busy_since = answered, now, now
+            self._answered, self._lost, self._alive, self._busy_since = answered, lost, now, now
             return
         slowest = max(self._seconds.values(), default=0.0)
         if busy:
@@ -185,7 +196,7 @@ class _Probes:
         else:
             if not busy:
                 self._seconds[served.ensemble] = seconds
-            self._answered, self._none = self._control.counts(LEAST_PATIENCE)
+            self._answered, self._lost, self._none = self._control.counts(LEAST_PATIENCE)
             self._alive = self._busy_since = time.monotonic()
 
 

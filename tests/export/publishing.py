@@ -174,6 +174,9 @@ class FakeServer(Server):
     def states(self) -> dict[str, dict[int, str]]:
         return {model: dict.fromkeys(versions, "READY") for model, (versions, _) in self.loaded.items()}
 
+    def unload_trials(self) -> None:
+        pass
+
     def try_out(self, name: str, config: str, check: Check, segmenter: str | None = None) -> float:
         assert layout.config_text(self.repository / name) != config
         for model, version in layout.pins(config).items():

@@ -164,14 +164,18 @@ def test_different_segmenters_asked_at_once_answer_as_alone(publish: Publisher, 
 
 
 def test_requests_are_counted_by_segmenter(publish: Publisher, server: Served) -> None:
-    name = 'slime_segmenter_requests_total{model="segmenters",segmenter="counted"}'
-    publish("counted", publish.segmenter(6), server.grpc)
-    with Client(server.grpc, "counted") as client:
-        client.segment(png(IMAGE))
-        before = metrics(server)[name]
-        for _ in range(3):
-            client.segment(png(IMAGE))
-    assert metrics(server)[name] == before + 3
+    for version in ("1", "2"):
+        publish("counted", publish.segmenter(6), server.grpc)
+        with Client(server.grpc, "counted") as client:
+            for _ in range(3):
+                client.segment(png(IMAGE))
+            about = client.description.about
+        assert (str(about["version"]), about["published"][:2]) == (version, "20")
+        labels = f'{{segmenter="counted",version="{version}"}}'
+        found = metrics(server)
+        assert found[f"slime_masks_total{labels}"] == found[f"slime_request_seconds_count{labels}"] == 3
+        assert found[f"slime_request_seconds_sum{labels}"] > 0
+        assert 0 < found[f"slime_margin_total{labels}"] <= 3
 
 
 def test_rollback_publishes_old_content_anew_and_removal_takes_it_away(publish: Publisher, server: Served) -> None:

@@ -34,23 +34,27 @@ class FakeServer:
     def __init__(self, clock: Clock, waiting: int = 0) -> None:
         self.clock, self.waiting, self.probes = clock, waiting, 0
         self.answered, self.batch, self.ready_at, self.comes_at = 1, 0, 0.0, 0.0
-        self.is_hung = self.is_silent = False
+        self.is_hung = self.is_silent = self.is_failing = False
+        self.failed = 0
 
-    def counts(self, timeout: float) -> tuple[int, int]:
+    def counts(self, timeout: float) -> tuple[int, int, int]:
         if self.is_silent:
             self.clock.now += timeout
             raise UnansweredError("no answer")
         if not self.is_hung and self.batch and self.clock.now >= self.ready_at:
             self.answered, self.batch = self.answered + self.batch, 0
         if self.clock.now < self.comes_at:
-            return self.answered, 0
+            return self.answered, 0, 0
         if not self.batch and self.waiting:
             self.batch = min(self.waiting, BATCH)
             self.waiting, self.ready_at = self.waiting - self.batch, self.clock.now + self.batch * IMAGE_S
-        return self.answered, self.batch + self.waiting
+        self.failed += self.is_failing
+        return self.answered, self.failed, self.batch + self.waiting
 
     def probe(self, served: Served, timeout: float) -> float:
         self.probes += 1
+        if self.is_failing:
+            raise UnansweredError("Stub process 'vae_encoder_0_0' is not healthy.")
         if self.is_hung:
             self.clock.now += timeout
             raise UnansweredError("no answer")
@@ -145,10 +149,18 @@ def test_a_server_that_answers_nothing_is_found(clock: Clock) -> None:
     assert clock.now - begun < 6 * IMAGE_S
 
 
+def test_a_process_that_is_stopped_is_found(clock: Clock) -> None:
+    """Triton then fails what it is asked at once, as if the process had died: nothing is in the networks."""
+    server, begun = FakeServer(clock), clock.now
+    server.is_failing = True
+    assert "not healthy" in str(watched(server, 100 * IMAGE_S))
+    assert clock.now - begun < 6 * IMAGE_S
+
+
 def test_an_image_that_is_lost_in_the_counts_costs_one_probe(clock: Clock) -> None:
     """Somebody asked who a segmenter is, or a model was loaded again."""
     server = FakeServer(clock)
     counts = server.counts
-    server.counts = lambda timeout: (counts(timeout)[0], 1)  # type: ignore[method-assign]
+    server.counts = lambda timeout: (counts(timeout)[0], 0, 1)  # type: ignore[method-assign]
     assert watched(server, 40 * IMAGE_S) is None
     assert server.probes == 1

@@ -22,7 +22,8 @@ from slime_optimize.evaluation import Data, Segments, confusions
 from slime_optimize.method.prediction import Predictor
 from slime_optimize.metrics import report
 from slime_was import Postprocess
-from slime_was.tensors import LATENTS, PIXELS
+from slime_was.options import LENGTH
+from slime_was.tensors import LATENTS, PIXELS, POSTPROCESS
 
 Array = npt.NDArray[np.float32]
 Image = npt.NDArray[np.uint8]
@@ -65,10 +66,10 @@ def measured(
     for batch in batches(references.fitted_B3SS.shape[-1]):
         these = references.first(batch)
         expected = these.tensors
-        got = unet({LATENTS: expected[LATENTS]})
-        served = got
+        got = served = unet({LATENTS: expected[LATENTS]})
         if latents is not None:
             served, got = unet({LATENTS: latents[batch]}), got | {LATENTS: latents[batch]}
+        got = got | {POSTPROCESS: got[POSTPROCESS][:, :LENGTH]}  # without the segmenter's name, which PyTorch has not
         masks = zip(_masks(these, served), these.masks, strict=True)
         comparison = Comparison(
             batch=batch,

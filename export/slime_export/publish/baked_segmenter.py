@@ -19,7 +19,8 @@ from slime_repository import config as triton_config
 from slime_repository import layout, manifest, record
 from slime_repository.config import LOADED
 from slime_repository.contract import IMAGE_SECONDS
-from slime_repository.record import Record
+from slime_repository.record import Record, now_in_utc
+from slime_repository.shared_store import PUBLISHED, VERSION
 
 # The version that serves, and the one before for the way back.
 KEEP = LOADED
@@ -63,6 +64,8 @@ class BakedSegmenter:
             new = replace(new, config=triton_config.with_parameter(new.config, IMAGE_SECONDS, f"{seconds:.3g}"))
         transaction.take_orphans(self.name, self.live())
         version, staged = transaction.next_version(self.name), transaction.staging / self.name
+        for key, value in ((VERSION, str(version)), (PUBLISHED, now_in_utc())):
+            new = replace(new, config=triton_config.with_parameter(new.config, key, value))
         new.write(staged / str(version))
         transaction.add(staged, version, new.config)
         touched = layout.models_of(repository, self.name) | self.before.keys()
