@@ -215,6 +215,9 @@ def test_the_running_line_on_a_terminal(
 def test_formats_that_the_server_does_not_take_go_as_png(server: FakeTriton, tmp_path: Path, suffix: str) -> None:
     if suffix == "heic":
         pytest.importorskip("pillow_heif").register_heif_opener()
+    Image.init()
+    if f".{suffix}" not in Image.EXTENSION:
+        pytest.skip(f"this Pillow has no {suffix}")
     path = tmp_path / f"photo.{suffix}"
     Image.fromarray(np.full((6, 8, 3), 200, np.uint8)).save(path)
     assert run(server, tmp_path / "out", tmp_path) == 0

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
-from PIL import Image, features
+from PIL import Image
 
 from slime_image import ImageError, decode, load
 
@@ -204,8 +204,9 @@ def test_files_may_have_more_formats_than_what_is_sent(tmp_path: Path, suffix: s
     format, options, off = FILES[suffix]
     if suffix == "heic":
         pytest.importorskip("pillow_heif").register_heif_opener()
-    elif suffix == "avif" and not features.check("avif"):
-        pytest.skip("this Pillow reads no AVIF")
+    Image.init()
+    if format not in Image.SAVE:
+        pytest.skip(f"this Pillow has no {format}")
     big = np.kron(COLOURS, np.ones((16, 16, 1), np.uint8))
     exif = Image.Exif()
     exif[0x0112] = 6
