@@ -179,7 +179,23 @@ class Trainer:
         self._measured = state.measured if state else Measured()
         self._began = time.monotonic() - (state.seconds if state else 0)
         self._snapshot_steps = {max(1, round(share * run.steps)) for share in _SNAPSHOTS if share}
-        self._untrained = _untrained(run, self._start_1TD)
+        self._untrained = Segmenter(
+            text_embedding=self._start_1TD.float().cpu(),
+            noise=sampled_noise(run.backbone.latent_size, run.seed, run.settings.noise_samples),
+            parts=run.parts,
+            colours=palette(len(run.parts)),
+            backbone_id=run.backbone.id,
+            backbone_hash=run.backbone.hash,
+            tiny=run.backbone.tiny_name(run.settings.encoder),
+            image_size=run.backbone.image_size,
+            latent_size=run.backbone.latent_size,
+            settings=run.settings,
+            preset=run.preset,
+            preset_from=run.preset_from,
+            seed=run.seed,
+            training_images=tuple(example.digest for example in run.examples),
+            versions=library_versions(),
+        )
 
     def train(self, checkpoint: Checkpoint | None, progress: bool, stepped: Callable[[int], object]) -> None:
         """Take the steps that are left. Raises OptimisationError when a loss is not finite."""
@@ -216,7 +232,7 @@ class Trainer:
 
     def learned(self) -> Learned:
         """Return the segmenter with the best embeddings, or the last ones without validation, and its metrics."""
-        seconds, run, measured = self._seconds(), self.run, self._measured
+        seconds, run, measured = time.monotonic() - self._began, self.run, self._measured
         segmenter = self._untrained.with_embeddings(
             self._embeddings() if measured.learned_KD is None else measured.learned_KD
         )
@@ -264,7 +280,7 @@ class Trainer:
             losses_SL=self._loss_rows(),
             snapshots=self._snapshots,
             measured=self._measured,
-            seconds=self._seconds(),
+            seconds=time.monotonic() - self._began,
         )
 
     def _mean_losses(self, *, first: bool = False) -> dict[str, float]:
@@ -279,28 +295,3 @@ class Trainer:
     def _embeddings(self) -> Tensor:
         """Return a copy of the learned rows, (K-1,D) float32, on the CPU."""
         return self._learned_KD.detach().float().cpu().clone()
-
-    def _seconds(self) -> float:
-        return time.monotonic() - self._began
-
-
-def _untrained(run: Run, text_1TD: Tensor) -> Segmenter:
-    """Return the run's segmenter with embeddings that have not learned yet."""
-    backbone = run.backbone
-    return Segmenter(
-        text_embedding=text_1TD.float().cpu(),
-        noise=sampled_noise(backbone.latent_size, run.seed, run.settings.noise_samples),
-        parts=run.parts,
-        colours=palette(len(run.parts)),
-        backbone_id=backbone.id,
-        backbone_hash=backbone.hash,
-        tiny=backbone.tiny_name(run.settings.encoder),
-        image_size=backbone.image_size,
-        latent_size=backbone.latent_size,
-        settings=run.settings,
-        preset=run.preset,
-        preset_from=run.preset_from,
-        seed=run.seed,
-        training_images=tuple(example.digest for example in run.examples),
-        versions=library_versions(),
-    )
