@@ -7,13 +7,14 @@ LOWEST := .venv-lowest
 # Processes that tests run in; those of one file share a process.
 JOBS ?= 2
 PYTEST := -m pytest -n $(JOBS) --dist loadfile
+NUMERIC := tests/was tests/image tests/optimize tests/reference tests/export tests/backbone
 FAST := not slow and not triton and not alone and not gpu
 # Of the client's own environment: make test-client PYTHON=python3.12 NUMPY=2
 NUMPY ?= 1
 CLIENT := build/client-$(notdir $(PYTHON))-numpy$(NUMPY)
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo test test-fast test-lowest test-client test-client-numpy2 lint wheel results speed performance serve clean
+.PHONY: demo test test-fast test-processors test-lowest test-client test-client-numpy2 lint wheel results speed performance serve clean
 
 demo: $(INSTALLED)
 	$(BIN)/python demo.py
@@ -27,7 +28,15 @@ test: $(INSTALLED)
 test-fast: $(INSTALLED)
 	$(BIN)/python $(PYTEST) -m "$(FAST)"
 
-# The same with the lowest versions that pyproject.toml declares, whose own warnings about each other are no errors.
+# What compares numbers, with the instruction sets of other processors: PyTorch's kernels and oneDNN's follow these names.
+test-processors: $(INSTALLED)
+	for isa in default:SSE41 avx2:AVX2; do \
+	    echo "instructions $$isa"; \
+	    ATEN_CPU_CAPABILITY=$${isa%:*} ONEDNN_MAX_CPU_ISA=$${isa#*:} \
+	        $(BIN)/python $(PYTEST) -m "not triton and not alone and not gpu" $(NUMERIC) || exit 1; \
+	done
+
+# The fast tests with the lowest versions that pyproject.toml declares, whose own warnings about each other are no errors.
 test-lowest: $(LOWEST)/.installed
 	$(LOWEST)/bin/python $(PYTEST) -W default -m "$(FAST)"
 

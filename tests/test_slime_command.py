@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
-from importlib import import_module
+from importlib import import_module, metadata
 
 import pytest
+import torch
 
+from painting import ROOT
 from slime_cli.main import COMMANDS, help_text, main
+from slime_optimize.backbone import embedded_folder
+from slime_optimize.backbone_folder import load_models
 
 HEAVY = ("torch", "diffusers", "transformers", "onnx", "onnxruntime", "scipy", "matplotlib")
 
@@ -73,16 +78,58 @@ def test_an_unknown_command_is_refused_in_one_line(capsys: pytest.CaptureFixture
 
 @pytest.mark.parametrize(
     ("name", "package", "extra"),
-    [("optimize", "torch", "optimize"), ("export", "onnx", "export"), ("segment", "tritonclient", "client")],
+    [
+        ("optimize", "torch", "optimize"),
+        ("optimize", "jinja2", "optimize"),
+        ("evaluate", "pycocotools", "optimize"),
+        ("prepare", "scipy", "optimize"),
+        ("export", "onnx", "export"),
+        ("repository", "tritonclient", "export"),
+        ("serve", "safetensors", "serve"),
+        ("segment", "tritonclient", "client"),
+        ("segment", "tritonclient.grpc", "client"),
+        ("segment", "PIL", "client"),
+    ],
 )
 def test_a_missing_package_is_told_with_the_line_that_installs_it(name: str, package: str, extra: str) -> None:
+    """Before anything is done; what a command needs only for some inputs has its test beside that command."""
     hidden = f"import sys; sys.modules[{package!r}] = None; from slime_cli.main import main; sys.exit(main([{name!r}]))"
     done = subprocess.run([sys.executable, "-c", hidden], capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert done.stderr == (
-        f"error: slime {name}: the package of module {package} is not installed; "
+        f"error: slime {name}: the package of module {package.partition('.')[0]} is not installed; "
         f"run: pip install 'slime-serve[{extra}]'\n"
     )
+
+
+def test_a_backbone_is_not_blamed_for_a_missing_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(ModuleNotFoundError, match="transformers"):
+        load_models(embedded_folder(), "cpu", torch.float32)
+
+
+def test_the_clients_own_program_says_what_it_needs(capfd: pytest.CaptureFixture[str]) -> None:
+    code = "import sys; sys.modules['tritonclient'] = None; from slime_cli.main import segment; sys.exit(segment())"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 2
+    assert capfd.readouterr().err.endswith("run: pip install 'slime-serve[client]'\n")
+    done = subprocess.run(
+        [sys.executable, "-c", "import sys; sys.modules['PIL'] = None; import slime_client"], check=False
+    )
+    assert done.returncode == 1
+    assert capfd.readouterr().err.endswith("run: pip install 'slime-serve[client]'\n")
+
+
+def test_every_extra_that_is_named_exists() -> None:
+    extras = set(metadata.metadata("slime-serve").get_all("Provides-Extra"))
+    folders = ("optimize", "export", "serve", "client", "backbone", "cli", "model_repository", "benchmarks", "docs")
+    pages = [*ROOT.glob("*.md"), *(path for folder in folders for path in (ROOT / folder).rglob("*.[mp][dy]"))]
+    named = {
+        name
+        for path in pages
+        for names in re.findall(r"slime-serve\[([\w,]+)\]", path.read_text())
+        for name in names.split(",")
+    }
+    assert {"client", "export", "serve"} <= named <= extras
 
 
 def test_a_missing_module_of_ours_is_a_defect_and_shown(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -88,21 +88,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     name = words[0]
     if name not in COMMANDS:
         return _refused(f"slime: got {name!r}, expected one of {', '.join(COMMANDS)}; slime --help explains them")
-    command = COMMANDS[name]
+    return _run(COMMANDS[name], f"slime {name}", words[1:])
+
+
+def segment() -> int:
+    """Run `slime-segment`, which is `slime segment` by a name of its own, with the command line's words."""
+    return _run(COMMANDS["segment"], "slime-segment", sys.argv[1:])
+
+
+def _run(command: Command, prog: str, words: Sequence[str]) -> int:
     if sys.version_info[:2] < OLDEST and command.extra != "client":
         got = ".".join(map(str, sys.version_info[:2]))
-        return _refused(f"slime {name}: needs Python 3.11 or newer, got {got}; only slime segment runs on older ones")
+        return _refused(f"{prog}: needs Python 3.11 or newer, got {got}; only slime segment runs on older ones")
     try:
         run: Callable[..., int] = import_module(command.module).main
-        return run(words[1:], prog=f"slime {name}")
+        return run(words, prog=prog)
     except ModuleNotFoundError as error:
         # Only a foreign package can be missing for want of an extra; one of ours would be a defect, and is shown.
         missing = (error.name or "").partition(".")[0]
         if not missing or missing.startswith("slime_") or missing in sys.stdlib_module_names:
             raise
         return _refused(
-            f"slime {name}: the package of module {missing} is not installed; "
-            f"run: pip install 'slime-serve[{command.extra}]'"
+            f"{prog}: the package of module {missing} is not installed; run: pip install 'slime-serve[{command.extra}]'"
         )
 
 

@@ -10,6 +10,15 @@
 torch or of how a segmenter was made.
 """
 
+try:
+    import PIL  # noqa: F401
+    import tritonclient.grpc  # noqa: F401
+except (ModuleNotFoundError, RuntimeError) as error:  # RuntimeError: tritonclient was installed without its gRPC part
+    raise ModuleNotFoundError(
+        f"slime_client needs Pillow and tritonclient[grpc] ({error}); run: pip install 'slime-serve[client]'",
+        name=getattr(error, "name", None) or "tritonclient.grpc",
+    ) from error
+
 from slime_client.access import Access
 from slime_client.blocking import Segmenter, segmenters
 from slime_client.core import Answer

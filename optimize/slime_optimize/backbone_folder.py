@@ -73,7 +73,7 @@ def load_models(folder: Path, device: str | torch.device, dtype: torch.dtype) ->
         text_encoder = TextEncoder(folder=folder, device=device, dtype=dtype, config=load_text(folder, dtype).config)
         # Whatever sampler the folder names, only its noise levels are used, and DDIM knows them.
         scheduler = DDIMScheduler.from_pretrained(folder / "scheduler", local_files_only=True)
-    except BackboneError:
+    except (BackboneError, ModuleNotFoundError):  # a missing package is no fault of the backbone's
         raise
     except Exception as error:  # foreign loaders raise of every kind; the user gets one line
         raise BackboneError(f"backbone {folder}: cannot be loaded ({first_line(error)})") from error

@@ -23,6 +23,10 @@ from slime_export.graph.runtimes import OnnxModel
 from slime_export.proof.report import difference
 
 LOWS: tuple[Low, ...] = ("fp16", "bf16")
+EVALUATES_BF16 = pytest.mark.skipif(
+    tuple(map(int, onnx.__version__.split(".")[:2])) < (1, 23),
+    reason="onnx before 1.23 has no products in bf16 in its reference evaluator",
+)
 TYPES = {"fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
 
 
@@ -154,7 +158,7 @@ def test_fp16_is_half_the_size_and_close_in_onnx_runtime(whole: Path, tmp_path: 
         np.testing.assert_allclose(got["SELF"].sum(-1), 1, rtol=1e-5)  # the softmax was not rounded
 
 
-@pytest.mark.parametrize(("precision", "most"), [("fp16", 2e-3), ("bf16", 2e-2)])
+@pytest.mark.parametrize(("precision", "most"), [("fp16", 2e-3), pytest.param("bf16", 2e-2, marks=EVALUATES_BF16)])
 def test_small_graphs_compute_the_same_by_the_standards_own_rules(
     attention: ModelProto, precision: Low, most: float
 ) -> None:
