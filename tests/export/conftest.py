@@ -21,9 +21,9 @@ from slime_export.pipeline import export
 from slime_optimize.backbone import load_backbone
 from slime_optimize.method.prediction import load_predictor
 
-# Seeds of embeddings whose masks have a margin: over some random images each part they find covers a third of the pixels or
-# more, and weights rounded to fp16 change under a thousandth of them. With others a part may cover two pixels, which
-# the last bits of another processor's sums take away, and with them a fifth of the mean IoU.
+# Seeds of embeddings whose masks have a margin: over some random images each part they find covers a third of the
+# pixels or more, and weights rounded to fp16 change under a thousandth of them. With others a part may cover two
+# pixels, which the last bits of another processor's sums take away, and with them a fifth of the mean IoU.
 WITH_A_MARGIN = {"sd15": 3, "sd21": 15}
 SCRIPT = Path(__file__).resolve().parents[2] / "export" / "build.py"
 
@@ -39,29 +39,10 @@ def make_segmenter() -> Callable[..., Path]:
 
     def make(folder: Path, kind: str = "sd15", parts: tuple[str, ...] = PARTS, seed: int = 0) -> Path:
         backbone = load_backbone(build(folder / "backbone", kind, seed))
-<<<<<<< HEAD
         colours = tuple((20 * i, 0, 255) for i in range(len(parts)))
         # Random maps are low everywhere: the paper's threshold would leave nothing but background.
-        made = shared_segmenter(backbone, seed, len(parts), {"threshold": 0.01})
+        made = shared_segmenter(backbone, WITH_A_MARGIN[kind] + seed, len(parts), {"threshold": 0.01})
         replace(made, parts=parts, colours=colours).save(folder / "car")
-=======
-        generator = torch.Generator().manual_seed(WITH_A_MARGIN[kind] + seed)
-        segmenter = Segmenter(
-            text_embedding=torch.randn(1, 77, backbone.text_width, generator=generator),
-            noise=torch.randn(1, 4, LATENT_SIZE, LATENT_SIZE, generator=generator),
-            parts=parts,
-            colours=tuple((20 * i, 0, 255) for i in range(len(parts))),
-            backbone_id=backbone.id,
-            backbone_hash=backbone.hash,
-            image_size=backbone.image_size,
-            latent_size=backbone.latent_size,
-            # Random maps are low everywhere: the paper's threshold would leave nothing but background.
-            settings=Settings(threshold=0.01),
-            preset="paper",
-            seed=seed,
-        )
-        segmenter.save(folder / "car")
->>>>>>> env
         return folder / "car"
 
     return make

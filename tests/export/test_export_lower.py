@@ -60,12 +60,8 @@ def test_fp16_with_annotated_images(exported: Exported, images: Path, tmp_path: 
         covered += np.bincount(mask.ravel(), minlength=len(PARTS)) / mask.size / 3
         mask[:8] = 1  # so that PyTorch itself is not perfect
         Image.fromarray(mask).save(data / "masks" / path.name)
-<<<<<<< HEAD
-    report, unet = made(exported, tmp_path / "models", precision="fp16", data=data, gate=WIDE)
-=======
     assert covered[covered > 0].min() > 0.1, "a part of a few pixels would make the mean IoU a matter of chance"
-    report, unet = made(exported, tmp_path / "models", precision="fp16", evaluate=data, gate=WIDE)
->>>>>>> env
+    report, unet = made(exported, tmp_path / "models", precision="fp16", data=data, gate=WIDE)
     assert report.score and report.score.images == 3
     assert 10 < report.score.before < 99.9
     assert report.score.after == pytest.approx(report.score.before, abs=5.0)
