@@ -7,12 +7,14 @@ refused with the new name.
 from __future__ import annotations
 
 import argparse
+import sys
 import types
 import typing
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from typing import Any, NoReturn
 
+from slime_optimize.errors import exit_code
 from slime_optimize.layers import Layers
 from slime_optimize.old_names import OLD_NAMES
 from slime_optimize.presets import PRESETS
@@ -123,3 +125,15 @@ def _argument_type(kind: Any, choices: tuple[str, ...]) -> dict[str, Any]:
     if inner:
         return {"type": inner[0], "nargs": 2, "metavar": ("LOW", "HIGH")}
     return {"type": kind, "choices": choices or None}
+
+
+def run_command(
+    parser: Callable[[Sequence[str], str | None], Parser],
+    run: Callable[[argparse.Namespace], None],
+    words: Sequence[str] | None,
+    prog: str | None,
+) -> int:
+    """Read a command's `words`, those of the command line by default, and run it; return its exit code."""
+    words = sys.argv[1:] if words is None else words
+    arguments = parser(words, prog).parse_args(words)
+    return exit_code(lambda: run(arguments))

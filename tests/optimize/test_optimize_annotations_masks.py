@@ -253,7 +253,7 @@ def test_a_list_without_the_background_is_refused_wherever_it_would_be_wrong(tmp
 
 @pytest.mark.parametrize("kind", ["json", "csv"])
 def test_backgrounds_and_void_among_the_names_of_numbers(
-    tmp_path: Path, kind: str, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, kind: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     image, mask = paint()
     mask[:5] = 3
@@ -269,7 +269,7 @@ def test_backgrounds_and_void_among_the_names_of_numbers(
     for parts in (None, PARTS):
         found = read(tmp_path, parts)
         assert found.parts == PARTS and np.array_equal(found.examples[0].mask_HW, expected)
-    assert "nothing is painted as 'blue', left out" in capsys.readouterr().err
+    assert "nothing is painted as 'blue', left out" in caplog.text
 
 
 @pytest.mark.parametrize("name", ["car.jpg.png", "car_mask.tif", "car-GT.bmp"])

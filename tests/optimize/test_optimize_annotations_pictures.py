@@ -108,9 +108,7 @@ def test_other_formats(tmp_path: Path, suffix: str, layout: str, caplog: pytest.
     assert np.array_equal(example.image_HW3[..., 1], IMAGE[..., 0]) and np.array_equal(example.mask_HW, MASK)
 
 
-def test_what_was_decided_is_told_once(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_what_was_decided_is_told_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     for name in ("a", "b"):
         save(IMAGE[..., 0].astype(np.uint16) * 257, tmp_path / "images" / f"{name}.tif")
         save(MASK, tmp_path / "masks" / f"{name}.png")
@@ -124,7 +122,7 @@ def test_what_was_decided_is_told_once(
     told = [line for line in caplog.messages if "images have" in line]
     assert len(told) == 2 and "2 of 3 images have 16 bits of grey, of which 0..65535 becomes 0..255" in told[0]
     assert "1 of 3 images have several frames" in told[1]
-    assert "left out: 1 overlays, 2 .psd" in capsys.readouterr().err
+    assert "left out: 1 overlays, 2 .psd" in caplog.text
 
 
 def test_two_files_of_one_name_that_may_both_be_images(tmp_path: Path) -> None:

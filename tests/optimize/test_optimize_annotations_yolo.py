@@ -70,14 +70,14 @@ def test_smaller_regions_lie_on_top_and_void_on_all(tmp_path: Path) -> None:
     assert np.array_equal(read(tmp_path).examples[0].mask_HW, expected)
 
 
-def test_what_is_left_out_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_is_left_out_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     yolo(tmp_path, text=f"{BOTH}1 0.5 0.5 0.1 0.1\n0 0.5 0.5 0.1 0.1 0.9\n", names="")
     write("red\ngreen\nlight\n", tmp_path / "classes.txt")
     save(IMAGE, tmp_path / "images" / "none.png")
     write("", tmp_path / "labels" / "none.txt")
     found = read(tmp_path)
     assert found.parts == PARTS and np.array_equal(found.examples[0].mask_HW, MASK)
-    told = capsys.readouterr().err
+    told = caplog.text
     assert "line 4: has no outline" in told and "line 5: has no outline" in told
     assert "nothing is annotated as 'light'" in told and "1 images without labels" in told
 

@@ -21,12 +21,12 @@ from tqdm import tqdm
 
 from slime_optimize.backbone import choose_device, load_backbone
 from slime_optimize.data.annotations import ignored_line
-from slime_optimize.errors import InputError, exit_code
+from slime_optimize.errors import InputError
 from slime_optimize.evaluation import confusions, picture, read_data
 from slime_optimize.files import whole, write_text
 from slime_optimize.method.prediction import Predictor
 from slime_optimize.metrics import Summary, report
-from slime_optimize.options import SET_HELP, Parser
+from slime_optimize.options import SET_HELP, Parser, run_command
 from slime_optimize.segmenter import Segmenter
 
 
@@ -65,9 +65,7 @@ def parser(words: Sequence[str] | None = None, prog: str | None = None) -> Parse
 
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
     """Run the command and return its exit code."""
-    words = sys.argv[1:] if argv is None else argv
-    arguments = parser(words, prog).parse_args(words)
-    return exit_code(lambda: run(arguments))
+    return run_command(parser, run, argv, prog)
 
 
 def run(arguments: argparse.Namespace) -> None:

@@ -5,7 +5,6 @@ Shape suffixes: H, W image sides.
 
 from __future__ import annotations
 
-import logging
 import re
 import shlex
 from collections import Counter
@@ -16,7 +15,7 @@ from unicodedata import normalize
 import numpy as np
 import numpy.typing as npt
 
-from slime_optimize.errors import InputError, note
+from slime_optimize.errors import InputError, tell
 from slime_was.options import MAX_PARTS
 
 # The value in masks of pixels that count nowhere: in no loss, class weight or IoU. No part has so large an index.
@@ -24,7 +23,6 @@ IGNORED = 255
 # In any case, and with or without underscores, spaces and the like, as LabelMe's __ignore__ and "don't care".
 _BACKGROUND = ("background", "bg")
 _VOID = ("void", "ignore", "ignored", "dontcare")
-_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +65,7 @@ def tell_left_out(without: Sequence[NoAreaError], others: Sequence[object]) -> N
     if without and not others:
         raise without[0]
     for error in without:
-        note(f"{str(error).rpartition('; ')[0]}; left out")
+        tell(f"{str(error).rpartition('; ')[0]}; left out")
 
 
 def check_parts(names: Sequence[str]) -> tuple[str, ...]:
@@ -131,11 +129,6 @@ def check_painted(found: Annotated, subject: str) -> None:
         raise InputError(
             f"{subject}: has no pixel of {', '.join(missing)}; paint what is missing, or to learn without it {advice}"
         )
-
-
-def tell(line: str) -> None:
-    """Log a choice that was made for the person, at the level that commands show on stderr."""
-    _LOG.warning(line)
 
 
 def tell_remarks(examples: Sequence[Example], subject: str) -> None:

@@ -22,13 +22,12 @@ from slime_optimize.data.annotations.example import (
     is_void,
     parts_from,
     spelled,
-    tell,
 )
 from slime_optimize.data.annotations.layers import listed_name, load_layers, own_names
 from slime_optimize.data.annotations.legend import Legend, find_legend
 from slime_optimize.data.annotations.masks import load_pairs
 from slime_optimize.data.annotations.matching import CVAT_MASKS, Found, match, places, subsets, tell_skipped
-from slime_optimize.errors import InputError, first_line, note
+from slime_optimize.errors import InputError, first_line, tell
 
 PARTS_FILE = "parts.json"
 CLASSES_FILE = "_classes.csv"
@@ -125,7 +124,7 @@ def _by_names(found: Annotated, parts: Sequence[str] | None, folder: Path) -> An
     used = [name for value, name in enumerate(found.parts) if value in painted]
     unused = [name for name in found.parts[1:] if name not in used and not is_background(name) and not is_void(name)]
     if parts is None and unused:
-        note(f"data {folder}: nothing is painted as {', '.join(map(repr, unused))}, left out of the parts")
+        tell(f"data {folder}: nothing is painted as {', '.join(map(repr, unused))}, left out of the parts")
     names = check_parts(parts) if parts is not None else parts_from(used, found.parts[0])
     numbers = np.arange(256, dtype=np.uint8)
     for value in painted:

@@ -26,11 +26,10 @@ from slime_optimize.data.annotations.example import (
     index_of,
     is_background,
     is_void,
-    tell,
 )
 from slime_optimize.data.annotations.masks import load_array, open_mask
 from slime_optimize.data.annotations.pictures import Picture, fitted, read_picture
-from slime_optimize.errors import InputError
+from slime_optimize.errors import InputError, tell
 
 Bits = npt.NDArray[np.bool_]
 # RectLabel writes NAME_class_PART.png.

@@ -24,13 +24,12 @@ from slime_optimize.data.annotations.example import (
     check_ids,
     check_not_empty,
     check_painted,
-    tell,
     tell_remarks,
 )
 from slime_optimize.data.annotations.legend import Colour, Legend, by_colour, hexadecimal, load_legend
 from slime_optimize.data.annotations.palettes import known_palette, own_palette
 from slime_optimize.data.annotations.pictures import fitted, read_picture
-from slime_optimize.errors import InputError, first_line
+from slime_optimize.errors import InputError, first_line, tell
 from slime_was.options import MAX_PARTS
 
 _GREY = ("1", "L", "I;16", "I;16B", "I")

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from slime_optimize.data.annotations.example import spelled
 from slime_optimize.data.annotations.pictures import ALWAYS_IMAGES, IMAGE_SUFFIXES
-from slime_optimize.errors import InputError, note
+from slime_optimize.errors import InputError, tell
 
 _EXACT = (".png", ".npy")
 MASK_SUFFIXES = (*_EXACT, ".tif", ".tiff", ".bmp", ".gif")
@@ -78,7 +78,7 @@ def subsets(images: Path, masks: Path) -> list[tuple[Path, Path]]:
         if (masks / folder.name).is_dir():
             pairs += subsets(folder, masks / folder.name)
         elif any(path.suffix.lower() in IMAGE_SUFFIXES for path in folder.rglob("*")):
-            note(f"images {folder}: there is no folder {masks / folder.name} with their masks; left out")
+            tell(f"images {folder}: there is no folder {masks / folder.name} with their masks; left out")
     return pairs
 
 
@@ -93,7 +93,7 @@ def tell_skipped(folder: Path, pairs: Iterable[tuple[Path, Path]], found: Iterab
             kinds["overlays" if overlay else "images without a mask" if suffix in IMAGE_SUFFIXES else suffix] += 1
     if kinds:
         counts = ", ".join(f"{count} {kind or 'without a suffix'}" for kind, count in kinds.items())
-        note(f"data {folder}: files that are neither an image nor a mask are left out: {counts}")
+        tell(f"data {folder}: files that are neither an image nor a mask are left out: {counts}")
 
 
 def match(images: Path, masks: Path, *, some: bool = False) -> list[Found]:

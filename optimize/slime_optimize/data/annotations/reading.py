@@ -21,7 +21,7 @@ from slime_optimize.data.annotations.legend import load_legend
 from slime_optimize.data.annotations.locating import JSON_FOLDERS, Locator
 from slime_optimize.data.annotations.matching import files, places
 from slime_optimize.data.annotations.yolo import YAML, labels, read_yolo
-from slime_optimize.errors import InputError, first_line, note
+from slime_optimize.errors import InputError, first_line, tell
 
 WANTED = "expected a folder of images with masks, COCO or LabelMe JSON, or YOLO labels; docs/annotations.md shows each"
 _OURS = ("parts.json", "legend.json")
@@ -150,7 +150,7 @@ def _with_regions(documents: dict[Path, Any]) -> dict[Path, Any]:
     if not used:
         return documents
     for path in sorted(documents.keys() - used.keys()):
-        note(f"data {path}: has key points or no annotation; left out")
+        tell(f"data {path}: has key points or no annotation; left out")
     return used
 
 

@@ -23,7 +23,7 @@ from slime_optimize.data.annotations.example import (
     parts_from,
 )
 from slime_optimize.data.annotations.pictures import Picture, points
-from slime_optimize.errors import InputError, note
+from slime_optimize.errors import InputError, tell
 
 Json = Mapping[str, Any]
 
@@ -63,7 +63,7 @@ def drawn_parts(names: Sequence[str], drawn: Container[str | None], subject: str
     """Return the parts in the order of `names`: those that something is drawn of, which is told where it is not all."""
     unused = [name for name in names if name not in drawn and not is_background(name)]
     if unused and len(unused) < len(names):
-        note(f"{subject}: nothing is annotated as {', '.join(map(repr, unused))}, left out of the parts")
+        tell(f"{subject}: nothing is annotated as {', '.join(map(repr, unused))}, left out of the parts")
         names = [name for name in names if name not in unused]
     return parts_from(names)
 
@@ -77,7 +77,7 @@ def region_of(segmentation: object, shape: tuple[int, int], subject: str) -> Reg
         if not areas:
             raise NoAreaError(f"{subject}: has a polygon of fewer than 3 points; remove or redraw it")
         if len(areas) < len(flat):
-            note(f"{subject}: has a polygon of fewer than 3 points among others; left out")
+            tell(f"{subject}: has a polygon of fewer than 3 points among others; left out")
         return Region(lengths=run_lengths.merge(run_lengths.frPyObjects(areas, *shape)), subject=subject)
     if isinstance(segmentation, dict):
         return Region(lengths=_compressed(segmentation, shape, subject), subject=subject)

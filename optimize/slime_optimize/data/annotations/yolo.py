@@ -18,7 +18,7 @@ import yaml
 from slime_optimize.data.annotations.example import Annotated, Example, NoAreaError, index_of, spelled, tell_left_out
 from slime_optimize.data.annotations.pictures import IMAGE_SUFFIXES, read_picture
 from slime_optimize.data.annotations.regions import Region, drawn_parts, example_of, region_of
-from slime_optimize.errors import InputError, first_line, note
+from slime_optimize.errors import InputError, first_line, tell
 
 YAML = (".yaml", ".yml")
 _LISTS = ("classes.txt", "obj.names", "_darknet.labels")
@@ -64,7 +64,7 @@ def read_yolo(found: Mapping[Path, Path], folder: Path, parts: Sequence[str] | N
     places = {image.parent for image in found}
     images = {path for place in places for path in place.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES}
     if len(images) > len(found):
-        note(f"YOLO {folder}: {len(images) - len(found)} images without labels are left out")
+        tell(f"YOLO {folder}: {len(images) - len(found)} images without labels are left out")
     examples = tuple(_example(image, rows[image], names, found[image]) for image in sorted(found))
     return Annotated(parts=names, examples=examples)
 
