@@ -136,7 +136,9 @@ def prepare(command: Command, folder: Path) -> None:
     if named := re.search(r"--image .*--parts ((?:\w+ )+)", command.line):
         count = len(named[1].split())
         Image.fromarray(np.minimum(scene("car", "train-1", 0).mask, count - 1)).save(folder / "car-parts.png")
-    match = re.search(r"--data (cars|annotations|labelled|unpacked-export|data/car/test)\b", command.line)
+    match = re.search(
+        r"--data (cars|annotations|labelled|unpacked-export|dataset|data/car/test|data/car)\b", command.line
+    )
     if match is None:
         return
     source = folder / match[1]
@@ -149,7 +151,9 @@ def prepare(command: Command, folder: Path) -> None:
         _labelme(source)
     elif match[1] == "cars":
         annotated(source, parts_of("car"))
-    elif match[1] == "data/car/test":  # the segmenter that the pages before have made may have fewer parts
+    elif match[1] == "dataset":
+        _yolo(source)
+    elif match[1].startswith("data/car"):  # the segmenter that the pages before have made may have fewer parts
         annotated(source, Segmenter.load(folder / "segmenters" / "car").parts)
     else:
         _coco(source, "instances.json" if match[1] == "annotations" else "result.json")
@@ -188,6 +192,14 @@ def _labelme(folder: Path) -> None:
     shape = {"label": "body", "shape_type": "polygon", "points": _square(mask)}
     size = {"imageHeight": mask.shape[0], "imageWidth": mask.shape[1]}
     (folder / "a.json").write_text(json.dumps({"imagePath": "a.jpg", "imageData": None, "shapes": [shape], **size}))
+
+
+def _yolo(folder: Path) -> None:
+    mask = _picture(folder / "images" / "train")
+    (folder / "labels" / "train").mkdir(parents=True)
+    shares = [value / side for point in _square(mask) for value, side in zip(point, mask.shape[::-1], strict=True)]
+    (folder / "labels" / "train" / "a.txt").write_text(f"0 {' '.join(map(str, shares))}\n")
+    (folder / "data.yaml").write_text("names: [body]\n")
 
 
 def _coco(folder: Path, name: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import re
 import shutil
 import signal
 import socket
@@ -13,11 +14,13 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from slime_serve.settings import LOOPBACK, ServerSettings, UsageError
+from slime_serve.settings import LOOPBACK, ServerError, ServerSettings, UsageError
 from slime_serve.wheel import Wheel
 
 LARGEST_LOG = 64 << 20  # bytes, and once more for the file beside it
 _KILL_SECONDS = 5
+_TAIL_LINES = 20
+_LOAD_FAILURE = re.compile(r"failed to load '([^']+)'(?: version \d+)?: (.*)")
 _PR_SET_PDEATHSIG = 1
 
 
@@ -79,6 +82,14 @@ def arguments(
     return [*found, *settings.triton]
 
 
+def begin_log(log: Path) -> None:
+    """Make the file empty. Raises UsageError where it cannot be written."""
+    try:
+        log.open("wb").close()
+    except OSError as error:
+        raise UsageError(f"log {log}: cannot be written ({error.strerror}); choose another with --log") from error
+
+
 class Process:
     """Runs from the start. ``log`` is appended to; ``inherited``: an open file that it keeps as long as it lives."""
 
@@ -107,11 +118,18 @@ class Process:
         """Return its exit code, None while it runs."""
         return self._process.poll()
 
-    def output(self) -> str:
-        """Return what it wrote."""
+    def failure(self) -> ServerError:
+        """Return why it ended by itself, as its log tells: the model that it could not load, or its last lines."""
         with self._log.open("rb") as log:
             log.seek(self._begins)
-            return log.read().decode(errors="replace")
+            output = log.read().decode(errors="replace")
+        if found := _LOAD_FAILURE.search(output):
+            model, reason = found.groups()
+            # Python's stack follows, with line ends written as \\n.
+            first = reason.split("\\n")[0].strip(' "')
+            return ServerError(f"model {model}: the server cannot load it ({first}); its log: {self._log}")
+        tail = "\n".join(output.splitlines()[-_TAIL_LINES:])
+        return ServerError(f"server: ended with code {self.code()}; its log: {self._log}", tail)
 
     def bound_log(self) -> None:
         """Begin the log anew where it has become large, with what was in it beside it, as FILE.1."""

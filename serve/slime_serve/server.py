@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -27,10 +26,8 @@ from slime_serve.workspace import Workspace
 _POLL_SECONDS = 0.1
 # After the requests under way have had their time.
 _STOP_SECONDS = 10.0
-_TAIL_LINES = 20
 # A first answer also starts what is started once, which is most of what a quick one takes.
 _QUICK_SECONDS = 1.0
-_LOAD_FAILURE = re.compile(r"failed to load '([^']+)'(?: version \d+)?: (.*)")
 # Waits before the second start in a row and those after it; a server that lived longer than CALM starts at once.
 _BACK_OFF = (0.0, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
 _CALM_SECONDS = 60.0
@@ -79,7 +76,7 @@ class Server:
         self._control = Control(self.http, self._key)
         placement.overrides(self._repository, settings, {})  # Refuses what it does not know before anything is started.
         if settings.log:
-            _require_writable(settings.log)
+            process.begin_log(settings.log)
         self._publications: Publications | None = None
         self._endpoint = Endpoint((hosts["metrics"], ports["metrics"]), f"{LOOPBACK}:{hidden}")
         memory.remove_stale()
@@ -236,21 +233,10 @@ class Server:
     def _check_alive(self, deadline: float) -> None:
         self._check_stop()
         assert self._process is not None
-        code = self._process.code()
-        if code is not None:
-            raise self._ended(code)
+        if self._process.code() is not None:
+            raise self._process.failure()
         if time.monotonic() > deadline:
             raise ServerError(f"server: not ready after {self._settings.timeout:g} s; allow more with --timeout")
-
-    def _ended(self, code: int) -> ServerError:
-        assert self._process is not None
-        if failure := _LOAD_FAILURE.search(self._process.output()):
-            model, reason = failure.groups()
-            # Python's stack follows, with line ends written as \\n.
-            first = reason.split("\\n")[0].strip(' "')
-            return ServerError(f"model {model}: the server cannot load it ({first}); its log: {self._log}")
-        tail = "\n".join(self._process.output().splitlines()[-_TAIL_LINES:])
-        return ServerError(f"server: ended with code {code}; its log: {self._log}", tail)
 
     def _check_stop(self) -> None:
         if self._stop_wanted():
@@ -310,10 +296,3 @@ def _refused() -> Iterator[None]:
 def _read(path: Path) -> Repository:
     with _refused():
         return contents.read(path)
-
-
-def _require_writable(wanted: Path) -> None:
-    try:
-        wanted.open("wb").close()
-    except OSError as error:
-        raise UsageError(f"log {wanted}: cannot be written ({error.strerror}); choose another with --log") from error
