@@ -19,10 +19,12 @@ from slime_backbone.autoencoder import to_tensor
 from slime_backbone.card import read_training, write_card
 from slime_backbone.pictures import loss_picture, reconstructions_picture, samples_picture
 from slime_backbone.samples import GUIDANCE, PROMPTS, SEED, STEPS, decode, sample
-from slime_backbone.scene import KINDS, scene
+from slime_backbone.scene import COUNTS, KINDS, scene
 from slime_backbone.training import TrainingError
+from slime_backbone.words import found_by_words
 from slime_optimize.backbone import Backbone, load_backbone
 from slime_optimize.errors import BackboneError
+from slime_optimize.options import Parser
 
 ROOT = Path(__file__).resolve().parents[1]
 SHOWN = 2  # validation scenes of every class in reconstructions.png
@@ -55,6 +57,7 @@ def _write(options: argparse.Namespace) -> None:
         weights=options.weights,
         vae=vae,
         diffusion=diffusion,
+        words=found_by_words(backbone, options.scenes),
         vae_error=float(np.abs(originals.astype(float) - rebuilt).mean()),
         sampling=f"DDIM, {options.steps} steps, guidance {options.guidance:g}, seed {options.seed}; chosen by nobody.",
         ran_on=options.ran_on,
@@ -68,7 +71,7 @@ def _reconstructions(backbone: Backbone) -> tuple[NDArray[np.uint8], NDArray[np.
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--state", type=Path, default=ROOT / "build" / "backbone", help="the training's state")
     add("--weights", type=Path, default=ROOT / "backbone" / "weights", help="the diffusers folder made from it")
@@ -76,6 +79,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--steps", type=int, default=STEPS, help="of the sampler")
     add("--guidance", type=float, default=GUIDANCE)
     add("--seed", type=int, default=SEED)
+    add("--scenes", type=int, default=COUNTS["validation"], help="of every class, to measure what words find")
     add("--prompts", type=int, default=len(PROMPTS), help="how many of the prompts")
     add("--ran-on", default="device not recorded", help="what trained the steps whose device the state does not record")
     return parser.parse_args(argv)

@@ -8,7 +8,6 @@ takes about half an hour. Exit codes: 0 done, 1 failed, 130 interrupted.
 
 from __future__ import annotations
 
-import argparse
 import math
 import sys
 from collections.abc import Sequence
@@ -16,15 +15,31 @@ from pathlib import Path
 
 import torch
 
+from slime_backbone.arguments import positive
 from slime_backbone.distillation import Recipe, distil
 from slime_backbone.tiny import save_tiny
 from slime_backbone.training import TrainingError
+from slime_optimize.options import Parser
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    options = _arguments(argv)
+    usual = Recipe()
+    parser = Parser(description=(__doc__ or "").strip().splitlines()[0])
+    add = parser.add_argument
+    add("--state", type=Path, default=ROOT / "build" / "tiny-encoder", help="where a stopped run goes on from")
+    add("--weights", type=Path, default=ROOT / "backbone" / "weights", help="has vae/, and gets tiny_vae/")
+    add("--scenes", type=positive, default=usual.scenes, help=f"scenes to draw ({usual.scenes})")
+    add("--views", type=positive, default=usual.views, help=f"changed views of them ({usual.views})")
+    add("--steps", type=positive, default=usual.steps, help=f"({usual.steps})")
+    add("--batch", type=positive, default=usual.batch, help=f"pictures a step ({usual.batch})")
+    add("--rate", type=float, default=usual.rate, help=f"peak learning rate ({usual.rate})")
+    add("--seed", type=int, default=usual.seed, help="of everything random")
+    add("--minutes", type=float, default=0.0, help="of training; the learning rate falls in time (0: no limit)")
+    add("--threads", type=int, default=0, help="CPU threads; 0 leaves PyTorch's choice")
+    add("--workers", type=int, default=0, help="processes that draw scenes; 0 is one a core")
+    options = parser.parse_args(argv)
     if options.threads:
         torch.set_num_threads(options.threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -47,30 +62,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: interrupted; the same command goes on from {options.state}", file=sys.stderr)
         return 130
     return 0
-
-
-def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    usual = Recipe()
-    parser = argparse.ArgumentParser(description=(__doc__ or "").strip().splitlines()[0])
-    add = parser.add_argument
-    add("--state", type=Path, default=ROOT / "build" / "tiny-encoder", help="where a stopped run goes on from")
-    add("--weights", type=Path, default=ROOT / "backbone" / "weights", help="has vae/, and gets tiny_vae/")
-    add("--scenes", type=_positive, default=usual.scenes, help=f"scenes to draw ({usual.scenes})")
-    add("--views", type=_positive, default=usual.views, help=f"changed views of them ({usual.views})")
-    add("--steps", type=_positive, default=usual.steps, help=f"({usual.steps})")
-    add("--batch", type=_positive, default=usual.batch, help=f"pictures a step ({usual.batch})")
-    add("--rate", type=float, default=usual.rate, help=f"peak learning rate ({usual.rate})")
-    add("--seed", type=int, default=usual.seed, help="of everything random")
-    add("--minutes", type=float, default=0.0, help="of training; the learning rate falls in time (0: no limit)")
-    add("--threads", type=int, default=0, help="CPU threads; 0 leaves PyTorch's choice")
-    add("--workers", type=int, default=0, help="processes that draw scenes; 0 is one a core")
-    return parser.parse_args(argv)
-
-
-def _positive(text: str) -> int:
-    if (number := int(text)) < 1:
-        raise argparse.ArgumentTypeError(f"got {text}, expected a whole number of at least 1")
-    return number
 
 
 if __name__ == "__main__":

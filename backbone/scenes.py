@@ -13,10 +13,18 @@ from pathlib import Path
 
 from slime_backbone.dataset import write_split
 from slime_backbone.scene import COUNTS, KINDS
+from slime_optimize.options import Parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    options = _arguments(argv)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, help="folder to write KIND/SPLIT/images, masks and parts.json to")
+    parser.add_argument("--kinds", nargs="+", choices=list(KINDS), default=list(KINDS), metavar="KIND")
+    parser.add_argument("--floor-ceiling", action="store_true", help="print the bounds beside which to read a mean IoU")
+    parser.add_argument("--skip-random", action="store_true", help="without the slow floor, the random backbone")
+    options = parser.parse_args(argv)
+    if not options.out and not options.floor_ceiling:
+        parser.error("nothing to do: give --out FOLDER, --floor-ceiling, or both")
     try:
         if options.floor_ceiling:
             _print_bounds(options.kinds, random_backbone=not options.skip_random)
@@ -48,18 +56,6 @@ def _print_bounds(kinds: list[str], *, random_backbone: bool) -> None:
             settings = preset("best", backbone.recommended)
             row += f"{bounds.random_backbone(kind, backbone, settings, progress=False).mean:25.1f}"
         print(row, flush=True)
-
-
-def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, help="folder to write KIND/SPLIT/images, masks and parts.json to")
-    parser.add_argument("--kinds", nargs="+", choices=list(KINDS), default=list(KINDS), metavar="KIND")
-    parser.add_argument("--floor-ceiling", action="store_true", help="print the bounds beside which to read a mean IoU")
-    parser.add_argument("--skip-random", action="store_true", help="without the slow floor, the random backbone")
-    options = parser.parse_args(argv)
-    if not options.out and not options.floor_ceiling:
-        parser.error("nothing to do: give --out FOLDER, --floor-ceiling, or both")
-    return options
 
 
 if __name__ == "__main__":

@@ -21,14 +21,15 @@ from pathlib import Path
 
 import torch
 
+from slime_backbone.arguments import number, positive
 from slime_backbone.autoencoder import encode_all, train_vae
 from slime_backbone.corpus import corpus
 from slime_backbone.diffusion import Recipe, train_diffusion
 from slime_backbone.models import build_scheduler, build_tokenizer
-from slime_backbone.restart import begin, write_record
-from slime_backbone.saving import pipeline_of, save_pipeline
+from slime_backbone.saving import begin, pipeline_of, save_pipeline, write_record
 from slime_backbone.shards import ShardError, pack, unpack
 from slime_backbone.training import TrainingError, first_then_others, share
+from slime_optimize.options import Parser
 
 HERE = Path(__file__).resolve().parent
 VAE_SHARE = 0.25  # of --minutes, at most
@@ -44,13 +45,32 @@ class Amount:
 
     @classmethod
     def for_device(cls, device: torch.device) -> Amount:
-        """A GPU has time for more than it will be given: --minutes ends its run."""
+        """Return what suits the device; a GPU gets more than it has time for, and --minutes ends its run."""
         return cls(scenes=60_000, vae_steps=4_000, steps=200_000) if device.type == "cuda" else cls()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     started = time.monotonic()
-    options = _arguments(argv)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    count = number(int, lambda value: value >= 0, "a whole number that is not negative")
+    amount = number(float, lambda value: 0 <= value < math.inf, "a number that is not negative")
+    positive_amount = number(float, lambda value: 0 < value < math.inf, "a number above 0")
+    add("--state", type=Path, default=HERE.parent / "build" / "backbone", help="where a stopped run goes on from")
+    add("--out", type=Path, default=HERE / "weights", help="the diffusers folder to write")
+    add("--scenes", type=count, help="pictures to draw, each drawing in three colourings (12000, on a GPU 60000)")
+    add("--vae-steps", type=count, help="(1000, on a GPU 4000); a VAE that made latents is not trained further")
+    add("--steps", type=count, help="of the UNet and the text encoder (4000, on a GPU 200000)")
+    add("--minutes", type=amount, default=0.0, help="stop after so long, all told; the learning rate falls in time")
+    add("--batch", type=positive, help="captioned pictures a step (16, on a GPU 256)")
+    add("--rate", type=positive_amount, help="peak learning rate (8e-4, on a GPU 1.5e-3)")
+    add("--threads", type=int, default=0, help="CPU threads; 0 leaves PyTorch's choice")
+    add("--workers", type=int, default=0, help="processes that draw scenes; 0 is one a core")
+    add("--begin", type=Path, metavar="WEIGHTS", help="begin with weights that train.py wrote, backbone/weights say")
+    add("--unpack", type=Path, metavar="FOLDER", help="begin with the state in these shards")
+    add("--pack", type=Path, metavar="FOLDER", help="leave the state in shards of at most 16 MiB, 64 MiB together")
+    add("--no-train", action="store_true", help="only unpack, write the weights, pack")
+    options = parser.parse_args(argv)
     try:
         device = _prepare(options.threads)
         with first_then_others():
@@ -69,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _prepare(threads: int) -> torch.device:
-    """The device of this process, under torchrun too."""
+    """Return the device of this process, under torchrun too."""
     if threads:
         torch.set_num_threads(threads)
     cuda = torch.cuda.is_available()
@@ -87,7 +107,9 @@ def _prepare(threads: int) -> torch.device:
 
 def _train(options: argparse.Namespace, device: torch.device, started: float) -> None:
     state: Path = options.state
-    amount, recipe = Amount.for_device(device), _recipe(options, device)
+    amount = Amount.for_device(device)
+    given = {name: value for name in ("batch", "rate") if (value := getattr(options, name)) is not None}
+    recipe = replace(Recipe.for_device(device), **given)
     seconds = 60 * options.minutes if options.minutes else math.inf
     with first_then_others():
         pictures = corpus(state, options.scenes or amount.scenes, options.workers)
@@ -104,63 +126,12 @@ def _train(options: argparse.Namespace, device: torch.device, started: float) ->
         print(f"step {reached} on {device}", flush=True)
 
 
-def _recipe(options: argparse.Namespace, device: torch.device) -> Recipe:
-    given = {name: getattr(options, name) for name in ("batch", "rate") if getattr(options, name) is not None}
-    return replace(Recipe.for_device(device), **given)
-
-
 def _save(options: argparse.Namespace) -> None:
     save_pipeline(options.out, pipeline_of(options.state))
     write_record(options.state, options.out)
     print(f"saved {options.out}")
     if options.pack:
         print(f"packed {pack(options.state, options.pack)}")
-
-
-def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add = parser.add_argument
-    add("--state", type=Path, default=HERE.parent / "build" / "backbone", help="where a stopped run goes on from")
-    add("--out", type=Path, default=HERE / "weights", help="the diffusers folder to write")
-    add("--scenes", type=_count, help="pictures to draw, each drawing in three colourings (12000, on a GPU 60000)")
-    add("--vae-steps", type=_count, help="(1000, on a GPU 4000); a VAE that made latents is not trained further")
-    add("--steps", type=_count, help="of the UNet and the text encoder (4000, on a GPU 200000)")
-    add("--minutes", type=_amount, default=0.0, help="stop after so long, all told; the learning rate falls in time")
-    add("--batch", type=_positive, help="captioned pictures a step (16, on a GPU 256)")
-    add("--rate", type=_positive_amount, help="peak learning rate (8e-4, on a GPU 1.5e-3)")
-    add("--threads", type=int, default=0, help="CPU threads; 0 leaves PyTorch's choice")
-    add("--workers", type=int, default=0, help="processes that draw scenes; 0 is one a core")
-    add("--begin", type=Path, metavar="WEIGHTS", help="begin with weights that train.py wrote, backbone/weights say")
-    add("--unpack", type=Path, metavar="FOLDER", help="begin with the state in these shards")
-    add("--pack", type=Path, metavar="FOLDER", help="leave the state in shards of at most 16 MiB, 64 MiB together")
-    add("--no-train", action="store_true", help="only unpack, write the weights, pack")
-    return parser.parse_args(argv)
-
-
-def _count(text: str) -> int:
-    number = int(text)
-    if number < 0:
-        raise argparse.ArgumentTypeError(f"got {text}, expected a whole number that is not negative")
-    return number
-
-
-def _positive(text: str) -> int:
-    if (number := _count(text)) == 0:
-        raise argparse.ArgumentTypeError("got 0, expected a whole number of at least 1")
-    return number
-
-
-def _positive_amount(text: str) -> float:
-    if (number := _amount(text)) == 0:
-        raise argparse.ArgumentTypeError("got 0, expected a number above 0")
-    return number
-
-
-def _amount(text: str) -> float:
-    number = float(text)
-    if not 0 <= number < math.inf:
-        raise argparse.ArgumentTypeError(f"got {text}, expected a number that is not negative")
-    return number
 
 
 if __name__ == "__main__":

@@ -24,4 +24,4 @@ fi
 exec "${SLIME_TRITON:-tritonserver}" \
     --model-repository="${SLIME_REPOSITORY:-/models}" --model-control-mode=poll --repository-poll-secs=5 \
     --exit-on-error=false --exit-timeout-secs=10 --backend-config=python,stub-timeout-seconds=600 \
-    --http-address=127.0.0.1 --metrics-address="${SLIME_METRICS_ADDRESS:-127.0.0.1}" "$@"
+    --metrics-config=summary_latencies=true --http-address=127.0.0.1 --metrics-address="${SLIME_METRICS_ADDRESS:-127.0.0.1}" "$@"

@@ -1,7 +1,8 @@
 """Whether a server answers: python serve/health.py [HOST:PORT of its HTTP endpoint]. Exit code 0 or 1, and one line.
 
-Sends one small generated image through every segmenter, because Triton calls itself ready while the Python process
-behind a model is dead. Standard library alone: it runs inside the container.
+Sends one small generated image through one segmenter, the one that was asked longest ago, because Triton calls itself
+ready while the Python process behind a model is dead. Where an image takes more than a second, an answer that somebody
+got a short time ago counts as well. Standard library alone: it runs inside the container.
 """
 
 from __future__ import annotations
@@ -10,49 +11,72 @@ import http.client
 import json
 import struct
 import sys
+import time
 import zlib
 from typing import Any
 
 DEFAULT = "127.0.0.1:8000"
-SECONDS = 20
+# An answer is waited for so many times what an image takes, and at least SECONDS.
+SECONDS, IMAGES = 20.0, 5.0
+# An image that takes longer is not sent while the last answer is younger than so many times what it takes, unless
+# somebody waits for one.
+DEAR_SECONDS, FRESH_IMAGES = 1.0, 30.0
 SIDE = 8
 
 
 def main(argv: list[str]) -> int:
     address = argv[0] if argv else DEFAULT
     try:
-        asked = [ensemble for ensemble in _ready(address) if _segments(address, ensemble)]
+        found = _answer(address)
     except (OSError, http.client.HTTPException, ValueError, KeyError) as error:
         print(f"unhealthy: {error!r}", file=sys.stderr)
         return 1
-    if not asked:
+    if found is None:
         print("unhealthy: no segmenter is ready", file=sys.stderr)
         return 1
-    print(f"healthy: {', '.join(asked)}")
+    print(f"healthy: {found}")
     return 0
 
 
-def _ready(address: str) -> list[str]:
-    """Models of which a version is. The statistics name them; the index would want the key."""
-    statistics = _asked(address, "GET", "/v2/models/stats")
-    return sorted({each["name"] for each in statistics["model_stats"]})
+def _answer(address: str) -> str | None:
+    """Which segmenter answered, or when one did; None where none is ready, ValueError where it answers wrongly."""
+    # The statistics name the models that are ready; the index would want the key.
+    models = _asked(address, "GET", "/v2/models/stats")["model_stats"]
+    last = {each["name"]: int(each["last_inference"]) / 1000 for each in models}
+    answered = last.get("was", 0.0)
+    decoded = max((at for name, at in last.items() if name.startswith(("preprocess", "segmenters"))), default=0.0)
+    for model in sorted(models, key=lambda each: int(each["last_inference"])):
+        name, config = model["name"], _asked(address, "GET", f"/v2/models/{model['name']}/config")
+        given = _given(address, config)
+        if given is None:
+            continue
+        seconds, silent = _image_seconds(model, config), time.time() - answered
+        is_waiting = decoded > answered and silent > IMAGES * seconds
+        if seconds > DEAR_SECONDS and silent < FRESH_IMAGES * seconds and not is_waiting:
+            return f"answered {silent:.0f} s ago"
+        mask = _infer(address, name, given, "MASK", max(SECONDS, IMAGES * seconds))
+        if mask["shape"] != [SIDE, SIDE]:
+            raise ValueError(f"{name}: got a mask of shape {mask['shape']}, expected {[SIDE, SIDE]}")
+        return str(name)
+    return None
 
 
-def _segments(address: str, model: str) -> bool:
-    """Whether it is a segmenter, or segmenters that share one network; ValueError where it does not answer rightly."""
-    config = _asked(address, "GET", f"/v2/models/{model}/config")
+def _image_seconds(model: dict[str, Any], config: dict[str, Any]) -> float:
+    """What the model's configuration says that an image takes, or what its requests took on average; 0 for unknown."""
+    if told := config.get("parameters", {}).get("image_seconds"):
+        return float(told["string_value"])
+    done = model["inference_stats"]["success"]
+    return int(done["ns"]) / 1e9 / int(done["count"]) if int(done.get("count", 0)) else 0.0
+
+
+def _given(address: str, config: dict[str, Any]) -> dict[str, bytes] | None:
+    """What a segmenter, or segmenters that share one network, are asked with; None for a model that is none."""
     if config.get("platform") != "ensemble":
-        return False
-    given = {"IMAGE": _png()}
-    if "SEGMENTER" in [each["name"] for each in config["input"]]:
-        segmenter = _shared(address, model)
-        if segmenter is None:
-            return False
-        given["SEGMENTER"] = segmenter.encode()
-    mask = _infer(address, model, given, "MASK")
-    if mask["shape"] != [SIDE, SIDE]:
-        raise ValueError(f"{model}: got a mask of shape {mask['shape']}, expected {[SIDE, SIDE]}")
-    return True
+        return None
+    if "SEGMENTER" not in [each["name"] for each in config["input"]]:
+        return {"IMAGE": _png()}
+    segmenter = _shared(address, config["name"])
+    return {"IMAGE": _png(), "SEGMENTER": segmenter.encode()} if segmenter else None
 
 
 def _shared(address: str, ensemble: str) -> str | None:
@@ -68,7 +92,7 @@ def _described(address: str, name: str) -> Any:
     return json.loads(_infer(address, "segmenters", {"SEGMENTER": name.encode()}, "DESCRIPTION")["data"][0])
 
 
-def _infer(address: str, model: str, given: dict[str, bytes], wanted: str) -> dict[str, Any]:
+def _infer(address: str, model: str, given: dict[str, bytes], wanted: str, timeout: float = SECONDS) -> dict[str, Any]:
     data = {name: struct.pack("<I", len(value)) + value for name, value in given.items()}
     inputs = [
         {"name": name, "shape": [1], "datatype": "BYTES", "parameters": {"binary_data_size": len(value)}}
@@ -76,15 +100,20 @@ def _infer(address: str, model: str, given: dict[str, bytes], wanted: str) -> di
     ]
     head = json.dumps({"inputs": inputs, "outputs": [{"name": wanted}]}).encode()
     headers = {"Inference-Header-Content-Length": str(len(head))}
-    answer = _asked(address, "POST", f"/v2/models/{model}/infer", head + b"".join(data.values()), headers)
+    answer = _asked(address, "POST", f"/v2/models/{model}/infer", head + b"".join(data.values()), headers, timeout)
     output: dict[str, Any] = answer["outputs"][0]
     return output
 
 
 def _asked(
-    address: str, method: str, path: str, body: bytes | None = None, headers: dict[str, str] | None = None
+    address: str,
+    method: str,
+    path: str,
+    body: bytes | None = None,
+    headers: dict[str, str] | None = None,
+    timeout: float = SECONDS,
 ) -> dict[str, Any]:
-    connection = http.client.HTTPConnection(address, timeout=SECONDS)
+    connection = http.client.HTTPConnection(address, timeout=timeout)
     try:
         connection.request(method, path, body, headers or {})
         answer = connection.getresponse()

@@ -42,6 +42,8 @@ NOT_RUN = {
     r"python backbone/(train|distil|card)\.py": "takes hours and writes what ships; tests/backbone does it small",
     r"python backbone/scenes\.py --floor-ceiling": "takes minutes; tests/backbone measures bounds of fewer scenes",
     r"(slime |python optimize/)prepare": "needs the data sets; tests/optimize prepares tiny ones in their formats",
+    r"grpcurl ": "needs grpcurl and NVIDIA's .proto files; the Python client sends the same messages",
+    r"perf_analyzer ": "needs NVIDIA's SDK container; benchmarks.load measures the server here",
     r"slime import-checkpoint": "needs a checkpoint of gigabytes; tests/optimize converts tiny ones",
 }
 
@@ -58,18 +60,22 @@ class Command:
         """The reason of NOT_RUN, or None for a command that is run."""
         return next((why for pattern, why in NOT_RUN.items() if re.match(pattern, self.line)), None)
 
-    def runnable(self, url: str) -> list[str]:
-        """The words to run: without its optional ones, of few steps, on the embedded backbone, at `url`."""
+    def runnable(self, url: str, http: str) -> list[str]:
+        """The words to run: without its optional ones, of few steps, on the embedded backbone, at `url` or `http`."""
         words = re.sub(r"\[[^]]*\]", "", self.line).replace('"', "").split()
         stands_for = {"localhost:8001": url, "HOST:PORT": url, "REPO": "repository", "REPOSITORY": "repository"}
         stands_for["stable-diffusion-v1-5/stable-diffusion-v1-5"] = "embedded"
-        words = [stands_for.get(word, word) for word in words]
+        words = [stands_for.get(word, word).replace("localhost:8000", http) for word in words]
+        if words[0] == "curl":
+            return words
         if words[0] == "python":
             words = [sys.executable, str(ROOT / words[1]), *words[2:]]
         else:
             words[0] = str(Path(sys.executable).with_name(words[0]))
         if words[1].endswith(("optimize", "run.py")):
             words += ["--steps", "2", "--quiet"]
+        if words[1].endswith(("export", "build.py")):
+            words.append("--force")  # two steps learn nothing, and such a segmenter takes no other's place
         if words[1] == "import":
             words += ["--backbone", "embedded"]
         return words
@@ -109,7 +115,7 @@ def make_workspace(folder: Path) -> Path:
             Image.fromarray(scene("car", "validation", index).image).save(folder / place / f"{index}.jpg")
     width = json.loads((embedded_folder() / "unet" / "config.json").read_text())["cross_attention_dim"]
     (folder / "published" / "car").mkdir(parents=True)
-    for index in range(len(parts)):
+    for index in range(len(parts) - 1):  # none for the background
         torch.save(torch.randn(1, 1, width), folder / "published" / "car" / f"embedding_{index}.pth")
     return folder
 
@@ -130,7 +136,9 @@ def prepare(command: Command, folder: Path) -> None:
     if named := re.search(r"--image .*--parts ((?:\w+ )+)", command.line):
         count = len(named[1].split())
         Image.fromarray(np.minimum(scene("car", "train-1", 0).mask, count - 1)).save(folder / "car-parts.png")
-    match = re.search(r"--data (cars|annotations|labelled|unpacked-export|data/car/test)\b", command.line)
+    match = re.search(
+        r"--data (cars|annotations|labelled|unpacked-export|dataset|data/car/test|data/car)\b", command.line
+    )
     if match is None:
         return
     source = folder / match[1]
@@ -143,7 +151,9 @@ def prepare(command: Command, folder: Path) -> None:
         _labelme(source)
     elif match[1] == "cars":
         annotated(source, parts_of("car"))
-    elif match[1] == "data/car/test":  # the segmenter that the pages before have made may have fewer parts
+    elif match[1] == "dataset":
+        _yolo(source)
+    elif match[1].startswith("data/car"):  # the segmenter that the pages before have made may have fewer parts
         annotated(source, Segmenter.load(folder / "segmenters" / "car").parts)
     else:
         _coco(source, "instances.json" if match[1] == "annotations" else "result.json")
@@ -182,6 +192,14 @@ def _labelme(folder: Path) -> None:
     shape = {"label": "body", "shape_type": "polygon", "points": _square(mask)}
     size = {"imageHeight": mask.shape[0], "imageWidth": mask.shape[1]}
     (folder / "a.json").write_text(json.dumps({"imagePath": "a.jpg", "imageData": None, "shapes": [shape], **size}))
+
+
+def _yolo(folder: Path) -> None:
+    mask = _picture(folder / "images" / "train")
+    (folder / "labels" / "train").mkdir(parents=True)
+    shares = [value / side for point in _square(mask) for value, side in zip(point, mask.shape[::-1], strict=True)]
+    (folder / "labels" / "train" / "a.txt").write_text(f"0 {' '.join(map(str, shares))}\n")
+    (folder / "data.yaml").write_text("names: [body]\n")
 
 
 def _coco(folder: Path, name: str) -> None:

@@ -76,7 +76,7 @@ def launch(repository: Path, *arguments: str, ports: tuple[str, ...] = FREE_PORT
 def metrics(server: Served) -> dict[str, float]:
     """Value by name and labels, as Triton's endpoint writes them."""
     with urllib.request.urlopen(f"http://{server.metrics}/metrics", timeout=10) as answer:
-        lines = re.findall(r"^(\w+\{.*\}) (\S+)$", answer.read().decode(), re.MULTILINE)
+        lines = re.findall(r"^(\w+(?:\{.*\})?) (\S+)$", answer.read().decode(), re.MULTILINE)
     return {name: float(value) for name, value in lines}
 
 

@@ -31,14 +31,20 @@ ALLOWED: dict[str, set[str]] = {
     "slime_serve": {"slime_was", "slime_store", "slime_repository"},
     "slime_client": set(),
     "slime_backbone": {"slime_was", "slime_image", "slime_optimize"},
-    "slime_cli": {"slime_backbone", "slime_client", "slime_optimize"},  # demo.py alone; main.py imports by name
+    "slime_cli": {
+        "slime_backbone",
+        "slime_client",
+        "slime_optimize",
+        "slime_export",
+        "slime_image",
+    },  # demo.py and segment.py
 }
 HEAVY = {"torch", "diffusers", "transformers", "onnx", "onnxruntime", "scipy"}
 LIGHT = {
     "slime_was": {"numpy"},
-    "slime_image": {"numpy", "PIL"},
+    "slime_image": {"numpy", "PIL", "pillow_heif"},
     "slime_store": {"numpy", "safetensors"},
-    "slime_client": {"numpy", "PIL", "tritonclient", "grpc", "pycocotools", "contourpy"},
+    "slime_client": {"numpy", "PIL", "pillow_heif", "tritonclient", "grpc", "pycocotools", "contourpy"},
 }
 
 

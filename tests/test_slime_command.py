@@ -50,6 +50,15 @@ def test_every_command_shows_its_own_usage(name: str, capsys: pytest.CaptureFixt
     assert capsys.readouterr().out.startswith(f"usage: slime {name} ")
 
 
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_wrong_option_is_refused_in_one_line(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main([name, "--no-such-option", "x"])
+    out, error = capsys.readouterr()
+    assert not out and error.count("\n") == 1
+    assert error.startswith("error: ") and error.endswith(f"; slime {name} --help shows the options\n")
+
+
 @pytest.mark.parametrize("words", [("--help",), ("segment", "--help"), ("serve", "--help")])
 def test_light_commands_import_nothing_heavy(words: tuple[str, ...]) -> None:
     found = imported_by(*words)

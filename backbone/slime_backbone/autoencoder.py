@@ -20,6 +20,7 @@ from tqdm import trange
 from slime_backbone.corpus import Corpus
 from slime_backbone.models import LATENT, build_vae
 from slime_backbone.training import Figures, Run
+from slime_optimize.files import whole
 
 CROP = 64  # the VAE is convolutional, and a crop costs a quarter of a scene
 BATCH = {"cpu": 16, "cuda": 64}
@@ -31,7 +32,7 @@ KL_WEIGHT = 1e-4
 def train_vae(
     corpus: Corpus, folder: Path, steps: int, device: torch.device, seconds: float = math.inf
 ) -> AutoencoderKL:
-    """The VAE after `steps` steps or `seconds`. Once it has made latents it is final: what learned them needs it."""
+    """Return the VAE after `steps` steps or `seconds`. One that made latents is final: what learned them needs it."""
     torch.manual_seed(0)
     vae = build_vae().to(device, memory_format=torch.channels_last)
     modules = nn.ModuleDict({"vae": vae})
@@ -55,13 +56,13 @@ def _crops(corpus: Corpus, step: int, batch: int) -> torch.Tensor:
 
 
 def to_tensor(images_BHW3: NDArray[np.uint8]) -> torch.Tensor:
-    """(B, 3, H, W) float32 in [-1, 1], channels last in memory."""
+    """Return images as (B, 3, H, W) float32 in [-1, 1], channels last in memory."""
     scaled = torch.from_numpy(images_BHW3).permute(0, 3, 1, 2).float() / 127.5 - 1
     return scaled.contiguous(memory_format=torch.channels_last)
 
 
 def _loss(vae: AutoencoderKL, crops_B3CC: torch.Tensor, step: int) -> tuple[torch.Tensor, Figures]:
-    """L1 on pixels and on their gradients (edges), plus a little KL to keep the latents round."""
+    """Return L1 on pixels and on their gradients (edges), plus a little KL divergence to keep latents near normal."""
     posterior = vae.encode(crops_B3CC).latent_dist
     rebuilt = vae.decode(posterior.sample(torch.Generator(crops_B3CC.device).manual_seed(step))).sample
     pixels = functional.l1_loss(rebuilt, crops_B3CC)
@@ -71,32 +72,25 @@ def _loss(vae: AutoencoderKL, crops_B3CC: torch.Tensor, step: int) -> tuple[torc
 
 
 def known_scale(folder: Path) -> float | None:
-    """The scaling factor that a state's latents have, whichever corpus they are of; None before there are any."""
+    """Return the scaling factor of a state's latents, whichever corpus they are of; None before there are any."""
     if (folder / SCALE_FILE).exists():
         return float(json.loads((folder / SCALE_FILE).read_text()))
     stored = next(iter(sorted(folder.glob("latents-*.npz"))), None)
     return None if stored is None else float(np.load(stored)["scale"])
 
 
+@torch.no_grad()
 def encode_all(vae: AutoencoderKL, corpus: Corpus, folder: Path, device: torch.device) -> NDArray[np.float16]:
-    """Posterior means of every scene, (M, 4, h, w) float16, scaled to unit variance; kept in `folder`."""
+    """Return every scene's posterior mean, (M, 4, h, w) float16, scaled to unit variance; kept in `folder`."""
     path = folder / f"latents-{len(corpus.images)}.npz"
     if not path.exists():
-        means = _means(vae, corpus, device)
+        count, batch = len(corpus.images), ENCODED[device.type]
+        means = np.empty((count, 4, LATENT, LATENT), np.float32)
+        for start in trange(0, count, batch, desc="latents", mininterval=5):
+            pixels = to_tensor(np.array(corpus.images[start : start + batch])).to(device)
+            means[start : start + batch] = vae.encode(pixels).latent_dist.mean.cpu().numpy()
         scale = known_scale(folder) or float(1 / means.std())
-        beside = path.with_suffix(".partial")
-        with beside.open("wb") as file:
+        with whole(path) as waiting, waiting.open("wb") as file:
             np.savez(file, latents=(means * scale).astype(np.float16), scale=scale)
-        beside.replace(path)
     latents: NDArray[np.float16] = np.load(path)["latents"]
     return latents
-
-
-@torch.no_grad()
-def _means(vae: AutoencoderKL, corpus: Corpus, device: torch.device) -> NDArray[np.float32]:
-    count, batch = len(corpus.images), ENCODED[device.type]
-    means = np.empty((count, 4, LATENT, LATENT), np.float32)
-    for start in trange(0, count, batch, desc="latents", mininterval=5):
-        pixels = to_tensor(np.array(corpus.images[start : start + batch])).to(device)
-        means[start : start + batch] = vae.encode(pixels).latent_dist.mean.cpu().numpy()
-    return means

@@ -30,12 +30,12 @@ from slime_was import segment
 
 
 def test_scenes(kind: str, count: int) -> Iterator[Scene]:
-    """The first `count` of the scenes every figure is measured on."""
+    """Yield the first `count` of the scenes that every figure is measured on."""
     return (scene(kind, "test", index) for index in range(count))
 
 
 def ceiling(kind: str, map_size: int = LATENT, count: int = COUNTS["test"]) -> Report:
-    """The truth through a map_size x map_size bottleneck."""
+    """Measure the true masks after they went through maps of map_size x map_size."""
     parts = parts_of(kind)
     counts = []
     for one in test_scenes(kind, count):
@@ -46,7 +46,7 @@ def ceiling(kind: str, map_size: int = LATENT, count: int = COUNTS["test"]) -> R
 
 
 def nearest_colour(kind: str, count: int = COUNTS["test"]) -> Report:
-    """One training image as a lookup table of (r, g, b, y, x), all in [0, 1]."""
+    """Measure the training image as a lookup table of (r, g, b, y, x), all in [0, 1]."""
     parts, shown = parts_of(kind), scene(kind, "train-1", 0)
     table = cKDTree(_features(shown.image))
     counts = []
@@ -65,7 +65,7 @@ def _features(image_SS3: NDArray[np.uint8]) -> NDArray[np.float64]:
 def random_backbone(
     kind: str, trained: Backbone, settings: Settings, *, seed: int = 0, progress: bool = True
 ) -> Report:
-    """`trained`'s VAE and tokenizer, but a UNet and text encoder that never learned anything."""
+    """Measure `trained`'s VAE and tokenizer with a UNet and a text encoder that never learned anything."""
     torch.manual_seed(seed)
     unet, text_encoder = build_unet(), build_text_encoder(trained.tokenizer)
     untrained = replace(

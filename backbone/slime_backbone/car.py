@@ -7,15 +7,14 @@ from __future__ import annotations
 
 import numpy as np
 
-from slime_backbone.palette import Paint, paint
-from slime_backbone.raster import Floats, Layer, Material
+from slime_backbone.raster import Floats, Layer, Material, Paint, paint
 
 PARTS = ("background", "body", "light", "plate", "wheel", "window")
 BODY, LIGHT, PLATE, WHEEL, WINDOW = range(1, 6)
 
 
 def paints(rng: np.random.Generator) -> dict[str, Paint]:
-    """A colour for every part, bound to it in the caption; half of the cars keep usual colours for all but the body."""
+    """Return a paint for each part; half of the cars have usual colours for all parts but the body."""
     usual = rng.random() < 0.5
     return {
         "body": paint(rng),
@@ -27,7 +26,7 @@ def paints(rng: np.random.Generator) -> dict[str, Paint]:
 
 
 def layers(rng: np.random.Generator, colours: dict[str, Paint]) -> list[Layer]:
-    """The visible faces of one random car, back to front, in scene units."""
+    """Return the visible faces of one random car, back to front, in scene units."""
     yaw, pitch = np.deg2rad(rng.uniform(8, 66)), np.deg2rad(rng.uniform(2, 16))
     body, material = _Body(rng), {k: p.material for k, p in colours.items()}
 
@@ -70,7 +69,7 @@ class _Body:
         self.pillar = rng.uniform(0.3, 0.7)
 
     def _profile(self) -> list[tuple[float, float]]:
-        """(x, z) of the outline from the front bumper over the roof to the rear bumper."""
+        """Return (x, z) of the outline from the front bumper over the roof to the rear bumper."""
         front_top = self.belt - self.drop
         return [
             (self.nose, self.floor),
@@ -90,7 +89,7 @@ class _Body:
         return self._lift(self._profile(), 1.0)
 
     def strips(self) -> list[tuple[Floats, float]]:
-        """Front, bonnet, windscreen frame and roof as quads across the car, each with its shade."""
+        """Return front, bonnet, windscreen frame and roof as quads across the car, each with its shade."""
         profile, shades = self._profile(), (0.8, 1.1, 1.0, 1.15)
         quads = []
         for i in (3, 2, 1, 0):
@@ -99,7 +98,7 @@ class _Body:
         return quads
 
     def windows(self) -> list[Floats]:
-        """Windscreen and two side windows."""
+        """Return windscreen and two side windows."""
         top, bottom = self.roof - 0.1, self.belt + 0.03
         a, b = (self.hood - 0.06, self.belt + 0.06), (self.hood - self.slope + 0.05, self.roof - 0.06)
         screen = np.concatenate([self._lift([a, b], 0.86), self._lift([b, a], -0.86)])

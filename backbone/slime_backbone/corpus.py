@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from slime_backbone.scene import KINDS, SIZE, colourings
+from slime_optimize.files import write_text
 
 COLOURINGS = 3  # pictures of each drawing, one after the other
 CHUNK = 66  # pictures a worker draws at a time, of whole drawings
@@ -34,7 +35,7 @@ class Corpus:
 
 
 def corpus(folder: Path, count: int, workers: int = 0) -> Corpus:
-    """`count` pictures, the classes taking turns, drawn into `folder` unless they are there already.
+    """Return `count` pictures, the classes taking turns, drawn into `folder` unless they are there already.
 
     Picture i is colouring i % COLOURINGS of drawing i // COLOURINGS; of a drawing begun, none is left out.
 
@@ -48,7 +49,7 @@ def corpus(folder: Path, count: int, workers: int = 0) -> Corpus:
 
 
 def cores() -> int:
-    """How many this process may use."""
+    """Return how many cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -60,13 +61,11 @@ def _draw(pixels: Path, text: Path, count: int, workers: int) -> None:
         for said in _chunks(pixels, count, workers):
             captions += said
             bar.update(len(said))
-    beside = text.with_suffix(".partial")
-    beside.write_text(json.dumps(captions))
-    beside.replace(text)
+    write_text(text, json.dumps(captions))
 
 
 def _chunks(pixels: Path, count: int, workers: int) -> Iterator[list[str]]:
-    """Captions of every chunk, in order; the images go straight into the file."""
+    """Yield the captions of every chunk, in order; the images go straight into the file."""
     starts = range(0, count, CHUNK)
     draw = partial(_draw_chunk, pixels, count)
     if workers == 1:

@@ -11,7 +11,7 @@ from slime_backbone.scene import COUNTS, parts_of, scene
 
 
 def write_split(folder: Path, kind: str, split: str) -> Path:
-    """`folder`/kind/split with COUNTS[split] scenes; a split that is whole already is left alone.
+    """Write COUNTS[split] scenes into `folder`/kind/split, and return it; a split that is whole already is left alone.
 
     parts.json is written last and marks a whole split.
     """

@@ -25,8 +25,7 @@ from torch.nn import functional
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from slime_backbone.corpus import COLOURINGS
-from slime_backbone.entropy import effective_tokens
-from slime_backbone.grounding import Ear, Told, listen, share_keys
+from slime_backbone.grounding import BatchCaptions, GroundedAttention, effective_tokens, install, share_keys
 from slime_backbone.models import FILLER, LENGTH, build_text_encoder, build_unet, lead
 from slime_backbone.training import Figures, Run, share
 
@@ -54,7 +53,7 @@ class Recipe:
 
     @classmethod
     def for_device(cls, device: torch.device) -> Recipe:
-        """Measured on CPUs and on an H200, where a step of 256 takes 87 ms."""
+        """Return what suits the device, as measured on CPUs and on an H200, where a step of 256 takes 87 ms."""
         return cls(batch=256, rate=1.5e-3, warmup=200) if device.type == "cuda" else cls()
 
 
@@ -100,7 +99,7 @@ def train_diffusion(
         text_encoder=text_encoder,
         scheduler=scheduler,
         recipe=recipe,
-        ear=listen(unet),
+        attention=install(unet),
     )
     run.watch = loss_of.watch
     run.go(steps, loss_of, seconds)
@@ -120,7 +119,7 @@ class Denoising:
     text_encoder: CLIPTextModel
     scheduler: DDIMScheduler
     recipe: Recipe
-    ear: Ear
+    attention: GroundedAttention
 
     def __post_init__(self) -> None:
         self.device = self.latents_M4hw.device
@@ -140,26 +139,26 @@ class Denoising:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.cuda):
             text_BTD = self.text_encoder(words_BT)[0]
             answer = self.unet(noisy, times, text_BTD).sample
-        told = self.ear.told
-        assert told is not None
+        captions = self.attention.captions
+        assert captions is not None
         error = functional.mse_loss(answer.float(), target)
-        loss = error + sum(weight * told.cost(name) for name, weight in self.recipe.costs.items())
+        loss = error + sum(weight * captions.cost(name) for name, weight in self.recipe.costs.items())
         figures: dict[str, float | torch.Tensor] = {
             "error": error.detach(),
-            **{name: told.cost(name).detach() for name in ("words", "idle", "even")},
+            **{name: captions.cost(name).detach() for name in ("words", "idle", "even")},
         }
-        self.ear.told = None
+        self.attention.captions = None
         return loss, figures
 
     def watch(self) -> dict[str, float]:
-        """How many tokens attention looks at; outside of any graph."""
+        """Return how many tokens attention looks at; called outside of any graph."""
         noisy, times, _, words_BT = self._batch(4)
-        self.ear.told = None
+        self.attention.captions = None
         with torch.no_grad():
             return effective_tokens(self.unet, noisy, times, self.text_encoder(words_BT)[0])
 
     def _batch(self, count: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Noised latents, timesteps, velocities to answer and token ids; tells the attention of them."""
+        """Return noised latents, timesteps, velocities to answer and token ids; the attention gets their captions."""
         dice = self._dice(6, count)
         drawing = (dice[0] * (len(self.latents_M4hw) // COLOURINGS)).long() * COLOURINGS
         seen, meant = drawing + self._colouring(count), drawing + self._colouring(count)
@@ -172,7 +171,7 @@ class Denoising:
         signal, spread = (x.sqrt().view(-1, 1, 1, 1) for x in (self.levels[times], 1 - self.levels[times]))
         level = 1 + (dice[4] > LEVELS[0]).long() + (dice[4] > LEVELS[0] + LEVELS[1]).long()
         filled = (self._dice(1, count)[0] < FILL_CAPTION).long()
-        self.ear.told = Told(
+        self.attention.captions = BatchCaptions(
             idle_BT=self.idle_MT[said].float(), alone_B=dice[5] < ALONE, level_B=level, chance=self.chance
         )
         noisy, target = signal * other + spread * noise, signal * noise - spread * clean
@@ -186,7 +185,7 @@ class Denoising:
 
 
 def timesteps(dice_B: torch.Tensor, place_B: torch.Tensor, normal_B: torch.Tensor) -> torch.Tensor:
-    """(B,) int64 timesteps from numbers that are uniform in [0, 1) and one that is normal.
+    """Return timesteps, (B,) int64, from numbers that are uniform in [0, 1) and one that is normal.
 
     Half of them LOW, for the maps are read there; a third high, where only the caption tells colours; others anywhere.
     """
@@ -197,7 +196,7 @@ def timesteps(dice_B: torch.Tensor, place_B: torch.Tensor, normal_B: torch.Tenso
 
 
 def tokens(tokenizer: CLIPTokenizer, prompts: list[str], filled: bool = False) -> list[list[int]]:
-    """LENGTH token ids per prompt, cut and padded as Stable Diffusion does, or filled up with FILLER."""
+    """Return LENGTH token ids per prompt, cut and padded as Stable Diffusion does, or filled up with FILLER."""
     texts = [f"{prompt} {' '.join([FILLER] * LENGTH)}" for prompt in prompts] if filled else prompts
     ids: list[list[int]] = tokenizer(texts, padding="max_length", max_length=LENGTH, truncation=True).input_ids
     return ids

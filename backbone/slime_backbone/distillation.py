@@ -25,6 +25,7 @@ from slime_backbone.autoencoder import SCALE_FILE, encode_all, to_tensor
 from slime_backbone.corpus import Corpus, corpus
 from slime_backbone.models import build_tiny_vae
 from slime_backbone.training import Figures, Run, TrainingError
+from slime_optimize.files import whole
 from slime_optimize.method.augmentation import apply_view, draw_view, recoloured
 from slime_optimize.settings import Settings
 
@@ -54,25 +55,28 @@ class Lesson:
     latents: NDArray[np.float16]
 
     def batch(self, which: NDArray[np.int64]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Pixels (B,3,S,S) in [-1, 1] and latents (B,4,h,h), float32."""
+        """Return pixels (B,3,S,S) in [-1, 1] and latents (B,4,h,h), float32."""
         return to_tensor(self.images[which]), torch.from_numpy(self.latents[which]).float()
 
 
 def distil(weights: Path, state: Path, recipe: Recipe, device: torch.device, workers: int = 0) -> Run:
-    """Trains, or goes on from `state`; the run's averaged weights are in its modules. Raises TrainingError."""
+    """Train, or go on from `state`; the run's averaged weights are in its modules. Raises TrainingError."""
     _claim(state, {"vae": vae_digest(weights), "seed": recipe.seed, "views": recipe.views, "scenes": recipe.scenes})
     vae = teacher(weights).to(device, memory_format=torch.channels_last)
     lessons = _lessons(vae, state, recipe, device, workers)
     torch.manual_seed(recipe.seed)
     tiny = build_tiny_vae().to(device, memory_format=torch.channels_last)
-    run = _run(tiny, state, recipe)
+    encoder = nn.ModuleDict({"encoder": tiny.encoder})
+    optimiser = torch.optim.AdamW(encoder.parameters(), lr=recipe.rate, betas=(0.9, 0.99), weight_decay=0.0)
+    facts: dict[str, str | int | float] = {"batch": recipe.batch, "rate": recipe.rate, "scenes": recipe.scenes}
+    run = Run(modules=encoder, optimiser=optimiser, path=state / "tiny_vae.pt", peak_rate=recipe.rate, facts=facts)
     run.go(recipe.steps, lambda step: _loss(tiny, lessons, step, recipe, device), recipe.seconds)
     run.use_average()
     return run
 
 
 def vae_digest(weights: Path) -> str:
-    """sha256 of the VAE's weights: what a tiny encoder was taught by."""
+    """Return the SHA-256 of the VAE's weights, which a tiny encoder was taught by."""
     path = weights / "vae" / "diffusion_pytorch_model.safetensors"
     try:
         return hashlib.sha256(path.read_bytes()).hexdigest()
@@ -82,7 +86,7 @@ def vae_digest(weights: Path) -> str:
 
 @torch.no_grad()
 def relative_error(tiny: AutoencoderTiny, lesson: Lesson, batch: int = 16) -> float:
-    """Root of mean squared difference over root of mean square, on all of `lesson`."""
+    """Return the root of the mean squared difference over that of the mean square, on all of `lesson`."""
     wrong = whole = 0.0
     for start in range(0, len(lesson.images), batch):
         pixels, latents = lesson.batch(np.arange(start, min(start + batch, len(lesson.images))))
@@ -93,14 +97,14 @@ def relative_error(tiny: AutoencoderTiny, lesson: Lesson, batch: int = 16) -> fl
 
 @torch.no_grad()
 def lesson_of(weights: Path, images: NDArray[np.uint8], batch: int = 16) -> Lesson:
-    """Pictures and what the VAE in `weights` makes of them, to measure by."""
+    """Return pictures and what the VAE in `weights` makes of them, to measure by."""
     vae = teacher(weights)
     parts = [vae.encode(to_tensor(images[i : i + batch])).latent_dist.mean for i in range(0, len(images), batch)]
     return Lesson(images=images, latents=(torch.cat(parts) * vae.config.scaling_factor).numpy().astype(np.float16))
 
 
 def changed_views(images: NDArray[np.uint8], count: int, seed: int) -> NDArray[np.uint8]:
-    """(count,S,S,3) uint8: pictures mirrored, turned, cropped, blurred and recoloured, as segmenters see them."""
+    """Return pictures mirrored, turned, cropped, blurred, recoloured, as segmenters see them: (count,S,S,3) uint8."""
     rng, chance = np.random.default_rng([seed, 103]), torch.Generator().manual_seed(seed)
     views = np.empty((count, *images.shape[1:]), np.uint8)
     for i in trange(count, desc="views", mininterval=5):
@@ -113,13 +117,13 @@ def changed_views(images: NDArray[np.uint8], count: int, seed: int) -> NDArray[n
 
 
 def teacher(weights: Path) -> AutoencoderKL:
-    """The VAE in `weights`, frozen."""
+    """Return the VAE in `weights`, frozen."""
     vae: AutoencoderKL = AutoencoderKL.from_pretrained(weights / "vae", torch_dtype=torch.float32)
     return vae.eval().requires_grad_(False)
 
 
 def _claim(state: Path, identity: dict[str, Any]) -> None:
-    """What is in `state` is of this identity, or nothing is there yet."""
+    """Raise TrainingError unless what is in `state` is of this identity, or nothing is there yet."""
     path = state / IDENTITY_FILE
     state.mkdir(parents=True, exist_ok=True)
     if path.exists() and (got := json.loads(path.read_text())) != identity:
@@ -131,10 +135,14 @@ def _claim(state: Path, identity: dict[str, Any]) -> None:
 def _lessons(
     vae: AutoencoderKL, state: Path, recipe: Recipe, device: torch.device, workers: int
 ) -> tuple[Lesson, Lesson]:
-    """Scenes and views, drawn and encoded once, kept in `state`."""
+    """Return scenes and views, drawn and encoded once, kept in `state`."""
     scenes = corpus(state, recipe.scenes, workers)
     folder = state / "views"
-    views = Corpus(images=_kept_views(folder, scenes, recipe), captions=[])
+    path = folder / f"views-{recipe.views}.npy"
+    if not path.exists():
+        with whole(path) as waiting, waiting.open("wb") as file:
+            np.save(file, changed_views(scenes.images, recipe.views, recipe.seed))
+    views = Corpus(images=np.load(path, mmap_mode="r"), captions=[])
     for each in (state, folder):
         (each / SCALE_FILE).write_text(json.dumps(vae.config.scaling_factor) + "\n")
     return (
@@ -143,29 +151,10 @@ def _lessons(
     )
 
 
-def _kept_views(folder: Path, scenes: Corpus, recipe: Recipe) -> NDArray[np.uint8]:
-    path = folder / f"views-{recipe.views}.npy"
-    if not path.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        beside = path.with_suffix(".partial")
-        with beside.open("wb") as file:
-            np.save(file, changed_views(scenes.images, recipe.views, recipe.seed))
-        beside.replace(path)
-    images: NDArray[np.uint8] = np.load(path, mmap_mode="r")
-    return images
-
-
-def _run(tiny: AutoencoderTiny, state: Path, recipe: Recipe) -> Run:
-    encoder = nn.ModuleDict({"encoder": tiny.encoder})
-    optimiser = torch.optim.AdamW(encoder.parameters(), lr=recipe.rate, betas=(0.9, 0.99), weight_decay=0.0)
-    facts: dict[str, str | int | float] = {"batch": recipe.batch, "rate": recipe.rate, "scenes": recipe.scenes}
-    return Run(modules=encoder, optimiser=optimiser, path=state / "tiny_vae.pt", peak_rate=recipe.rate, facts=facts)
-
-
 def _loss(
     tiny: AutoencoderTiny, lessons: tuple[Lesson, Lesson], step: int, recipe: Recipe, device: torch.device
 ) -> tuple[torch.Tensor, Figures]:
-    """Squared plus absolute difference, half of the batch scenes and half changed views."""
+    """Return squared plus absolute difference, half of the batch scenes and half changed views."""
     rng = np.random.default_rng([recipe.seed, step])
     halves = [each.batch(rng.integers(0, len(each.images), max(1, recipe.batch // 2))) for each in lessons]
     pixels, latents = (torch.cat(each).to(device) for each in zip(*halves, strict=True))

@@ -6,8 +6,7 @@ from typing import Protocol
 
 import numpy as np
 
-from slime_backbone.palette import SKIN, Paint, paint
-from slime_backbone.raster import Floats, Layer, Material, ellipse, rotation
+from slime_backbone.raster import SKIN, Floats, Layer, Material, Paint, ellipse, paint, rotation
 
 PARTS = ("background", "face", "cloth", "eyebrow", "ear", "eye", "hair", "mouth", "neck", "nose")
 FACE, CLOTH, EYEBROW, EAR, EYE, HAIR, MOUTH, NECK, NOSE = range(1, 10)
@@ -20,7 +19,7 @@ class _Add(Protocol):
 
 
 def paints(rng: np.random.Generator) -> dict[str, Paint]:
-    """Half of the faces have one skin for face, ear, neck and nose; the others are masks of many colours."""
+    """Return a paint for each part: half of the faces have one skin for face, ear, neck, nose, others many colours."""
     free = ("cloth", "eye", "hair")
     if rng.random() < 0.5:
         return {name: paint(rng) for name in PARTS[1:]}
@@ -33,7 +32,7 @@ def paints(rng: np.random.Generator) -> dict[str, Paint]:
 
 
 def layers(rng: np.random.Generator, colours: dict[str, Paint]) -> list[Layer]:
-    """One random face, back to front; the head is about 1 high, centred on the origin."""
+    """Return one random face, back to front; the head is about 1 high, centred on the origin."""
     material = {k: p.material for k, p in colours.items()}
     wide, high = rng.uniform(0.34, 0.41), rng.uniform(0.47, 0.53)
     look = rng.uniform(-0.07, 0.07), rng.uniform(-0.03, 0.05)
@@ -57,7 +56,7 @@ def layers(rng: np.random.Generator, colours: dict[str, Paint]) -> list[Layer]:
 
 
 def _oval(rng: np.random.Generator, wide: float, high: float) -> Floats:
-    """An ellipse that narrows to the chin."""
+    """Return an ellipse that narrows to the chin."""
     points = ellipse(0, 0, wide, high)
     chin = rng.uniform(0.05, 0.3)
     points[:, 0] *= 1 - chin * np.clip(points[:, 1] / high, 0, 1) ** 2
@@ -95,7 +94,7 @@ def _back_hair(rng: np.random.Generator, wide: float, high: float) -> list[Float
 
 
 def _fringe(rng: np.random.Generator, wide: float, high: float) -> Floats:
-    """The hair over the forehead: from the crown down to a hairline with a parting."""
+    """Return the hair over the forehead: from the crown down to a hairline with a parting."""
     angles = np.linspace(np.pi, 2 * np.pi, 17)
     crown = np.stack([(wide + 0.05) * np.cos(angles), (high + 0.05) * np.sin(angles) + 0.02], 1)
     crown[:, 1] -= 0.04

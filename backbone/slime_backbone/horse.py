@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 
-from slime_backbone.palette import Paint, paint
-from slime_backbone.raster import Floats, Layer, Material, ellipse, limb, rotation
+from slime_backbone.raster import Floats, Layer, Material, Paint, ellipse, limb, paint, rotation
 
 PARTS = ("background", "head", "leg", "neck+torso", "tail")
 HEAD, LEG, TORSO, TAIL = range(1, 5)
 
 
 def paints(rng: np.random.Generator) -> dict[str, Paint]:
-    """Half of the horses wear one coat with a differing tail, the others a colour for each part."""
+    """Return a paint for each part: almost half of the horses have one coat and another tail."""
     coat = paint(rng)
     tail = paint(rng)
     if rng.random() < 0.4:
@@ -21,7 +20,7 @@ def paints(rng: np.random.Generator) -> dict[str, Paint]:
 
 
 def layers(rng: np.random.Generator, colours: dict[str, Paint]) -> list[Layer]:
-    """One random horse facing right, back to front, in scene units (the trunk is about 1 long)."""
+    """Return one random horse facing right, back to front, in scene units (the trunk is about 1 long)."""
     material = {k: p.material for k, p in colours.items()}
     shorten = rng.uniform(0.7, 1.0)
     half, depth = 0.5 * shorten, rng.uniform(0.17, 0.24)
@@ -57,7 +56,7 @@ def _leg(rng: np.random.Generator, at: Floats, depth: float, hind: bool) -> list
 
 
 def _neck(rng: np.random.Generator, shoulder: Floats, depth: float) -> tuple[Floats, list[Floats]]:
-    """The poll (where the head begins) and the neck's shapes; 0 is level, positive is raised."""
+    """Return the poll (where the head begins) and the neck's shapes."""
     raise_ = np.deg2rad(rng.uniform(-35, 75))
     length = rng.uniform(0.42, 0.55)
     base = shoulder + np.array([0.04, -depth * 0.4])

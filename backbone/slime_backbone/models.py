@@ -11,6 +11,8 @@ from diffusers import AutoencoderKL, AutoencoderTiny, DDIMScheduler, UNet2DCondi
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from slime_optimize.files import write_text
+
 LENGTH = 77  # tokens of every prompt, as in Stable Diffusion
 WIDTH = 128  # of the text embedding
 LATENT = 32  # latent side: 128 px over the VAE's factor of 4
@@ -24,7 +26,7 @@ START, END = "<|startoftext|>", "<|endoftext|>"
 
 
 def build_vae() -> AutoencoderKL:
-    """128 px to 32 x 32 x 4 latents."""
+    """Return an untrained VAE from 128 px to 32 x 32 x 4 latents."""
     return AutoencoderKL(
         in_channels=3,
         out_channels=3,
@@ -73,7 +75,7 @@ def build_unet() -> UNet2DConditionModel:
 
 
 def build_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
-    """Two layers are enough to bind a colour to the part that follows it."""
+    """Return an untrained text encoder: two layers are enough to bind a colour to the part that follows it."""
     config = CLIPTextConfig(
         vocab_size=len(tokenizer),
         hidden_size=WIDTH,
@@ -95,7 +97,7 @@ def build_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
 
 
 def build_scheduler() -> DDIMScheduler:
-    """Stable Diffusion's noise schedule; velocity prediction, because it trains evenly over the timesteps."""
+    """Return Stable Diffusion's noise schedule, with velocity prediction: it trains evenly over the timesteps."""
     return DDIMScheduler(
         num_train_timesteps=1000,
         beta_start=0.00085,
@@ -110,7 +112,7 @@ def build_scheduler() -> DDIMScheduler:
 
 @torch.no_grad()
 def sharpen(unet: UNet2DConditionModel) -> None:
-    """Peaked attention from the first step: self-attention's keys are its queries, cross-attention's are one for all.
+    """Give attention peaks from the first step: self-attention's keys are its queries, cross-attention's one for all.
 
     A convolutional UNet this small learns to denoise long before it needs attention, and the maps stay
     uniform. Starting from softmax(|q - q'|^2-like) similarities of SHARPNESS keeps them peaked. Every head of every
@@ -146,7 +148,7 @@ def lead(unet: UNet2DConditionModel, text_encoder: CLIPTextModel) -> None:
 
 
 def build_tokenizer(captions: Iterable[str], folder: Path) -> CLIPTokenizer:
-    """A CLIP tokenizer whose byte-pair merges make every caption word one token; kept in `folder`.
+    """Return a CLIP tokenizer whose byte-pair merges make every caption word one token; kept in `folder`.
 
     One that is in `folder` already is taken as it is, because what was trained knows its token ids.
     """
@@ -173,6 +175,4 @@ def _train_tokenizer(captions: Iterable[str], vocabulary: Path, merges: Path) ->
     ids = {token: i for i, token in enumerate(dict.fromkeys(tokens))}
     merges.parent.mkdir(parents=True, exist_ok=True)
     merges.write_text("\n".join(["#version: 0.2", *pairs, ""]))
-    beside = vocabulary.with_suffix(".partial")
-    beside.write_text(json.dumps(ids, ensure_ascii=False))
-    beside.replace(vocabulary)
+    write_text(vocabulary, json.dumps(ids, ensure_ascii=False))

@@ -11,6 +11,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from slime_optimize.files import whole
+
 Images = NDArray[np.uint8]
 BINS = 200  # of the smoothed curve
 COLUMNS = 4
@@ -18,7 +20,7 @@ matplotlib.rcParams["svg.hashsalt"] = "slime"
 
 
 def loss_picture(history: Sequence[dict[str, float]], path: Path) -> None:
-    """Two panels over the steps: the denoising loss, and how many tokens the watched attention layers look at."""
+    """Draw two panels over the steps: the denoising loss, and how many tokens the watched attention layers look at."""
     figure = Figure(figsize=(8, 6.4), layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True)
     steps, losses = smooth([h["step"] for h in history], [h["loss"] for h in history])
@@ -37,12 +39,12 @@ def loss_picture(history: Sequence[dict[str, float]], path: Path) -> None:
 
 
 def watched(history: Sequence[dict[str, float]]) -> list[str]:
-    """The attention layers that the history speaks of."""
+    """Return the attention layers that the history has figures of."""
     return sorted({key for entry in history for key in entry if key.startswith("attn")})
 
 
 def smooth(steps: Sequence[float], values: Sequence[float]) -> tuple[list[float], list[float]]:
-    """Means over at most BINS equal stretches of the history."""
+    """Return means over at most BINS equal stretches of the history."""
     pieces = min(BINS, len(steps))
     if pieces == 0:
         return [], []
@@ -51,7 +53,7 @@ def smooth(steps: Sequence[float], values: Sequence[float]) -> tuple[list[float]
 
 
 def samples_picture(images: Images, prompts: Sequence[str], path: Path) -> None:
-    """A grid of (B,S,S,3) images with their prompts under them."""
+    """Draw a grid of (B,S,S,3) images with their prompts under them."""
     rows = -(-len(images) // COLUMNS)
     figure = Figure(figsize=(2.6 * COLUMNS, 3.3 * rows), layout="constrained")
     for place, image, prompt in zip(_places(figure, rows, COLUMNS), images, prompts, strict=False):
@@ -61,7 +63,7 @@ def samples_picture(images: Images, prompts: Sequence[str], path: Path) -> None:
 
 
 def reconstructions_picture(originals: Images, rebuilt: Images, path: Path) -> None:
-    """Originals above what the VAE makes of them."""
+    """Draw originals above what the VAE makes of them."""
     figure = Figure(figsize=(1.9 * len(originals), 4), layout="constrained")
     for place, image in zip(_places(figure, 2, len(originals)), [*originals, *rebuilt], strict=True):
         place.imshow(image)
@@ -77,8 +79,6 @@ def _places(figure: Figure, rows: int, columns: int) -> list[matplotlib.axes.Axe
 
 
 def _save(figure: Figure, path: Path) -> None:
-    """A whole file or none, without the date that would make every file differ."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_suffix(".partial")
-    figure.savefig(beside, format="png", dpi=100, metadata={"Software": None})
-    beside.replace(path)
+    """Write the file, whole or not at all, without the date that would make every file differ."""
+    with whole(path) as waiting:
+        figure.savefig(waiting, format="png", dpi=100, metadata={"Software": None})

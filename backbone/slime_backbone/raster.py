@@ -1,4 +1,4 @@
-"""Draw flat polygons into an image and its exact index mask.
+"""Draw flat polygons into an image and its exact index mask, in materials whose colours captions can name.
 
 Knows polygons, materials, light and noise; does not know what a car is. Shapes are in scene units,
 y down; `frame` maps them into the unit square, `render` draws the unit square.
@@ -30,7 +30,7 @@ class Material:
     angle: float = 0.0
 
     def shaded(self, factor: float) -> Material:
-        """The same material under `factor` times the light."""
+        """Return the same material under `factor` times the light."""
         r, g, b = (min(1.0, c * factor) for c in self.colour)
         return replace(self, colour=(r, g, b))
 
@@ -45,20 +45,20 @@ class Layer:
 
 
 def ellipse(cx: float, cy: float, rx: float, ry: float, turn: float = 0.0, n: int = 28) -> Floats:
-    """(n, 2) vertices of an ellipse turned by `turn` radians."""
+    """Return the vertices (n, 2) of an ellipse turned by `turn` radians."""
     angles = np.linspace(0, 2 * np.pi, n, endpoint=False)
     points = np.stack([rx * np.cos(angles), ry * np.sin(angles)], 1)
     return np.asarray(points @ rotation(turn).T + [cx, cy])
 
 
 def rotation(angle: float) -> Floats:
-    """The 2x2 matrix that turns column vectors by `angle` radians."""
+    """Return the 2x2 matrix that turns column vectors by `angle` radians."""
     c, s = np.cos(angle), np.sin(angle)
     return np.array([[c, -s], [s, c]])
 
 
 def limb(points: Floats, widths: Floats) -> list[Floats]:
-    """A tapered chain through `points` (n, 2) with `widths` (n,): quads plus a disc at every joint."""
+    """Return a tapered chain through `points` (n, 2) with `widths` (n,): quads plus a disc at every joint."""
     shapes = [ellipse(x, y, w / 2, w / 2, n=16) for (x, y), w in zip(points, widths, strict=True)]
     for a, b, wa, wb in zip(points, points[1:], widths, widths[1:], strict=False):
         along = (b - a) / max(float(np.hypot(*(b - a))), 1e-6)
@@ -92,8 +92,12 @@ def frame(layers: list[Layer], rng: np.random.Generator, *, squash: float) -> li
 
 
 def render(layers: list[Layer], rng: np.random.Generator, size: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Image (S, S, 3) and index mask (S, S), both uint8, of layers in the unit square; the first is the backdrop."""
-    index_OO = _layer_index(layers, size * OVERSAMPLE)
+    """Return image (S, S, 3) and index mask (S, S), uint8, of layers in the unit square; the first is the backdrop."""
+    canvas = Image.new("L", (size * OVERSAMPLE, size * OVERSAMPLE), 0)
+    draw = ImageDraw.Draw(canvas)
+    for index, layer in enumerate(layers[1:], 1):
+        draw.polygon([(float(x), float(y)) for x, y in layer.polygon_V2 * size * OVERSAMPLE], fill=index)
+    index_OO = np.asarray(canvas)
     colour_OO3 = _colours(layers, index_OO, rng)
     image = colour_OO3.reshape(size, OVERSAMPLE, size, OVERSAMPLE, 3).mean((1, 3))
     image = image + rng.normal(0, rng.uniform(0.0, 0.035), image.shape)
@@ -102,16 +106,8 @@ def render(layers: list[Layer], rng: np.random.Generator, size: int) -> tuple[ND
     return np.clip(image * 255 + 0.5, 0, 255).astype(np.uint8), mask
 
 
-def _layer_index(layers: list[Layer], side: int) -> NDArray[np.uint8]:
-    canvas = Image.new("L", (side, side), 0)
-    draw = ImageDraw.Draw(canvas)
-    for index, layer in enumerate(layers[1:], 1):
-        draw.polygon([(float(x), float(y)) for x, y in layer.polygon_V2 * side], fill=index)
-    return np.asarray(canvas)
-
-
 def _colours(layers: list[Layer], index_OO: NDArray[np.uint8], rng: np.random.Generator) -> Floats:
-    """Material colour + texture, under a light that fades across the image; (O, O, 3) in about [0, 1]."""
+    """Return colour + texture, under a light that fades across the image; (O, O, 3) in about [0, 1]."""
     materials = [layer.material for layer in layers]
     colour_L3 = np.array([m.colour for m in materials], np.float32)
     y, x = np.mgrid[0 : len(index_OO), 0 : len(index_OO)].astype(np.float32) / len(index_OO)
@@ -134,3 +130,48 @@ def _texture(
     mottle = np.asarray(noise.resize((len(x), len(x)), Image.Resampling.BICUBIC))
     pattern = np.select([kind == 1, kind == 2, kind == 3], [u, u * v, mottle], 0.0)
     return np.asarray(amplitude * pattern)
+
+
+COLOURS: dict[str, tuple[float, float, float]] = {
+    "red": (0.82, 0.12, 0.12),
+    "orange": (0.95, 0.52, 0.10),
+    "yellow": (0.93, 0.86, 0.20),
+    "green": (0.16, 0.60, 0.22),
+    "cyan": (0.25, 0.80, 0.82),
+    "blue": (0.14, 0.27, 0.80),
+    "purple": (0.50, 0.20, 0.65),
+    "pink": (0.95, 0.58, 0.72),
+    "brown": (0.45, 0.27, 0.14),
+    "white": (0.94, 0.94, 0.93),
+    "gray": (0.52, 0.52, 0.53),
+    "black": (0.09, 0.09, 0.10),
+}
+SKIN: dict[str, tuple[float, float, float]] = {
+    "pale": (0.93, 0.78, 0.68),
+    "tan": (0.80, 0.60, 0.45),
+    "dark": (0.40, 0.26, 0.19),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Paint:
+    """A material and the word a caption uses for its colour."""
+
+    word: str
+    material: Material
+
+
+def paint(rng: np.random.Generator, *words: str) -> Paint:
+    """Return one of `words` (any named colour when none is given), jittered, with a random texture."""
+    word = str(rng.choice(list(words) or list(COLOURS)))
+    base = np.array((COLOURS | SKIN)[word]) + rng.normal(0, 0.035, 3)
+    r, g, b = np.clip(base, 0.02, 0.98)
+    kind = int(rng.choice(4, p=[0.5, 0.15, 0.1, 0.25]))
+    material = Material(
+        colour=(float(r), float(g), float(b)),
+        kind=kind,
+        amplitude=float(rng.uniform(0.02, 0.07)) if kind else 0.0,
+        frequency=float(rng.uniform(4, 16)),
+        angle=float(rng.uniform(0, np.pi)),
+    )
+    return Paint(word=word, material=material)

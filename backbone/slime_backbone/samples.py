@@ -41,7 +41,7 @@ def sample(
     guidance: float = GUIDANCE,
     seed: int = SEED,
 ) -> NDArray[np.uint8]:
-    """(B,S,S,3) uint8, a picture of each prompt; the same seed gives the same pictures on the same machine.
+    """Return a picture of each prompt, (B,S,S,3) uint8; the same seed gives the same ones on the same machine.
 
     answer = empty + guidance * (told - empty), where `told` is denoised with the prompt and `empty` without one.
     """
@@ -57,7 +57,7 @@ def sample(
 
 @torch.no_grad()
 def decode(backbone: Backbone, latents_B4hh: torch.Tensor) -> NDArray[np.uint8]:
-    """(B,S,S,3) uint8 of scaled latents."""
+    """Return the pictures of scaled latents, (B,S,S,3) uint8."""
     pixels_B3SS = backbone.vae.decode(latents_B4hh / backbone.vae.config.scaling_factor).sample
     scaled = ((pixels_B3SS + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
     images: NDArray[np.uint8] = scaled.permute(0, 2, 3, 1).numpy()

@@ -13,8 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from slime_backbone import car, face, horse
-from slime_backbone.palette import Paint, paint
-from slime_backbone.raster import Floats, Layer, ellipse, frame, render, rotation
+from slime_backbone.raster import Floats, Layer, Paint, ellipse, frame, paint, render, rotation
 
 SIZE = 128  # pixels
 KINDS: dict[str, ModuleType] = {"car": car, "horse": horse, "face": face}
@@ -34,13 +33,13 @@ class Scene:
 
 
 def parts_of(kind: str) -> tuple[str, ...]:
-    """The part names of a class, background first."""
+    """Return the part names of a class, background first."""
     names: tuple[str, ...] = KINDS[kind].PARTS
     return names
 
 
 def scene(kind: str, split: str, index: int, size: int = SIZE) -> Scene:
-    """The scene of that name; the one training image is the split's first that shows every part well."""
+    """Return the scene of that name; the one training image is the split's first that shows every part well."""
     if split != "train-1":
         return _draw(kind, (SPLITS[split], index), size)
     attempt = index
@@ -62,7 +61,7 @@ def _draw(kind: str, seed: tuple[int, ...], size: int) -> Scene:
 
 
 def colourings(kind: str, index: int, count: int, size: int = SIZE) -> list[Scene]:
-    """Scene `index` of the `backbone` split, then the same drawing with its parts in other colours, `count` in all.
+    """Return scene `index` of the `backbone` split, then the same drawing in other colours, `count` in all.
 
     Backdrop, light and textures' places stay; captions tell nearly every part, and nothing of the backdrop.
     """
@@ -90,7 +89,7 @@ def _rendered(
 
 
 def _backdrop(rng: np.random.Generator, ground: Paint, floor: Paint) -> list[Layer]:
-    """A wall, perhaps a floor, and clutter behind the object; the first layer is what lies under everything."""
+    """Return a wall, perhaps a floor, and clutter behind the object; the first layer lies under everything."""
     square = np.array([(0.0, 0.0), (1.0, 0.0), (1.0, 1.0), (0.0, 1.0)])
     layers = [Layer(polygon_V2=square, part=0, material=ground.material)]
     if rng.random() < 0.5:
@@ -101,7 +100,7 @@ def _backdrop(rng: np.random.Generator, ground: Paint, floor: Paint) -> list[Lay
 
 
 def _occluders(rng: np.random.Generator) -> list[Layer]:
-    """In a third of the scenes a blob or a bar from outside covers a little of the object."""
+    """Return, in a third of the scenes, a blob that covers a little of the object."""
     if rng.random() > 0.33:
         return []
     side = rotation(float(rng.uniform(0, 2 * np.pi))) @ [rng.uniform(0.35, 0.55), 0]

@@ -21,6 +21,7 @@ import torch
 from slime_backbone.autoencoder import SCALE_FILE, known_scale
 from slime_backbone.models import TOKENIZER_FILES
 from slime_backbone.training import read_state, write_state
+from slime_optimize.files import whole, write_text
 
 SHARD_BYTES = 15 * 2**20  # under the limit, so that no header or rounding goes over it
 TOTAL_BYTES = 64 * 2**20
@@ -47,14 +48,14 @@ def pack(state: Path, folder: Path) -> Path:
         raise ShardError(
             f"state {state}: {len(data)} bytes to pack, expected at most {TOTAL_BYTES}; train a smaller UNet"
         )
-    folder.mkdir(parents=True, exist_ok=True)
     shards = []
     for i, piece in enumerate(pieces):
         name = f"state-{diffusion['step']}-{i}.bin"
-        _write(folder / name, piece)
+        with whole(folder / name) as waiting:
+            waiting.write_bytes(piece)
         shards.append({"name": name, "bytes": len(piece), "sha256": hashlib.sha256(piece).hexdigest()})
     manifest = {"format": FORMAT, "step": diffusion["step"], "bytes": len(data), "shards": shards}
-    _write(folder / MANIFEST, (json.dumps(manifest, indent=1) + "\n").encode())
+    write_text(folder / MANIFEST, json.dumps(manifest, indent=1) + "\n")
     for old in set(folder.glob("state-*.bin")) - {folder / str(s["name"]) for s in shards}:
         old.unlink()
     return folder / MANIFEST
@@ -97,7 +98,7 @@ def _without_weights(stored: dict[str, Any]) -> dict[str, Any]:
 
 
 def thin(history: list[dict[str, float]], entries: int = HISTORY) -> list[dict[str, float]]:
-    """At most about `entries` of them: each the last of its stretch, with the stretch's mean of every figure."""
+    """Return about `entries` at the most: each the last of its stretch, with the stretch's mean of every figure."""
     length = -(-len(history) // entries)
     if length <= 1:
         return history
@@ -111,7 +112,7 @@ def _mean(stretch: list[dict[str, float]]) -> dict[str, float]:
 
 
 def _join(folder: Path) -> bytes:
-    """The payload, every byte of it checked."""
+    """Return the payload, every byte of it checked."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text())
         shards = [(folder / str(s["name"]), s["sha256"]) for s in manifest["shards"]]
@@ -133,9 +134,3 @@ def _checked(path: Path, digest: str) -> bytes:
     if found != digest:
         raise ShardError(f"shard {path}: sha256 {found[:12]}, expected {digest[:12]}; fetch it again")
     return piece
-
-
-def _write(path: Path, data: bytes) -> None:
-    beside = path.with_suffix(".partial")
-    beside.write_bytes(data)
-    beside.replace(path)

@@ -24,7 +24,7 @@ _ENTRIES = 200  # of the history
 
 
 def save_tiny(weights: Path, run: Run, recipe: Recipe) -> Path:
-    """Renamed into place when it is whole."""
+    """Write WEIGHTS/tiny_vae, which is renamed into place when it is whole, and return it."""
     tiny = build_tiny_vae()
     tiny.encoder.load_state_dict(run.modules["encoder"].state_dict())
     tiny.half()
@@ -48,7 +48,7 @@ def save_tiny(weights: Path, run: Run, recipe: Recipe) -> Path:
 
 
 def multiplications(tiny: AutoencoderTiny, vae: AutoencoderKL) -> dict[str, int]:
-    """Multiply-accumulates of one picture through either encoder."""
+    """Return the multiply-accumulates of one picture through either encoder."""
     vae.set_attn_processor(AttnProcessor())  # PyTorch's own attention is not counted on CPUs
     pixels, counts = torch.zeros(1, 3, SIZE, SIZE), {}
     for name, model in (("tiny", tiny), ("kl", vae)):
@@ -59,6 +59,6 @@ def multiplications(tiny: AutoencoderTiny, vae: AutoencoderKL) -> dict[str, int]
 
 
 def validation(weights: Path) -> Lesson:
-    """PartScenes' validation scenes of all classes, which no training saw, and the VAE's latents of them."""
+    """Return PartScenes' validation scenes of all classes, which no training saw, and the VAE's latents of them."""
     images = np.stack([scene(kind, "validation", i).image for kind in KINDS for i in range(COUNTS["validation"])])
     return lesson_of(weights, images)

@@ -20,6 +20,8 @@ import torch
 from torch import distributed, nn
 from tqdm import tqdm
 
+from slime_optimize.files import whole
+
 SAVE_EVERY = 120.0  # seconds
 WATCH_EVERY = 250  # steps between measurements that `Run.watch` makes
 FETCH_EVERY = 50  # steps between readings of the loss on CUDA: every reading waits for the GPU to catch up
@@ -78,7 +80,10 @@ class Run:
         if self.step >= steps or seconds <= 0:
             return
         clock = _Clock(seconds)
-        saved = self._begin_session()
+        saved = self._started = time.monotonic()
+        device = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "CPU"
+        facts = {"device": device, "processes": share()[1], "threads": torch.get_num_threads(), **self.facts}
+        self.sessions.append({"first": self.step, "last": self.step, "seconds": 0.0, **facts})
         bar = tqdm(total=steps, initial=self.step, desc=self.path.stem, mininterval=10, disable=share()[0] > 0)
         while self.step < steps and (left := clock.left()) > 0:
             self._one(min((steps - self.step) / steps, left), loss_of)
@@ -92,14 +97,6 @@ class Run:
                 saved = time.monotonic()
         bar.close()
         self.save()
-
-    def _begin_session(self) -> float:
-        now = time.monotonic()
-        self._started = now
-        device = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "CPU"
-        facts = {"device": device, "processes": share()[1], "threads": torch.get_num_threads(), **self.facts}
-        self.sessions.append({"first": self.step, "last": self.step, "seconds": 0.0, **facts})
-        return now
 
     def _one(self, left: float, loss_of: LossOf) -> None:
         rate = self.peak_rate * trapezoid(left, (self.step - self.fresh_since + 1) / self.warmup)
@@ -129,7 +126,7 @@ class Run:
         return {"loss": loss.detach(), **figures}
 
     def _replayed(self, loss_of: LossOf) -> Figures:
-        """A step as one graph: of its some thousand kernels each would cost the host more than the GPU."""
+        """Take a step as one graph: each of its some thousand kernels would cost the host more than the GPU."""
         if self._graph is None:
             side = torch.cuda.Stream(self.device)
             side.wait_stream(torch.cuda.current_stream(self.device))
@@ -195,15 +192,13 @@ class Run:
         self.sessions = json.loads(state.get("sessions", "[]"))
         self.fresh_since = state.get("fresh_since", 0)
         if "optimiser" in state:
-            self._restore_optimiser(state["optimiser"])
+            stored = state["optimiser"]
+            # The moments, in whichever implementation this device has, not the one that they were saved from.
+            for theirs, ours in zip(stored["param_groups"], self.optimiser.param_groups, strict=True):
+                theirs.update({k: ours[k] for k in ("fused", "foreach", "capturable", "lr") if k in ours})
+            self.optimiser.load_state_dict(stored)
         else:
             self.fresh_since = self.step
-
-    def _restore_optimiser(self, stored: dict[str, Any]) -> None:
-        """The moments, in whichever implementation this device has, not the one that they were saved from."""
-        for theirs, ours in zip(stored["param_groups"], self.optimiser.param_groups, strict=True):
-            theirs.update({k: ours[k] for k in ("fused", "foreach", "capturable", "lr") if k in ours})
-        self.optimiser.load_state_dict(stored)
 
     def use_average(self) -> None:
         """Put the averaged weights, the ones worth keeping, into the modules."""
@@ -226,7 +221,7 @@ class _Clock:
 
 
 def read_state(path: Path) -> dict[str, Any]:
-    """What `Run.save` wrote, on the CPU. Raises TrainingError when it is not there or cannot be read."""
+    """Return what `Run.save` wrote, on the CPU. Raises TrainingError when it is not there or cannot be read."""
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
@@ -237,14 +232,13 @@ def read_state(path: Path) -> dict[str, Any]:
 
 
 def write_state(state: dict[str, Any], path: Path) -> None:
-    """A whole file or none."""
-    beside = path.with_suffix(".partial")
-    torch.save(state, beside)
-    beside.replace(path)
+    """Write the state, whole or not at all."""
+    with whole(path) as waiting:
+        torch.save(state, waiting)
 
 
 def share() -> tuple[int, int]:
-    """This process's number and how many there are."""
+    """Return this process's number and how many there are."""
     if not distributed.is_initialized():
         return 0, 1
     return distributed.get_rank(), distributed.get_world_size()
@@ -252,7 +246,7 @@ def share() -> tuple[int, int]:
 
 @contextmanager
 def first_then_others() -> Iterator[None]:
-    """The block runs in the first process before it runs in any other: what it wrote is there for them."""
+    """Run the block in the first process before it runs in any other: what it wrote is there for them."""
     process, processes = share()
     if process > 0:
         distributed.all_reduce(torch.zeros(1))  # on the CPU, whichever device trains
@@ -262,7 +256,7 @@ def first_then_others() -> Iterator[None]:
 
 
 def trapezoid(left: float, warm: float, fall: float = 0.25) -> float:
-    """Learning-rate factor, from the shares of the run that are left and of the warm-up that are done.
+    """Return the learning rate's factor, from the shares of the run that are left and of the warm-up that are done.
 
     Linear warm-up, plateau, linear fall over the last quarter.
     """

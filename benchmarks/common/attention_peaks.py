@@ -68,7 +68,8 @@ def unit_latents(vae: Any, pixels_13SS: Tensor) -> Tensor:
     """
     with torch.no_grad():
         last = vae.quant_conv if hasattr(vae, "quant_conv") else vae.encoder.layers[-1]
-        latents_14hw = _latents(vae, pixels_13SS)
+        encoded = vae.encode(pixels_13SS)
+        latents_14hw: Tensor = encoded.latents if hasattr(encoded, "latents") else encoded.latent_dist.mean
         channels = latents_14hw.shape[1]
         mean_4, spread_4 = latents_14hw.mean((0, 2, 3)), latents_14hw.std((0, 2, 3))
         wanted = 1 / float(vae.config.scaling_factor)
@@ -76,9 +77,3 @@ def unit_latents(vae: Any, pixels_13SS: Tensor) -> Tensor:
         last.weight[:channels] *= (wanted / spread_4)[:, None, None, None]
         last.weight[channels:], last.bias[channels:] = 0.0, -18.0
         return (latents_14hw - mean_4[:, None, None]) / spread_4[:, None, None]
-
-
-def _latents(vae: Any, pixels_13SS: Tensor) -> Tensor:
-    encoded = vae.encode(pixels_13SS)
-    latents: Tensor = encoded.latents if hasattr(encoded, "latents") else encoded.latent_dist.mean
-    return latents

@@ -8,7 +8,8 @@ from __future__ import annotations
 import argparse
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,6 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 _BENCHMARKS = Path(__file__).resolve().parents[1]
 _WIDTH = 120
-Page = Callable[[Any], str]
 
 
 def add_options(parser: argparse.ArgumentParser, *, page: bool = True) -> None:
@@ -28,8 +28,14 @@ def add_options(parser: argparse.ArgumentParser, *, page: bool = True) -> None:
         parser.add_argument("--page", type=Path, metavar="FILE", help="write the page of all figures that are kept")
 
 
-def keep(options: argparse.Namespace, result: Mapping[str, Any], page: Page | None = None, shape: str = "") -> Any:
-    """Write the figures and the page where the options say; return all figures that are kept.
+def keep(
+    options: argparse.Namespace,
+    result: Mapping[str, Any],
+    page: Callable[..., str] | None = None,
+    shape: str = "",
+    plot: Callable[[Any, Path], None] | None = None,
+) -> None:
+    """Write the figures and the page where the options say; with `plot`, a picture beside the page, which names it.
 
     With `shape`, the file holds the results of several shapes; this one's parts replace, or stand beside, what the
     file has of the same shape.
@@ -41,8 +47,21 @@ def keep(options: argparse.Namespace, result: Mapping[str, Any], page: Page | No
     if options.json:
         write(options.json, compact(kept, 3 if shape else 2))
     if page and options.page:
-        write(options.page, page(kept))
-    return kept
+        picture = options.page.with_suffix(".png")
+        write(options.page, page(kept, picture.name) if plot else page(kept))
+        if plot:
+            plot(kept, picture)
+
+
+@contextmanager
+def drawn(path: Path, rows: int, columns: int, size: tuple[float, float]) -> Iterator[Any]:
+    """Yield the panels of a figure of `size` inches, an array (rows, columns), and save it after the with-block."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=size)
+    yield figure.subplots(rows, columns, squeeze=False)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
 
 
 def read(path: Path) -> Any:

@@ -196,7 +196,13 @@ def written(shape: str, work: Path = ROOT / "build") -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    options = _arguments(argv)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--like", choices=[EMBEDDED, *sorted(SHAPES)], required=True)
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="(build/random-LIKE) takes 5 GB")
+    parser.add_argument("--parts", type=int, default=6, help="of the segmenter in it, with the background (6)")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args(argv)
+    options.out = options.out or Path("build") / f"random-{options.like}"
     if options.like != EMBEDDED and options.out.exists() and any(options.out.iterdir()):
         print(f"error: folder {options.out}: is not empty; give another --out", file=sys.stderr)
         return 2
@@ -209,17 +215,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     told = ", ".join(f"{100 * share:.1f}" for share in shares_K)
     print(f"{options.out}: {options.like}, parts cover {told} % of pixels (at least {100 * LEAST_SHARE:.0f} wanted)")
     return 0 if options.like == EMBEDDED or shares_K.min() >= LEAST_SHARE else 1
-
-
-def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--like", choices=[EMBEDDED, *sorted(SHAPES)], required=True)
-    parser.add_argument("--out", type=Path, metavar="FOLDER", help="(build/random-LIKE) takes 5 GB")
-    parser.add_argument("--parts", type=int, default=6, help="of the segmenter in it, with the background (6)")
-    parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args(argv)
-    options.out = options.out or Path("build") / f"random-{options.like}"
-    return options
 
 
 if __name__ == "__main__":

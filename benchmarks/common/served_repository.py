@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import re
 import shutil
@@ -16,6 +17,7 @@ from benchmarks.common.sides import BenchmarkError, python, script
 from slime_repository import layout
 from slime_repository.contract import is_encoder, is_unet
 from slime_repository.shared_store import names, store_of
+from slime_repository.variant import MAPS
 
 _BATCH = re.compile(r"max_batch_size: [1-9]\d*")
 # A server does not load a model that has a warm-up larger than its largest batch.
@@ -30,6 +32,12 @@ class Networks(NamedTuple):
     unet: Path
 
 
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add --segmenter and --maps, which say what is exported, to a benchmark's options."""
+    parser.add_argument("--segmenter", type=Path, help="what is exported; default: random embeddings")
+    parser.add_argument("--maps", choices=MAPS, default=MAPS[0], help="what its UNet gives")
+
+
 def export(segmenter: Path | None, repository: Path, name: str, *options: str) -> None:
     """Run export/build.py, unless the repository serves the name already; without a segmenter, of random embeddings."""
     if repository.is_dir() and name in (*layout.segmenters(repository), *names(repository)):
@@ -39,11 +47,6 @@ def export(segmenter: Path | None, repository: Path, name: str, *options: str) -
     if segmenter is None and not folder.exists():
         python("benchmarks.common.random_backbone", "--like", "embedded", "--out", repository.parent)
     script("export/build.py", segmenter or folder, "--repository", repository, "--name", name, *options)
-
-
-def segmenters(repository: Path) -> list[str]:
-    """Return the names of the baked segmenters that the repository serves."""
-    return list(layout.segmenters(repository))
 
 
 def target(repository: Path, name: str) -> Target:

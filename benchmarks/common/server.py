@@ -18,7 +18,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from benchmarks.common.sides import ROOT, BenchmarkError
 from tritonclient import grpc
@@ -43,7 +42,15 @@ class Launched:
         """Return each model's counters since it was loaded: requests, executions, and nanoseconds of each of PARTS."""
         with grpc.InferenceServerClient(self.url) as client:
             found = client.get_inference_statistics(as_json=True, client_timeout=30).get("model_stats", [])
-        return {each["name"]: _counters(each) for each in found}
+        counters = {}
+        for said in found:  # gRPC's JSON leaves out what is zero, and writes large numbers as text
+            times = said.get("inference_stats", {})
+            counters[said["name"]] = {
+                "requests": int(said.get("inference_count", 0)),
+                "executions": int(said.get("execution_count", 0)),
+                **{part: int(times.get(part, {}).get("ns", 0)) for part in PARTS},
+            }
+        return counters
 
     def memory(self) -> dict[str, float]:
         """Return the resident MiB of each process (`launch.py`, `tritonserver`, each model's) without shared memory,
@@ -139,16 +146,6 @@ def cpu_seconds(pid: int) -> float:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
     return 0.0
-
-
-def _counters(said: Mapping[str, Any]) -> dict[str, int]:
-    """Read one model's counters: gRPC's JSON leaves out what is zero, and writes large numbers as text."""
-    times = said.get("inference_stats", {})
-    return {
-        "requests": int(said.get("inference_count", 0)),
-        "executions": int(said.get("execution_count", 0)),
-        **{part: int(times.get(part, {}).get("ns", 0)) for part in PARTS},
-    }
 
 
 def _resident(pid: int) -> float:

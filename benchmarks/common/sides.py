@@ -15,9 +15,10 @@ import argparse
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
+from functools import wraps
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -32,6 +33,20 @@ class BenchmarkError(RuntimeError):
 
 class MissingError(RuntimeError):
     """One of the variants of a benchmark cannot be had here; one line says why."""
+
+
+def reported(main: Callable[..., int]) -> Callable[..., int]:
+    """Let a benchmark's `main` return 1, after one line on standard error, where it raises BenchmarkError."""
+
+    @wraps(main)
+    def run(argv: Sequence[str] | None = None) -> int:
+        try:
+            return main(argv)
+        except BenchmarkError as error:
+            say(f"error: {error}")
+            return 1
+
+    return run
 
 
 def positive(text: str) -> int:

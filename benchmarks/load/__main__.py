@@ -13,7 +13,7 @@ import argparse
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,8 +23,10 @@ import numpy as np
 from benchmarks.common import keeping, machine, served_repository
 from benchmarks.common.figures import Goal, growth, percentile, ratio
 from benchmarks.common.server import PARTS, Launched, cpu_seconds, launched
-from benchmarks.common.sides import BenchmarkError, Side, positive, say, started
+from benchmarks.common.sides import BenchmarkError, Side, positive, reported, say, started
 from benchmarks.load.figures import Runs, in_time, median_ms, pooled, summary
+
+from slime_repository import layout
 
 CLIENTS = (1, 2, 4, 8)
 MOST = CLIENTS[-1]
@@ -227,30 +229,21 @@ def page(result: Mapping[str, Any], plotted: str = "load.png") -> str:
 
 def plot(result: Mapping[str, Any], path: Path) -> None:
     """Draw latency against throughput in both loops."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.8))
-    for share in (50, 95, 99):
-        for panel, name in ((left, "closed"), (right, "open")):
-            rows = list(result[name].values())
-            latencies = [row[f"p{share}_ms"] for row in rows]
-            panel.plot([row["throughput"] for row in rows], latencies, "o-", label=f"p{share}")
-    for clients, row in result["closed"].items():
-        left.annotate(f" {clients}", (row["throughput"], row["p50_ms"]))
-    left.axhline(result["floor"]["p50_ms"], color="grey", linestyle=":", label="one process, p50")
-    left.set_title("closed loop (number: clients)", loc="left")
-    right.set_title("open loop, rising rates", loc="left")
-    for panel in (left, right):
-        panel.set_xlabel("masks a second")
-        panel.set_ylabel("ms from when it was due")
-        panel.set_ylim(bottom=0)
-        panel.legend(fontsize="small")
-    figure.tight_layout()
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    with keeping.drawn(path, 1, 2, (10, 3.8)) as ((left, right),):
+        for share in (50, 95, 99):
+            for panel, name in ((left, "closed"), (right, "open")):
+                rows = list(result[name].values())
+                latencies = [row[f"p{share}_ms"] for row in rows]
+                panel.plot([row["throughput"] for row in rows], latencies, "o-", label=f"p{share}")
+        for clients, row in result["closed"].items():
+            left.annotate(f" {clients}", (row["throughput"], row["p50_ms"]))
+        left.axhline(result["floor"]["p50_ms"], color="grey", linestyle=":", label="one process, p50")
+        left.set_title("closed loop (number: clients)", loc="left")
+        right.set_title("open loop, rising rates", loc="left")
+        for panel in (left, right):
+            panel.set(xlabel="masks a second", ylabel="ms from when it was due")
+            panel.set_ylim(bottom=0)
+            panel.legend(fontsize="small")
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
@@ -258,7 +251,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     if options.repository is None:
         options.repository = Path("build/load/repository")
         served_repository.export(options.segmenter, options.repository, "car", "--maps", options.maps)
-    names = options.segmenters or served_repository.segmenters(options.repository)[:1]
+    names = options.segmenters or layout.segmenters(options.repository)[:1]
     if not names:
         raise BenchmarkError(
             f"repository {options.repository}: serves no segmenter; export one, or leave --repository out"
@@ -276,27 +269,12 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     return result
 
 
-def main() -> int:
+@reported
+def main(argv: Sequence[str] | None = None) -> int:
     """Run the benchmark; return 1 where it cannot be measured."""
-    options = _arguments()
-    try:
-        result = measure(options)
-    except BenchmarkError as error:
-        say(f"error: {error}")
-        return 1
-    print(keeping.table(("figure", "wanted", "measured", ""), goals(result)))
-    plotted = options.page.with_suffix(".png") if options.page else Path("load.png")
-    keeping.keep(options, result, lambda each: page(each, plotted.name))
-    if options.page:
-        plot(result, plotted)
-    return 0
-
-
-def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repository", type=Path, help="default: one of the embedded backbone, in build/load")
-    parser.add_argument("--segmenter", type=Path, help="what that one is made of; default: random embeddings")
-    parser.add_argument("--maps", choices=["averaged", "weighted"], default="averaged", help="of that repository")
+    served_repository.add_options(parser)
     parser.add_argument("--segmenters", nargs="+", metavar="NAME", help="asked for by turns; the first is the floor's")
     parser.add_argument("--rounds", type=positive, default=5)
     parser.add_argument("--seconds", type=float, default=5.0, help="of each run of a closed loop, and of the floor's")
@@ -305,7 +283,11 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--soak-seconds", type=float, default=3600.0, help="at the most")
     parser.add_argument("--soak-only", action="store_true", help="add the soak to the figures in --json")
     keeping.add_options(parser)
-    return parser.parse_args()
+    options = parser.parse_args(argv)
+    result = measure(options)
+    print(keeping.table(("figure", "wanted", "measured", ""), goals(result)))
+    keeping.keep(options, result, page, plot=plot)
+    return 0
 
 
 if __name__ == "__main__":

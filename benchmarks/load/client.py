@@ -69,13 +69,8 @@ class Asking:
 
 @lru_cache(maxsize=4096)
 def _request(model: str, segmenter: str | None, side: int, seed: int) -> Any:
-    given: dict[str, bytes | None] = {"IMAGE": _picture(side, seed)}
+    given: dict[str, bytes | None] = {"IMAGE": encoded(side, seed)}
     return infer(model, given | ({"SEGMENTER": segmenter.encode()} if segmenter else {}), ["MASK"])
-
-
-@lru_cache(maxsize=64)
-def _picture(side: int, seed: int) -> bytes:
-    return encoded(side, seed)
 
 
 async def closed(asking: Asking, order: Order) -> None:

@@ -6,8 +6,7 @@ An outcome is what benchmarks.load.client notes: status, target, seconds from wh
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -82,17 +81,12 @@ class Runs:
 
     def ask(self, server: Launched, client: Side, **order: Any) -> dict[str, Any]:
         """Give one order to the client of `server` and note what came of it."""
-        with self._watched(server):
-            answer = client.ask(order)
-        self.answers.append(answer)
-        return answer
-
-    @contextmanager
-    def _watched(self, server: Launched) -> Iterator[None]:
         before, used = server.counts(), server.cpu_seconds()
-        yield
+        answer = client.ask(order)
         self.cpu_seconds += server.cpu_seconds() - used
         self.counted.append(difference(before, server.counts()))
+        self.answers.append(answer)
+        return answer
 
     def summary(self) -> dict[str, Any]:
         figures = summary(pooled(self.answers))

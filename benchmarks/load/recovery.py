@@ -27,7 +27,7 @@ import numpy as np
 from benchmarks.common import keeping, machine, served_repository
 from benchmarks.common.pictures import encoded
 from benchmarks.common.server import MIB, SHARED_MEMORY, Launched, descendants, launched, process_name
-from benchmarks.common.sides import BenchmarkError, positive
+from benchmarks.common.sides import BenchmarkError, positive, reported
 from tritonclient import grpc
 from tritonclient.utils import InferenceServerException
 
@@ -162,6 +162,7 @@ def page(result: Mapping[str, Any]) -> str:
     return keeping.render("load/recovery.md.j2", result=result, **about)
 
 
+@reported
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repository", type=Path, required=True)
@@ -169,12 +170,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--rounds", type=positive, default=3)
     keeping.add_options(parser)
     options = parser.parse_args(argv)
-    try:
-        served_repository.export(None, options.repository, options.segmenter)
-        result = measure(options.repository, options.segmenter, options.rounds)
-    except BenchmarkError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    served_repository.export(None, options.repository, options.segmenter)
+    result = measure(options.repository, options.segmenter, options.rounds)
     print(page(result))
     keeping.keep(options, result, page)
     return 0

@@ -25,19 +25,15 @@ import torch
 from benchmarks.common import keeping, machine, served_repository
 from benchmarks.common.figures import Goal, interval, ratio, spread
 from benchmarks.common.server import Launched, launched
-from benchmarks.common.sides import BenchmarkError, Side, positive, say, script, started
+from benchmarks.common.sides import BenchmarkError, Side, positive, reported, say, script, started
 from benchmarks.load.figures import Runs, pairs, summary
-from benchmarks.publishing.variants import (
-    UNCHECKED,
-    ExportVariant,
-    Published,
-    Segmenter,
-    Server,
-    checked,
-)
+from benchmarks.publishing.variants import UNCHECKED, Published, checked
 
 from slime_client import Segmenter as Client
+from slime_export.publish.server_control import Server
 from slime_optimize.backbone import Backbone, load_backbone
+from slime_optimize.segmenter import Segmenter
+from slime_repository.variant import Variant
 
 BAKED, SHARED = "car", "car-shared"
 CLIENTS = 8
@@ -57,7 +53,7 @@ class Bench:
     side: int
     segmenter: Segmenter
     backbone: Backbone
-    variant: ExportVariant
+    variant: Variant
 
     def ask(self, names: Sequence[str], runs: Runs | None = None, **order: Any) -> dict[str, Any]:
         """Give one order to the client."""
@@ -107,7 +103,7 @@ def prepared(options: argparse.Namespace) -> Iterator[Bench]:
             side=served_repository.image_side(repository, BAKED),
             segmenter=Segmenter.load(options.segmenter or original.parent / "segmenter"),
             backbone=load_backbone(options.backbone),
-            variant=ExportVariant(maps=options.maps),
+            variant=Variant(maps=options.maps),
         )
         bench.client.ask()
         for clients in (CLIENTS, 1):
@@ -241,14 +237,11 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     return result
 
 
-def main() -> int:
+@reported
+def main(argv: Sequence[str] | None = None) -> int:
     """Run the benchmark; return 1 where it cannot be measured."""
-    options = _arguments()
-    try:
-        result = measure(options)
-    except BenchmarkError as error:
-        say(f"error: {error}")
-        return 1
+    options = _arguments(argv)
+    result = measure(options)
     print(keeping.table(("figure", "wanted", "measured", ""), goals(result)))
     keeping.keep(options, result, page)
     return 0
@@ -257,9 +250,8 @@ def main() -> int:
 def _arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=Path("build/load"), help="where exports are kept")
-    parser.add_argument("--segmenter", type=Path, help="what is exported; default: random embeddings")
+    served_repository.add_options(parser)
     parser.add_argument("--backbone", default="embedded", help="the segmenter's: embedded, or a folder")
-    parser.add_argument("--maps", choices=["averaged", "weighted"], default="averaged", help="of both forms")
     parser.add_argument("--pairs", type=positive, default=300, help="of single requests")
     parser.add_argument("--rounds", type=positive, default=6, help="of runs with eight clients")
     parser.add_argument("--seconds", type=float, default=5.0, help="of each run")

@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 from benchmarks.common import keeping, machine
 from benchmarks.common.random_backbone import written
-from benchmarks.common.sides import ROOT, BenchmarkError, MissingError, Side, python, started
+from benchmarks.common.sides import ROOT, MissingError, Side, python, reported, started
 from benchmarks.pipeline.figures import PRODUCT, medians, page, plot, result_of, verdicts
 from benchmarks.pipeline.served_side import SESSIONS
 from benchmarks.pipeline.side import TORCH
@@ -165,6 +165,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     macs, masks = _counted(runner, variants, options)
     more = {name: of(runner, variants, options) for name, of in MORE.items() if getattr(options, name)}
     ready = list(runner.ready.values())
+    # PyTorch's sides know a GPU's name.
+    device = max((str(each["device"]) for each in ready), key=lambda name: (name != "cpu", len(name)))
     versions = {name: version for each in ready for name, version in each["versions"].items()}
     models = {
         key: {name: value for name, value in model.items() if name != "path"}
@@ -180,13 +182,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "models": models,
         **result_of(runs, batches, peaks, macs, masks),
         **more,
-        "machine": facts | {"device": _device(ready), "threads": options.threads, "versions": versions},
+        "machine": facts | {"device": device, "threads": options.threads, "versions": versions},
     }
-
-
-def _device(ready: Sequence[Mapping[str, Any]]) -> str:
-    """Return the GPU's name, which PyTorch's sides know, or `cpu`."""
-    return max((str(each["device"]) for each in ready), key=lambda name: (name != "cpu", len(name)))
 
 
 def _counted(
@@ -254,28 +251,9 @@ def disagreements(result: Mapping[str, Any]) -> list[str]:
     ]
 
 
+@reported
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the benchmark; return 1 where it cannot be measured, or where masks disagree on a GPU."""
-    options = _arguments(argv)
-    options.work = options.work.resolve()
-    options.work.mkdir(parents=True, exist_ok=True)
-    machine.set_threads(options.threads)  # PyTorch and ONNX Runtime are told besides
-    try:
-        result = measure(options)
-    except BenchmarkError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    plotted = options.page.with_suffix(".png") if options.page else Path("performance.png")
-    kept = keeping.keep(options, result, lambda results: page(results, plotted.name), result["shape"])
-    print("\n" + page({result["shape"]: result}).partition("\n## ")[2])
-    if options.page:
-        plot(kept, plotted)
-    for line in (wrong := disagreements(result)):
-        print(f"error: {line}", file=sys.stderr)
-    return 1 if wrong and options.device != "cpu" else 0
-
-
-def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=SHAPES, default="embedded")
     parser.add_argument("--backbone", help="a folder in diffusers layout, in place of the shape's weights")
@@ -295,7 +273,15 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     options.rounds = options.rounds or (20 if options.device == "cuda" else _ROUNDS.get(options.shape, _FEW))
     options.variants = options.variants or VARIANTS[options.device]
     options.batches = options.batches or BATCHES[options.device]
-    return options
+    options.work = options.work.resolve()
+    options.work.mkdir(parents=True, exist_ok=True)
+    machine.set_threads(options.threads)  # PyTorch and ONNX Runtime are told besides
+    result = measure(options)
+    keeping.keep(options, result, page, result["shape"], plot)
+    print("\n" + page({result["shape"]: result}).partition("\n## ")[2])
+    for line in (wrong := disagreements(result)):
+        print(f"error: {line}", file=sys.stderr)
+    return 1 if wrong and options.device != "cpu" else 0
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import gc
 import hashlib
+import itertools
 import json
 import os
 import shutil
@@ -34,8 +35,6 @@ import torch
 from benchmarks.common import random_backbone
 from benchmarks.common.pictures import picture
 from benchmarks.common.sides import MissingError
-from benchmarks.pipeline.served_side import Served
-from benchmarks.pipeline.side import Mask, Stages
 
 import slime_export.graph
 import slime_optimize.method
@@ -43,13 +42,15 @@ from slime_export.errors import EngineError, ExportError
 from slime_export.graph import engine_builder, inspection, lowering, onnx_export, precision
 from slime_export.graph.networks import Encoder, MapsUNet
 from slime_export.graph.quantisation import quantised
+from slime_export.graph.runtimes import OnnxModel
 from slime_export.graph.tracing import encoder_signature, unet_signature
+from slime_export.proof.parity import ExportedSegmenter
 from slime_export.proof.report import LOWER
 from slime_optimize.backbone import Backbone, load_backbone
 from slime_optimize.errors import BackboneError
 from slime_optimize.method.prediction import Predictor
 from slime_optimize.segmenter import Segmenter
-from slime_repository.record import png
+from slime_repository.contract import MAX_BATCH
 from slime_repository.variant import Variant
 from slime_was.tensors import LATENTS
 
@@ -78,7 +79,12 @@ class Exports:
 
     @classmethod
     def of(cls, backbone: Backbone, work: Path, **more: Any) -> Exports:
-        folder = work / _key(backbone)
+        digest = hashlib.sha256(backbone.hash.encode())
+        for decisive in _DECISIVE:
+            path = Path(decisive.__file__)
+            for source in sorted(path.parent.rglob("*.py")) if path.name == "__init__.py" else [path]:
+                digest.update(source.read_bytes())
+        folder = work / digest.hexdigest()[:16]
         folder.mkdir(parents=True, exist_ok=True)
         return cls(backbone=backbone, folder=folder, **more)
 
@@ -137,8 +143,8 @@ class Exports:
             source = Path(self.made(f"{base}_fp16", name)["path"])
             try:
                 # Kernels are chosen for the largest batch: throughput is what a GPU is measured for.
-                most, times = engine_builder.Options().max_batch, self.folder / ".tensorrt-timing"
-                engine_builder.build(source, folder, engine_builder.Options(opt_batch=most, timing_cache=times))
+                times = self.folder / ".tensorrt-timing"
+                engine_builder.build(source, folder, engine_builder.Options(opt_batch=MAX_BATCH, timing_cache=times))
             except (ExportError, EngineError) as error:
                 raise MissingError(str(error)) from error
             shutil.copy(source.parent / COUNTS, folder)
@@ -154,62 +160,44 @@ class Exports:
 
     def _agreeing(self, exact: str, name: str, pictures: Sequence[npt.NDArray[np.uint8]]) -> Callable[[Path], bool]:
         """Return whether a UNet gives the masks of the `exact` one, by the gate that exports are held to."""
-        files = [png(each) for each in pictures[:_TRIED]]
+        expected = self.exported(name, exact).masks(pictures[:_TRIED])
 
-        def masks(unet: Path | str) -> list[Mask]:
-            return self.served("encoder", name, unet).masks(files, Stages())
+        def agrees(path: Path) -> bool:
+            pairs = zip(self.exported(name, path).masks(pictures[:_TRIED]), expected, strict=True)
+            return float(np.mean([one == other for one, other in pairs])) >= LOWER.mask_agreement
 
-        expected = masks(exact)
-        return lambda path: (
-            float(np.mean([a == b for a, b in zip(masks(path), expected, strict=True)])) >= LOWER.mask_agreement
-        )
+        return agrees
 
-    def served(self, encoder: str, name: str, unet: Path | str) -> Served:
-        """Return the encoder and the file of a UNet, ready to segment on the CPU."""
-        paths = {"encoder": self.made(encoder, name)["path"], "unet": unet}
-        options = {"device": "cpu", "threads": torch.get_num_threads(), "session": "served"}
-        return Served(argparse.Namespace(**paths, **options, pixels=self.backbone.image_size))
-
-
-def _key(backbone: Backbone) -> str:
-    digest = hashlib.sha256(backbone.hash.encode())
-    for decisive in _DECISIVE:
-        path = Path(decisive.__file__)
-        for source in sorted(path.parent.rglob("*.py")) if path.name == "__init__.py" else [path]:
-            digest.update(source.read_bytes())
-    return digest.hexdigest()[:16]
+    def exported(self, name: str, unet: Path | str) -> ExportedSegmenter:
+        """Return the segmenter of that name with the file of its UNet, ready to segment on the CPU."""
+        segmenter, encoder = Segmenter.load(self.segmenter(name)), self.made("encoder", name)["path"]
+        settings = segmenter.settings
+        postprocess = settings.postprocess(segmenter.image_size)
+        return ExportedSegmenter(OnnxModel(Path(encoder)), OnnxModel(Path(unet)), postprocess, settings.channel_order)
 
 
 def main() -> None:
-    options = _arguments()
-    torch.set_num_threads(options.threads)
-    with redirect_stdout(sys.stderr):
-        exports = Exports.of(load_backbone(options.backbone), options.work)
-        told: dict[str, Any] = {
-            "image_size": exports.backbone.image_size,
-            "segmenters": {parts: str(exports.segmenter(parts)) for parts in options.parts},
-            "models": {
-                f"{form}-{parts}": _told(exports, form, parts) for parts in options.parts for form in options.forms
-            },
-        }
-    print(json.dumps(told))
-
-
-def _told(exports: Exports, form: str, name: str) -> dict[str, Any]:
-    try:
-        return exports.made(form, name)
-    except MissingError as error:
-        return {"missing": str(error)}
-
-
-def _arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("backbone", help="embedded, or a folder in diffusers layout")
     parser.add_argument("work", type=Path)
     parser.add_argument("--parts", nargs="+", default=["6"])
     parser.add_argument("--forms", nargs="+", choices=FORMS, default=FORMS)
     parser.add_argument("--threads", type=int, default=1)
-    return parser.parse_args(argv)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    with redirect_stdout(sys.stderr):
+        exports = Exports.of(load_backbone(options.backbone), options.work)
+        told: dict[str, Any] = {
+            "image_size": exports.backbone.image_size,
+            "segmenters": {parts: str(exports.segmenter(parts)) for parts in options.parts},
+            "models": {},
+        }
+        for parts, form in itertools.product(options.parts, options.forms):
+            try:
+                told["models"][f"{form}-{parts}"] = exports.made(form, parts)
+            except MissingError as error:
+                told["models"][f"{form}-{parts}"] = {"missing": str(error)}
+    print(json.dumps(told))
 
 
 if __name__ == "__main__":

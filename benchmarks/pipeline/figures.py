@@ -56,7 +56,7 @@ LOST = Goal(label="points of mean IoU that a class loses, at most", relation="â‰
 
 
 def _goals(shape: str, on_gpu: bool) -> dict[str, Goal]:
-    """What is wanted of each figure that `measured` knows."""
+    """Return what is wanted of each figure, by its name."""
     three = ("â‰¥", 3.0)
     wanted: dict[str, tuple[str, float]] = {}
     if shape == "embedded" and not on_gpu:
@@ -198,22 +198,14 @@ def page(results: Mapping[str, Result], plotted: str = "performance.png") -> str
 
 def plot(results: Mapping[str, Result], path: Path) -> None:
     """Draw bars of the stages, a panel for each shape."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
-
     results = {shape: result for shape, result in results.items() if "rows" in result}
-    figure, panels = plt.subplots(len(results), 1, figsize=(9, 0.6 + 2.6 * len(results)), squeeze=False)
-    for panel, (shape, result) in zip(panels[:, 0], results.items(), strict=True):
-        rows = dict(reversed(result["rows"].items()))
-        left = [0.0] * len(rows)
-        for stage, label in _STAGES.items():
-            widths = [row["stages_ms"][stage] for row in rows.values()]
-            panel.barh([NAMES[name] for name in rows], widths, left=left, label=label)
-            left = [start + width for start, width in zip(left, widths, strict=True)]
-        panel.set_title(f"{SHAPES.get(shape, shape)}: ms of one image", loc="left")
-    panels[0, 0].legend(fontsize="small")
-    figure.tight_layout()
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    with keeping.drawn(path, len(results), 1, (9, 0.6 + 2.6 * len(results))) as panels:
+        for panel, (shape, result) in zip(panels[:, 0], results.items(), strict=True):
+            rows = dict(reversed(result["rows"].items()))
+            left = [0.0] * len(rows)
+            for stage, label in _STAGES.items():
+                widths = [row["stages_ms"][stage] for row in rows.values()]
+                panel.barh([NAMES[name] for name in rows], widths, left=left, label=label)
+                left = [start + width for start, width in zip(left, widths, strict=True)]
+            panel.set_title(f"{SHAPES.get(shape, shape)}: ms of one image", loc="left")
+        panels[0, 0].legend(fontsize="small")

@@ -22,7 +22,7 @@ from typing import Any
 from benchmarks.common import keeping, machine
 from benchmarks.common.figures import Goal
 from benchmarks.common.random_backbone import written
-from benchmarks.common.sides import BenchmarkError, Side, python, started
+from benchmarks.common.sides import BenchmarkError, Side, python, reported, started
 from benchmarks.pipeline.figures import SHAPES
 
 LESSONS = {"published": ("published",), "ours": ("guided", "plain", "guided_reused", "plain_reused")}
@@ -141,13 +141,11 @@ def page(results: Mapping[str, Any]) -> str:
     return keeping.render("pipeline/optimize.md.j2", results=results, **labels)
 
 
+@reported
 def main(argv: Sequence[str] | None = None) -> int:
+    """Run the benchmark; return 1 where it cannot be measured."""
     options = _arguments(argv)
-    try:
-        result = measure(options)
-    except BenchmarkError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    result = measure(options)
     print("\n" + page({result["shape"]: result}).partition("\n## ")[2])
     keeping.keep(options, result, page, result["shape"])
     return 0

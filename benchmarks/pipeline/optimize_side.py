@@ -12,11 +12,12 @@ Shape suffixes: B batch, S image side, h, w latent sides, T tokens, D width, K p
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import sys
 import time
+import weakref
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
 from contextlib import redirect_stdout
 from dataclasses import replace
 from pathlib import Path
@@ -26,21 +27,23 @@ import numpy as np
 import torch
 from benchmarks.common import machine
 from benchmarks.common.sides import work
-from benchmarks.common.tensor_watch import Watch
 from benchmarks.pipeline.published import PublishedStep, sampled
 from diffusers import DDIMScheduler, UNet2DConditionModel
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from slime_image import fit
 from slime_optimize.backbone import EMBEDDED, Backbone, embedded_folder, load_backbone
 from slime_optimize.backbone_folder import TOKENS
 from slime_optimize.data.annotations.example import Example
+from slime_optimize.layers import Layers
 from slime_optimize.method.augmentation import views
 from slime_optimize.method.losses import Losses, Stepper
 from slime_optimize.method.training import initial_text
 from slime_optimize.presets import PAPER, REFERENCE
 from slime_optimize.segmenter import in_place, library_versions
-from slime_optimize.settings import Layers, Settings
+from slime_optimize.settings import Settings
 
 VIEW_USES = 3  # steps that share an encoded view, where that is measured
 _LIBRARIES_BYTES = 6e8  # PyTorch and diffusers, before they hold any tensor
@@ -119,16 +122,11 @@ class Ours(Lesson):
         super().__init__(backbone, [self._start_1TD[0, 1:parts].clone().requires_grad_(True)], settings)
         self._stepper = Stepper(backbone=backbone, settings=settings, parts=parts, seed=0)
         self._stepper.empty_prompt  # noqa: B018  encoded once in a run, and not while a step is measured
-        self._views = self._warm_and_then(backbone, example(backbone.image_size, parts), settings, steps)
-        self._turn = 0
-
-    @staticmethod
-    def _warm_and_then(
-        backbone: Backbone, image: Example, settings: Settings, steps: int
-    ) -> Iterator[tuple[Tensor, Tensor]]:
         # Apart, so that the steps that count pay for all that is encoded for them, and for nothing else.
-        yield from views(backbone, [image], settings, 1, 1)
-        yield from views(backbone, [image], settings, 0, steps)
+        examples = [example(backbone.image_size, parts)]
+        warm_up, counting = views(backbone, examples, settings, 1, 1), views(backbone, examples, settings, 0, steps)
+        self._views = itertools.chain(warm_up, counting)
+        self._turn = 0
 
     def encoded(self) -> tuple[Tensor, Tensor]:
         return next(self._views)
@@ -192,6 +190,39 @@ def _activations(unet: Any, side: int, parts: int) -> int:
     return int(watch.peak_bytes)
 
 
+class Watch(TorchDispatchMode):
+    """Watch every tensor that PyTorch makes inside a with-block, forward and backward, on meta tensors too.
+
+    `largest`: elements of the largest tensor made. `peak_bytes`: most bytes alive at once of those made.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.largest = 0
+        self.peak_bytes = 0
+        self._alive_bytes = 0
+        self._known: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for made in tree_leaves(result):
+            # An expanded view names more elements than there are.
+            if isinstance(made, Tensor):
+                storage = made.untyped_storage()
+                size, key = storage.nbytes(), storage._cdata
+                self.largest = max(self.largest, min(made.numel(), size // made.element_size()))
+                if key not in self._known:
+                    self._known.add(key)
+                    self._alive_bytes += size
+                    self.peak_bytes = max(self.peak_bytes, self._alive_bytes)
+                    weakref.finalize(storage, self._forget, key, size)
+        return result
+
+    def _forget(self, key: int, size: int) -> None:
+        self._known.discard(key)
+        self._alive_bytes -= size
+
+
 def serve(taught: dict[str, Lesson], orders: TextIO | None = None, answers: TextIO | None = None) -> None:
     """Take a step of every lesson to warm up, then one for each order, {"lesson": NAME}."""
     for lesson in taught.values():
@@ -206,7 +237,15 @@ def serve(taught: dict[str, Lesson], orders: TextIO | None = None, answers: Text
 
 
 def main() -> None:
-    options = _arguments()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("side", choices=["published", "ours", "forecast"])
+    parser.add_argument("backbone", help="embedded, or a folder in diffusers layout")
+    parser.add_argument("--pixels", type=int, help="of an image's side")
+    parser.add_argument("--parts", type=int, default=6)
+    parser.add_argument("--steps", type=int, default=1, help="how many will be told, after the first")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", default="cpu")
+    options = parser.parse_args()
     if options.side == "forecast":
         with redirect_stdout(sys.stderr):
             told = forecast(options.backbone, options.pixels, options.parts)
@@ -216,18 +255,6 @@ def main() -> None:
     torch.manual_seed(0)
     backbone = sized(load_backbone(options.backbone, options.device), options.pixels)
     serve(lessons(options.side, backbone, options.parts, options.steps))
-
-
-def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("side", choices=["published", "ours", "forecast"])
-    parser.add_argument("backbone", help="embedded, or a folder in diffusers layout")
-    parser.add_argument("--pixels", type=int, help="of an image's side")
-    parser.add_argument("--parts", type=int, default=6)
-    parser.add_argument("--steps", type=int, default=1, help="how many will be told, after the first")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--device", default="cpu")
-    return parser.parse_args()
 
 
 if __name__ == "__main__":

@@ -26,41 +26,29 @@ from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor
 
 from slime_optimize.backbone import Backbone
+from slime_optimize.layers import Layers
 from slime_optimize.method.losses import Losses
+from slime_optimize.method.processors import PlainAttnProcessor
 from slime_optimize.segmenter import Segmenter
-from slime_optimize.settings import Layers
 
 GUIDANCE = 100.0
 DIFFUSION_WEIGHT = 0.005
 
 
 @dataclass(kw_only=True)
-class _Scores:
+class _Scores(PlainAttnProcessor):
     """An attention processor that holds scores and probabilities of all heads; `kept` gets the scores."""
 
     name: str
     kept: dict[str, Tensor] | None = field(default=None, repr=False)
 
-    def __call__(
-        self,
-        attn: Any,
-        hidden_states: Tensor,
-        encoder_hidden_states: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        temb: Tensor | None = None,
-    ) -> Tensor:
-        text = hidden_states if encoder_hidden_states is None else encoder_hidden_states
-        query, key, value = (
-            attn.head_to_batch_dim(to(x))
-            for to, x in ((attn.to_q, hidden_states), (attn.to_k, text), (attn.to_v, text))
-        )
-        room = query.new_empty(query.shape[0], query.shape[1], key.shape[1])
-        scores = torch.baddbmm(room, query, key.transpose(1, 2), beta=0, alpha=attn.scale)
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+        queries, keys, values = (each.flatten(0, 1) for each in (query, key, value))
+        room = queries.new_empty(queries.shape[0], queries.shape[1], keys.shape[1])
+        scores = torch.baddbmm(room, queries, keys.transpose(1, 2), beta=0, alpha=scale)
         if self.kept is not None:
             self.kept[self.name] = scores
-        mixed = attn.batch_to_head_dim(torch.bmm(scores.softmax(-1), value))
-        result: Tensor = attn.to_out[1](attn.to_out[0](mixed))
-        return result
+        return torch.bmm(scores.softmax(-1), values).view_as(query)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,11 +74,8 @@ class PublishedStep:
         logits_Khw = torch.stack([over_heads(kept[name], self.parts, size) for name in self.layers.cross]).mean(0)[1]
         self_Nhw = torch.stack([attended(kept[name], size) for name in self.layers.self_]).mean(0)
         kept.clear()
-        return self._sum(logits_Khw, self_Nhw, mask_hw, _guided(answer_B4hw), noise_14hw)
-
-    def _sum(
-        self, logits_Khw: Tensor, self_Nhw: Tensor, mask_hw: Tensor, guided_14hw: Tensor, noise_14hw: Tensor
-    ) -> Losses:
+        free_14hw, told_14hw = answer_B4hw.chunk(2)
+        guided_14hw = free_14hw + GUIDANCE * (told_14hw - free_14hw)
         truth_Khw = (mask_hw == torch.arange(self.parts, device=mask_hw.device)[:, None, None]).to(logits_Khw.dtype)
         entropy = F.cross_entropy(logits_Khw[None], mask_hw[None], weight=_weights(truth_Khw))
         cross_Khw = F.interpolate(logits_Khw.softmax(0)[None], mask_hw.shape, mode="bilinear")[0]
@@ -122,7 +107,7 @@ class PublishedInference:
 
     @classmethod
     def of(cls, segmenter: Segmenter, backbone: Backbone) -> PublishedInference:
-        """For a segmenter's embeddings, threshold, timestep and layers."""
+        """Return the inference with a segmenter's embeddings, threshold, timestep and layers."""
         settings = segmenter.settings
         return cls(
             unet=backbone.unet,
@@ -138,18 +123,18 @@ class PublishedInference:
         )
 
     def __call__(self, pixels_B3SS: Tensor) -> Tensor:
-        """Pixels in [-1, 1] -> masks of part numbers, int64 (B,S,S). One by one: its batch is the two halves."""
+        """Return masks of part numbers, int64 (B,S,S), one after the other: the batch is the two halves."""
         side = int(pixels_B3SS.shape[-1])
         return torch.stack([self.scores(*self.maps(self.encode(one[None])), side).argmax(0) for one in pixels_B3SS])
 
     @torch.no_grad()
     def encode(self, pixels_13SS: Tensor) -> Tensor:
-        """Latents (1,4,h,w)."""
+        """Return latents (1,4,h,w)."""
         return sampled(self.vae, pixels_13SS)
 
     @torch.no_grad()
     def maps(self, latents_14hw: Tensor, noise_14hw: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Cross maps (K,h,w), and a self-attention map (h,w) of queries for each key (N,h,w)."""
+        """Return cross maps (K,h,w), and a self-attention map of queries for each key (N,h,w)."""
         noise_14hw = torch.randn_like(latents_14hw) if noise_14hw is None else noise_14hw
         step = torch.tensor([self.timestep], device=latents_14hw.device)
         noised_14hw = self.scheduler.add_noise(latents_14hw, noise_14hw, step)
@@ -164,7 +149,7 @@ class PublishedInference:
 
     @torch.no_grad()
     def scores(self, cross_Khw: Tensor, self_Nhw: Tensor, side: int) -> Tensor:
-        """What the mask is the argmax of, (K,S,S); 0 for parts that are left out."""
+        """Return what the mask is the argmax of, (K,S,S); 0 for parts that are left out."""
         scores_KSS = cross_Khw.new_zeros(self.parts, side, side)
         cross_KN = cross_Khw.flatten(1)
         kept = torch.where(cross_KN.amax(1) >= self.threshold)[0].tolist()
@@ -182,14 +167,18 @@ class PublishedInference:
 
 
 def sampled(vae: Any, pixels_13SS: Tensor) -> Tensor:
-    """Pixels in [-1, 1] -> a sample of the VAE's posterior, scaled (1,4,h,w)."""
-    with _written_out(vae):
+    """Return a sample of the VAE's posterior of pixels in [-1, 1], scaled (1,4,h,w)."""
+    before = dict(vae.attn_processors)
+    try:
+        vae.set_attn_processor(AttnProcessor())  # its one attention by diffusers' unfused processor
         sample: Tensor = vae.encode(pixels_13SS).latent_dist.sample()
+    finally:
+        vae.set_attn_processor(before)
     return sample * float(vae.config.scaling_factor)
 
 
 def over_heads(maps_XMT: Tensor, parts: int, size: tuple[int, int]) -> Tensor:
-    """A cross layer's maps of both halves' heads -> means over heads (B,K,h,w); only the second is used."""
+    """Return the means over heads (B,K,h,w) of a cross layer's maps of both halves; only the second is used."""
     halves = torch.stack(maps_XMT.chunk(2))  # (B,H,M,T)
     side = math.isqrt(halves.shape[2])
     chosen = halves[..., torch.arange(parts, device=halves.device)]
@@ -198,20 +187,15 @@ def over_heads(maps_XMT: Tensor, parts: int, size: tuple[int, int]) -> Tensor:
 
 
 def attended(scores_XNN: Tensor, size: tuple[int, int]) -> Tensor:
-    """A self layer's scores [query, key] -> probabilities of the conditional half, a map of queries a key (N,h,w)."""
+    """Return a map of queries for each key (N,h,w), probabilities of the conditional half, of a self layer's scores."""
     of_text = scores_XNN[scores_XNN.shape[0] // 2 :].softmax(-1)
     side = math.isqrt(of_text.shape[1])
     maps_HNhw = of_text.reshape(-1, side, side, of_text.shape[2]).permute(0, 3, 1, 2)
     return F.interpolate(maps_HNhw, size, mode="bilinear").mean(0)
 
 
-def _guided(answer_B4hw: Tensor) -> Tensor:
-    free_14hw, told_14hw = answer_B4hw.chunk(2)
-    return free_14hw + GUIDANCE * (told_14hw - free_14hw)
-
-
 def _weights(truth_Khw: Tensor) -> Tensor:
-    """Foreground pixels / the part's pixels; the background weighs 1, what is absent 0. (K,)"""
+    """Return each part's weight (K,): foreground pixels / its own; the background weighs 1, what is absent 0."""
     counts_K = truth_Khw.sum((1, 2))
     counts_K[0] = 0
     weights_K = torch.where(counts_K > 0, counts_K.sum() / (counts_K + 1e-6), 0.0)
@@ -221,7 +205,7 @@ def _weights(truth_Khw: Tensor) -> Tensor:
 
 @contextmanager
 def keeping(unet: Any, layers: Layers, kept: dict[str, Tensor]) -> Iterator[None]:
-    """The plain processors on every attention, for the length of a with-block; the chosen ones' scores go to `kept`."""
+    """Set plain processors on every attention for the length of a with-block; the chosen ones' scores go to `kept`."""
     chosen = {*layers.cross, *layers.self_}
     before = dict(unet.attn_processors)
     names = {key: key.removesuffix(".processor") for key in before}
@@ -232,14 +216,3 @@ def keeping(unet: Any, layers: Layers, kept: dict[str, Tensor]) -> Iterator[None
         yield
     finally:
         unet.set_attn_processor(before)
-
-
-@contextmanager
-def _written_out(vae: Any) -> Iterator[None]:
-    """The VAE's one attention with diffusers' unfused processor, for the length of a with-block."""
-    before = dict(vae.attn_processors)
-    try:
-        vae.set_attn_processor(AttnProcessor())
-        yield
-    finally:
-        vae.set_attn_processor(before)

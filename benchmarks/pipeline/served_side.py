@@ -1,4 +1,4 @@
-"""The exported networks in one process, without the server around them, and the machine's fastest matrix product.
+"""The exported networks in one process, or behind the server, and the machine's fastest matrix product.
 
 ONNX files run in ONNX Runtime, engines in TensorRT. Importing this module imports no PyTorch.
 """
@@ -6,8 +6,10 @@ ONNX files run in ONNX Runtime, engines in TensorRT. Importing this module impor
 from __future__ import annotations
 
 import argparse
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ from onnx import TensorProto, helper
 import slime_was
 from slime_was.tensors import ACCUMULATED, CROSS, LATENTS, PIXELS, POSTPROCESS, SELF
 
+_PUBLISHED_AS = "measured"
 PRODUCT_SIDE = 3072  # of the two matrices that are multiplied
 Arrays = Mapping[str, Any]
 
@@ -119,6 +122,45 @@ def opened(path: Path, options: argparse.Namespace) -> Any:
     return onnxruntime.InferenceSession(str(path), wanted, providers=providers)
 
 
+class Triton(Variant):
+    """The same ONNX files behind serve/launch.py, from bytes to masks over gRPC on loopback.
+
+    The stage `unet` holds all of the time; peak memory is the client's alone.
+    """
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        # Imported here, so that the memory of the other variants does not hold them; publishing needs PyTorch.
+        from benchmarks.common.served_repository import Networks
+        from benchmarks.common.server import launched
+        from benchmarks.publishing.variants import UNCHECKED, Published
+
+        from slime_client import Segmenter as Client
+        from slime_optimize.segmenter import Segmenter
+        from slime_repository.variant import Variant as Exported
+
+        self._threads, self.image_size = options.threads, options.pixels
+        self._stack = ExitStack()
+        repository = Path(self._stack.enter_context(tempfile.TemporaryDirectory(dir=options.unet.parents[1])))
+        variant = Exported(maps="weighted" if options.unet.parent.name.startswith("weighted") else "averaged")
+        segmenter, networks = Segmenter.load(options.segmenter), Networks(options.encoder, options.unet)
+        published = Published(segmenter=segmenter, check=UNCHECKED, networks=networks, variant=variant)
+        published.publish(repository, _PUBLISHED_AS, None)
+        words = ("--no-verify", "--threads", str(options.threads))
+        server = self._stack.enter_context(launched(repository, *words))
+        self._client = self._stack.enter_context(Client(server.url, _PUBLISHED_AS))
+
+    @property
+    def about(self) -> dict[str, Any]:
+        return {"device": "cpu", "threads": self._threads, "versions": {}}
+
+    def masks(self, files: Sequence[bytes], stage: Stages) -> list[Mask]:
+        with stage("unet"):
+            return [self._client.segment(each, timeout=600).array for each in files]
+
+    def close(self) -> None:
+        self._stack.close()
+
+
 class Product(Variant):
     """What the machine can do: a large fp32 matrix product, in PyTorch and in ONNX Runtime.
 
@@ -166,3 +208,6 @@ def _product_session(right: Any, threads: int) -> Any:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+
+MADE: dict[str, Callable[[argparse.Namespace], Variant]] = {"served": Served, "triton": Triton, "product": Product}

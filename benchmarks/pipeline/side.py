@@ -20,7 +20,6 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -90,24 +89,19 @@ class Variant(ABC):
         return [(image.shape[0], image.shape[1]) for image in images], fitted
 
 
-@lru_cache(maxsize=64)
-def _file(side: int, seed: int) -> bytes:
-    return encoded(side, seed)
-
-
 def serve(variant: Variant, orders: TextIO | None = None, answers: TextIO | None = None) -> None:
     """Warm up with two runs, as a runtime may plan its memory by the first; then answer each order."""
 
     def run(order: dict[str, Any]) -> dict[str, float]:
         side, first = order.get("side", variant.image_size), order.get("first", 0)
-        files = [_file(side, seed) for seed in range(first, first + order.get("batch", 1))]
+        files = [encoded(side, seed) for seed in range(first, first + order.get("batch", 1))]
         stage, begin = variant.stages(), time.perf_counter()
         variant.masks(files, stage)
         return stage.seconds | {"total": time.perf_counter() - begin}
 
     def obey(order: dict[str, Any]) -> dict[str, Any]:
         if "save" in order:
-            masks = variant.masks([_file(variant.image_size, seed) for seed in SAVED], variant.stages())
+            masks = variant.masks([encoded(variant.image_size, seed) for seed in SAVED], variant.stages())
             np.save(order["save"], np.stack(masks))
             return {"saved": order["save"]}
         if "count" in order:
@@ -124,37 +118,16 @@ def serve(variant: Variant, orders: TextIO | None = None, answers: TextIO | None
 
 def opened(options: argparse.Namespace) -> Variant:
     """Return the variant that the options name. Raises MissingError if it cannot run here."""
-    if options.kind == "served":
-        from benchmarks.pipeline.served_side import Served
+    if options.kind in TORCH:
+        from benchmarks.pipeline import torch_side
 
-        return Served(options)
-    if options.kind == "triton":
-        from benchmarks.pipeline.triton_side import Triton
+        return torch_side.MADE[options.kind](options)
+    from benchmarks.pipeline import served_side
 
-        return Triton(options)
-    if options.kind == "product":
-        from benchmarks.pipeline.served_side import Product
-
-        return Product(options)
-    from benchmarks.pipeline.torch_side import MADE
-
-    return MADE[options.kind](options)
+    return served_side.MADE[options.kind](options)
 
 
 def main() -> None:
-    options = _arguments()
-    try:
-        variant = opened(options)
-    except MissingError as error:
-        print(json.dumps({"missing": str(error)}), flush=True)
-        return
-    try:
-        serve(variant)
-    finally:
-        variant.close()
-
-
-def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("kind", choices=KINDS)
     parser.add_argument("--segmenter", type=Path, help="what PyTorch runs")
@@ -165,7 +138,16 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--session", default="served", help="options of ONNX Runtime's session, by name")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=1)
-    return parser.parse_args()
+    options = parser.parse_args()
+    try:
+        variant = opened(options)
+    except MissingError as error:
+        print(json.dumps({"missing": str(error)}), flush=True)
+        return
+    try:
+        serve(variant)
+    finally:
+        variant.close()
 
 
 if __name__ == "__main__":

@@ -98,17 +98,16 @@ class Published(_Torch):
             return self._form.maps(latents_14hw)
 
     def masks(self, files: Sequence[bytes], stage: Stages) -> list[Mask]:
-        return [self._mask(each, stage) for each in files]
-
-    def _mask(self, file: bytes, stage: Stages) -> Mask:
-        with stage("fit"):
-            pixels_13SS = torch.from_numpy(self.decoded([file])[1]).to(self.device)
-        maps = self.maps(pixels_13SS, stage)
-        with stage("postprocess"):
-            scores_KSS = self._form.scores(*maps, self.image_size)
-        with stage("mask"):
-            mask_SS: Mask = scores_KSS.argmax(0).byte().cpu().numpy()
-        return mask_SS
+        masks: list[Mask] = []
+        for file in files:
+            with stage("fit"):
+                pixels_13SS = torch.from_numpy(self.decoded([file])[1]).to(self.device)
+            maps = self.maps(pixels_13SS, stage)
+            with stage("postprocess"):
+                scores_KSS = self._form.scores(*maps, self.image_size)
+            with stage("mask"):
+                masks.append(scores_KSS.argmax(0).byte().cpu().numpy())
+        return masks
 
 
 class Ours(_Torch):

@@ -15,6 +15,7 @@ import argparse
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ import torch
 from benchmarks.common import keeping, machine
 from benchmarks.common.figures import spread
 from benchmarks.common.server import launched
-from benchmarks.common.sides import BenchmarkError, positive
+from benchmarks.common.sides import BenchmarkError, positive, reported
 from benchmarks.publishing.run import Run
 from benchmarks.publishing.variants import Watched, ask, exported, removed
 from tritonclient import grpc
@@ -92,24 +93,9 @@ def new_names(run: Run, count: int) -> tuple[list[float], list[float]]:
     return published, gone
 
 
-def main() -> int:
+@reported
+def main(argv: Sequence[str] | None = None) -> int:
     """Run it; return 1 where a request was lost or answered wrongly, or nothing could be measured."""
-    options = _arguments()
-    torch.set_num_threads(1)
-    backbone = load_backbone(options.backbone)
-    result: dict[str, Any] = {"machine": machine.facts()}
-    try:
-        for embedding in options.embedding:
-            result[embedding] = measured(embedding, backbone, options)
-    except BenchmarkError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    print(keeping.compact(result), end="")
-    keeping.keep(options, result)
-    return 1 if any(result[each]["errors_or_wrong"] for each in options.embedding) else 0
-
-
-def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--embedding", nargs="+", choices=FORMS, default=list(FORMS), help="forms")
     parser.add_argument("--backbone", default="embedded", help="embedded, or a folder in diffusers layout")
@@ -118,7 +104,15 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--rollbacks", type=positive, default=5)
     parser.add_argument("--new-names", type=positive, default=5)
     keeping.add_options(parser, page=False)
-    return parser.parse_args()
+    options = parser.parse_args(argv)
+    torch.set_num_threads(1)
+    backbone = load_backbone(options.backbone)
+    result: dict[str, Any] = {"machine": machine.facts()}
+    for embedding in options.embedding:
+        result[embedding] = measured(embedding, backbone, options)
+    print(keeping.compact(result), end="")
+    keeping.keep(options, result)
+    return 1 if any(result[each]["errors_or_wrong"] for each in options.embedding) else 0
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from benchmarks.common.random_backbone import random_segmenter
 from benchmarks.common.served_repository import Networks
 from tritonclient import grpc
 
+from slime_export.forms import group_of
 from slime_export.options import ExportOptions
 from slime_export.pipeline import export
 from slime_export.publish.changes import linked
@@ -26,20 +27,18 @@ from slime_export.publish.lock import staging
 from slime_export.publish.maintenance import remove, rollback
 from slime_export.publish.publication import Candidate, publish
 from slime_export.publish.server_control import Server
-from slime_export.shared_form import group_of
 from slime_optimize.backbone import Backbone
 from slime_optimize.method.prediction import Predictor
 from slime_optimize.segmenter import Segmenter
 from slime_repository.contract import VAE_ENCODER, unet_name
 from slime_repository.record import Check, Mask, png
 from slime_repository.shared_contract import Group
-from slime_repository.variant import Variant as ExportVariant
+from slime_repository.variant import Variant
 from slime_was.tensors import DESCRIPTION, IMAGE, MASK, SEGMENTER
 
 NAME = "car"
 AGREEMENT = 0.999  # of a mask's pixels
 UNCHECKED = Check(image=b"", mask_HW=np.zeros((1, 1), np.uint8), agreement=0.0, training_image=False)
-__all__ = ["ExportVariant", "Segmenter", "Server"]
 
 
 def quiet(line: str) -> None:
@@ -57,7 +56,7 @@ class Published:
     check: Check
     shared: bool = False
     networks: Networks | None = None
-    variant: ExportVariant = field(default_factory=ExportVariant)
+    variant: Variant = field(default_factory=Variant)
 
     def publish(self, repository: Path, name: str, server: Server | None) -> int:
         """Publish it under `name`; return the version that it got."""
@@ -96,7 +95,7 @@ def exported(root: Path, count: int, backbone: Backbone, embedding: str) -> tupl
         begun = time.perf_counter()
         export(ExportOptions(folder=folder / NAME, repository=folder / "repository", embedding=embedding), say=quiet)
         seconds.append(time.perf_counter() - begun)
-        shared = group_of(segmenter, ExportVariant()).unet
+        shared = group_of(segmenter, Variant()).unet
         unet = shared if embedding == "shared" else unet_name(NAME)
         files = (folder / "repository" / model / "1" / "model.onnx" for model in (VAE_ENCODER, unet))
         check = checked(segmenter, backbone, 0, AGREEMENT)

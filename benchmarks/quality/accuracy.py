@@ -17,39 +17,18 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from benchmarks.common import keeping
 from benchmarks.common.sides import ROOT, MissingError
 from benchmarks.pipeline.exports import Exports
 from benchmarks.pipeline.figures import page
-from benchmarks.pipeline.served_side import Served
-from benchmarks.pipeline.side import Stages
-from benchmarks.quality.laboratory import Job, Laboratory, Trial
+from benchmarks.quality.laboratory import Job, Laboratory, add_options
 from benchmarks.quality.study import Measurement, Optimisation
 
-from slime_backbone.scene import KINDS
-from slime_optimize.evaluation import confusions
-from slime_optimize.metrics import report
-from slime_repository.record import png
+from slime_export.proof import parity
 
 FORMS = ("weighted", "int8", "tiny")
 _CALIBRATION = "train-10"
-
-
-class _Files:
-    """Served networks, asked for the masks of images one by one, as files."""
-
-    batch_size = 1
-
-    def __init__(self, served: Served) -> None:
-        self._served = served
-
-    def masks(
-        self, images_HW3: Sequence[npt.NDArray[np.uint8]], *, use_was: bool = True
-    ) -> list[npt.NDArray[np.uint8]]:
-        return self._served.masks([png(image) for image in images_HW3], Stages())
 
 
 def mean_iou(form: str, kind: str, seed: int, laboratory: Laboratory, work: Path) -> float:
@@ -64,14 +43,13 @@ def mean_iou(form: str, kind: str, seed: int, laboratory: Laboratory, work: Path
     folder = laboratory.segmenter(job)
     pictures = [read().image_HW3 for read in laboratory.data(kind, _CALIBRATION).images]
     exports = Exports.of(laboratory.backbone, work, given={folder.name: folder}, pictures=pictures)
-    served = _Files(exports.served("encoder", folder.name, exports.made(form, folder.name)["path"]))
-    data = laboratory.data(kind, "test")
-    return report(confusions(served, data), data.parts).mean
+    exported = exports.exported(folder.name, exports.made(form, folder.name)["path"])
+    return parity.mean_iou(exported, laboratory.data(kind, "test"))
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Return the mean IoU by form and class, over the seeds, and what each form loses against fp32."""
-    laboratory = Laboratory(cache=options.cache, backbone_name="embedded", trial=Trial(steps=options.steps))
+    laboratory = Laboratory.of(options)
     miou: dict[str, dict[str, float]] = {}
     for form in options.forms:
         try:
@@ -91,26 +69,19 @@ def _rounded(figures: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, 
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    options = _arguments(argv)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_options(parser, (0,))
+    parser.add_argument("--forms", nargs="+", choices=FORMS, default=FORMS)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--work", type=Path, default=ROOT / "build" / "pipeline", help="where ONNX files are kept")
+    keeping.add_options(parser)
+    options = parser.parse_args(argv)
     torch.set_num_threads(options.threads)
     options.work = options.work.resolve()
     accuracy = measure(options)
     print(json.dumps(accuracy, indent=1))
     keeping.keep(options, {"accuracy": accuracy}, page, "embedded")
     return 0
-
-
-def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kinds", nargs="+", choices=list(KINDS), default=list(KINDS))
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
-    parser.add_argument("--forms", nargs="+", choices=FORMS, default=FORMS)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--work", type=Path, default=ROOT / "build" / "pipeline", help="where ONNX files are kept")
-    parser.add_argument("--cache", type=Path, default=ROOT / "build" / "results", help="where segmenters are kept")
-    parser.add_argument("--steps", type=int, help="of each optimisation, to see that everything works")
-    keeping.add_options(parser)
-    return parser.parse_args(argv)
 
 
 if __name__ == "__main__":

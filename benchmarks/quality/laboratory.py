@@ -11,6 +11,7 @@ that, begin with an empty folder.
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -20,12 +21,13 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common import keeping
+from benchmarks.common.sides import ROOT
 from benchmarks.quality.study import Measurement, Optimisation
 
 from slime_backbone.bounds import ceiling, nearest_colour, random_backbone
 from slime_backbone.dataset import write_split
-from slime_backbone.scene import parts_of
-from slime_optimize.backbone import Backbone, load_backbone
+from slime_backbone.scene import KINDS, parts_of
+from slime_optimize.backbone import EMBEDDED, Backbone, load_backbone
 from slime_optimize.data.annotations import Example, dataset, load_example
 from slime_optimize.data.validation import Validation
 from slime_optimize.evaluation import Data, confusions, read_data
@@ -42,6 +44,14 @@ VALIDATION_IMAGES = 1  # to choose by, of ten training images: the paper's
 # A floor is to be beaten by the best, so it gets the best settings too.
 _FLOOR = Optimisation(preset="best")
 BOUNDS = ("nearest_colour", "random_backbone", "ceiling")
+
+
+def add_options(parser: argparse.ArgumentParser, seeds: Sequence[int]) -> None:
+    """Add to a benchmark's options what is learned, and where it is kept."""
+    parser.add_argument("--kinds", nargs="+", choices=list(KINDS), default=list(KINDS), help="classes of PartScenes")
+    parser.add_argument("--seeds", nargs="+", type=int, default=list(seeds), help="of everything random")
+    parser.add_argument("--cache", type=Path, default=ROOT / "build" / "results", help="where segmenters are kept")
+    parser.add_argument("--steps", type=int, help="of each optimisation, to see that everything works")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +90,11 @@ class Laboratory:
     device: str = "cpu"
     trial: Trial = Trial()
 
+    @classmethod
+    def of(cls, options: argparse.Namespace) -> Laboratory:
+        """Return the laboratory of the embedded backbone that the options of `add_options` ask for."""
+        return cls(cache=options.cache, backbone_name=EMBEDDED, trial=Trial(steps=options.steps))
+
     @cached_property
     def backbone(self) -> Backbone:
         return load_backbone(self.backbone_name, self.device)
@@ -100,10 +115,19 @@ class Laboratory:
             self.bound(job.kind, BOUNDS)
             return
         run = self.run(job)
-        segmenter = self.learned(run) or self._learn(run)
+        segmenter = self.learned(run)
+        if segmenter is None:
+            folder = self._folder(run)
+            checkpoint = Checkpoint(folder)
+            state = checkpoint.load(run.identity)
+            segmenter = learn(run, checkpoint=checkpoint, state=state, progress=False).segmenter
+            segmenter.save(folder)
+            checkpoint.remove()
         for measurement in job.measurements:
             if self.measured(job, measurement) is None:
-                self._measure(segmenter, job.kind, measurement)
+                changed, data = _as_measured(segmenter, measurement), self.data(job.kind, measurement.split)
+                counts = confusions(Predictor(changed, self.backbone), data, use_was=measurement.use_was)
+                _write(self._measurement(changed, job.kind, measurement), report(counts, changed.parts))
 
     def segmenter(self, job: Job) -> Path:
         """Return the folder of the job's segmenter, which is learned if it is not there."""
@@ -151,21 +175,6 @@ class Laboratory:
     def _settings(self, wanted: Optimisation) -> Settings:
         trial = {} if self.trial.steps is None else {"steps": self.trial.steps}
         return preset(wanted.preset, self.backbone.recommended).changed({**wanted.changes, **trial})
-
-    def _learn(self, run: Run) -> Segmenter:
-        folder = self._folder(run)
-        checkpoint = Checkpoint(folder)
-        segmenter = learn(run, checkpoint=checkpoint, state=checkpoint.load(run.identity), progress=False).segmenter
-        segmenter.save(folder)
-        checkpoint.remove()
-        return segmenter
-
-    def _measure(self, segmenter: Segmenter, kind: str, measurement: Measurement) -> None:
-        changed = _as_measured(segmenter, measurement)
-        counts = confusions(
-            Predictor(changed, self.backbone), self.data(kind, measurement.split), use_was=measurement.use_was
-        )
-        _write(self._measurement(changed, kind, measurement), report(counts, changed.parts))
 
     def bound(self, kind: str, names: Sequence[str]) -> dict[str, dict[str, Any]]:
         """Return the named floors and ceiling, measured if they are not there."""

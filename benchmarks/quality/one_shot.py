@@ -23,10 +23,9 @@ from benchmarks.common import keeping, machine, served_repository
 from benchmarks.common.figures import percentile
 from benchmarks.common.server import launched
 from benchmarks.common.sides import ROOT
-from benchmarks.quality.laboratory import BOUNDS, Job, Laboratory, Trial
+from benchmarks.quality.laboratory import BOUNDS, Job, Laboratory, add_options
 from benchmarks.quality.study import Measurement, Optimisation
 
-from slime_backbone.scene import KINDS
 from slime_client import Segmenter as Client
 from slime_optimize.method.prediction import load_predictor
 from slime_optimize.metrics import confusion, report
@@ -36,8 +35,13 @@ WITHOUT_WAS = Measurement(use_was=False)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    options = _arguments(argv)
-    laboratory = Laboratory(cache=options.cache, backbone_name="embedded", trial=Trial(steps=options.steps))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_options(parser, (0, 1, 2))
+    parser.add_argument("--repository", type=Path, default=ROOT / "build" / "one-shot" / "repository")
+    parser.add_argument("--skip-random", action="store_true", help="without the slow floor, the random backbone")
+    keeping.add_options(parser, page=False)
+    options = parser.parse_args(argv)
+    laboratory = Laboratory.of(options)
     names: dict[str, Job] = {}
     for kind in options.kinds:
         for seed in options.seeds:
@@ -94,18 +98,6 @@ def table(rows: Mapping[str, list[dict[str, Any]]], bounds: Mapping[str, Mapping
     lines.append(["mean", f"**{mean(over):.1f}**", f"{mean(alone):.1f}", *floors])
     columns = ("mean IoU, %", "over gRPC", "without WAS", "floor: nearest colour", "floor: random backbone", "ceiling")
     return keeping.table(columns, lines)
-
-
-def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kinds", nargs="+", choices=list(KINDS), default=list(KINDS))
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--cache", type=Path, default=ROOT / "build" / "results", help="where segmenters are kept")
-    parser.add_argument("--repository", type=Path, default=ROOT / "build" / "one-shot" / "repository")
-    parser.add_argument("--skip-random", action="store_true", help="without the slow floor, the random backbone")
-    parser.add_argument("--steps", type=int, help="of each optimisation, to see that everything works")
-    keeping.add_options(parser, page=False)
-    return parser.parse_args(argv)
 
 
 if __name__ == "__main__":

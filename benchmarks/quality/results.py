@@ -27,11 +27,10 @@ from typing import Any
 import torch
 from benchmarks.common import keeping, machine
 from benchmarks.common.sides import ROOT
-from benchmarks.quality.laboratory import Job, Laboratory, Trial
+from benchmarks.quality.laboratory import Job, Laboratory, Trial, add_options
 from benchmarks.quality.study import Measurement, Optimisation, Section, sections
 from benchmarks.quality.tables import PAPER, page
 
-from slime_backbone.scene import KINDS
 from slime_image import ImageError
 from slime_optimize.backbone import EMBEDDED
 from slime_optimize.errors import InputError, failed, first_line
@@ -43,7 +42,15 @@ TABLES = ("shots", "was", "losses", "t_test", "presets", "ablation", "tried", "s
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return the exit code."""
-    arguments = _arguments(argv)
+    made = argparse.ArgumentParser(description=(__doc__ or "").strip().splitlines()[0])
+    made.add_argument("--jobs", type=int, default=1, help="processes of one thread each (default: 1)")
+    made.add_argument("--only", nargs="*", choices=(*TABLES, BOUNDS), help="tables to run for (default: all)")
+    made.add_argument("--out", type=Path, default=ROOT / "docs", help="folder for results.md and results.json")
+    made.add_argument("--backbone", default=EMBEDDED, help="embedded, or a folder in diffusers layout")
+    made.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
+    made.add_argument("--images", type=int, help="to measure on, of each class, to see that everything works")
+    add_options(made, (0, 1, 2))
+    arguments = made.parse_args(argv)
     try:
         return run(arguments, sys.argv[1:] if argv is None else argv)
     except (InputError, ImageError) as error:
@@ -187,22 +194,6 @@ def collected(
         "bounds": {kind: laboratory.bounds(kind) for kind in arguments.kinds},
         "paper_on_other_data": PAPER,
     }
-
-
-def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    made = argparse.ArgumentParser(description=(__doc__ or "").strip().splitlines()[0])
-    made.add_argument("--jobs", type=int, default=1, help="processes of one thread each (default: 1)")
-    made.add_argument("--only", nargs="*", choices=(*TABLES, BOUNDS), help="tables to run for (default: all)")
-    made.add_argument("--kinds", nargs="+", choices=list(KINDS), default=list(KINDS), help="classes of PartScenes")
-    made.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="of everything random")
-    made.add_argument("--cache", type=Path, default=ROOT / "build" / "results", help="where runs are kept")
-    made.add_argument("--out", type=Path, default=ROOT / "docs", help="folder for results.md and results.json")
-    made.add_argument("--backbone", default=EMBEDDED, help="embedded, or a folder in diffusers layout")
-    made.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
-    trial = made.add_argument_group("a trial, to see that everything works")
-    trial.add_argument("--steps", type=int, help="of every optimisation")
-    trial.add_argument("--images", type=int, help="to measure on, of each class")
-    return made.parse_args(argv)
 
 
 if __name__ == "__main__":

@@ -26,12 +26,12 @@ from PIL import Image
 from slime_backbone.dataset import write_split
 from slime_backbone.scene import COUNTS, KINDS
 from slime_client import Segmenter
+from slime_client.cli import Parser
 from slime_optimize.backbone import content_hash, embedded_folder, read_recommended
 from slime_optimize.metrics import Report, confusion, report
 from slime_optimize.picture import colour_mask, sheet
-from slime_optimize.presets import preset
+from slime_optimize.presets import chosen_preset, preset
 
-PRESET = "best"
 SHOWN = 16  # images of the contact sheet, two a row
 Pixels = npt.NDArray[np.uint8]
 
@@ -109,7 +109,7 @@ def optimise(training: Path, segmenter: Path, *options: object, steps: int | Non
         return
     parts = json.loads((training / "parts.json").read_text())
     image, mask = training / "images" / "000.png", training / "masks" / "000.png"
-    given = ("--image", image, "--mask", mask, "--parts", *parts, "--preset", PRESET, "--out", segmenter)
+    given = ("--image", image, "--mask", mask, "--parts", *parts, "--out", segmenter)
     changed = [word for name, value in changes.items() for word in (f"--{name}", value)]
     run("optimize", *given, *changed, *options)
 
@@ -119,7 +119,9 @@ def _is_done(segmenter: Path, changes: dict[str, Any]) -> bool:
     if not described.exists():
         return False
     found, backbone = json.loads(described.read_text()), embedded_folder()
-    wanted = preset(PRESET, read_recommended(backbone)).changed(changes).as_json()
+    recommended = read_recommended(backbone)
+    name, _ = chosen_preset(None, recommended)
+    wanted = preset(name, recommended).changed(changes).as_json()
     return bool(found["backbone"]["hash"] == content_hash(backbone) and found["settings"] == wanted)
 
 
@@ -185,9 +187,7 @@ def ask(url: str, name: str, data: Path, count: int | None = None) -> Answers:
 
 
 def _parser(prog: str | None) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog=prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(prog=prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--kind", choices=list(KINDS), default="car", help="what is drawn (default: car)")
     add("--build", type=Path, default=Path("slime-demo"), metavar="DIR", help="where to write (default: ./slime-demo)")

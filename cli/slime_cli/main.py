@@ -51,7 +51,9 @@ COMMANDS = {
         "slime_export.commands.repository", "export", "list, roll back and remove what a repository serves"
     ),
     "serve": Command("slime_serve.launch_command", "serve", "serve a repository on this machine with NVIDIA Triton"),
-    "segment": Command("slime_client.cli", "client", "segment images with a running server (also: slime-segment)"),
+    "segment": Command(
+        "slime_cli.segment", "client", "segment images with a running server, or without one (also: slime-segment)"
+    ),
     "demo": Command("slime_cli.demo", "all", "all four steps with a drawn car, on the small backbone that ships"),
 }
 

@@ -5,7 +5,8 @@ Everything of this project that talks to a server takes an `Access`, and every c
 
 import argparse
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 from types import ModuleType
@@ -13,7 +14,7 @@ from typing import Any
 
 import grpc
 
-from slime_client.errors import INVALID_ARGUMENT, SegmenterError
+from slime_client.errors import INVALID_ARGUMENT, UNAUTHENTICATED, SegmenterError
 
 PathLike = str | os.PathLike[str]
 
@@ -87,6 +88,23 @@ class Access:
             certificate_chain=_read("--tls-cert", self.tls_cert),
         )
         return transport.secure_channel(url, credentials, _CHANNEL_OPTIONS)
+
+    @contextmanager
+    def explaining(self, url: str) -> Iterator[None]:
+        """Raise a clearer SegmenterError where the server at `url` refuses the key that is sent in the block."""
+        try:
+            yield
+        except SegmenterError as error:
+            if error.code != UNAUTHENTICATED or self.admin_key_file is None:
+                raise
+            raise SegmenterError(self.wrong_key(url), UNAUTHENTICATED) from error
+
+    def wrong_key(self, url: str) -> str:
+        """Return the line about a key that the server at `url` refuses."""
+        return (
+            f"--admin-key-file {self.admin_key_file}: {url} has another key; give the file that the server was "
+            "started with"
+        )
 
     def metadata(self, url: str) -> list[tuple[str, str]]:
         """Return the headers of every call to `url`.

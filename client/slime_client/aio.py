@@ -58,13 +58,14 @@ class Segmenter(SegmenterCore, AbstractAsyncContextManager["Segmenter", None]):
         self,
         images: Iterable[ImageLike],
         *,
-        concurrency: int = 8,
+        concurrency: int | None = None,
         ordered: bool = True,
         scores: bool = False,
         timeout: float | None = None,
     ) -> AsyncIterator[Answer]:
         """Yield the masks of many images, several in flight; see `slime_client.Segmenter.segment_many`."""
-        return self._window(images, self.checked_concurrency(concurrency), ordered, scores=scores, timeout=timeout)
+        flying = self.checked_concurrency(self.concurrency if concurrency is None else concurrency)
+        return self._window(images, flying, ordered, scores=scores, timeout=timeout)
 
     async def live(self, *, timeout: float = LIVE_TIMEOUT_S) -> bool:
         """Return whether the server answers at all; never raises for a server that does not."""
@@ -119,7 +120,8 @@ async def segmenters(
     steps = listing(url, timeout, retry)
     connection = _Connection(url, access or Access())
     try:
-        return await connection.run(steps)
+        with (access or Access()).explaining(url):
+            return await connection.run(steps)
     finally:
         await connection.close()
 

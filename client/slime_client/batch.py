@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TextIO
+from typing import TextIO, TypeAlias
 
 import numpy as np
 
@@ -19,8 +19,10 @@ from slime_client.errors import CANCELLED, DEADLINE_EXCEEDED, UNAVAILABLE, Segme
 from slime_client.formats import FORMATS, merged_coco
 from slime_client.images import write_file
 from slime_client.jobs import Job, Journal, Line, identity
+from slime_client.local import LocalSegmenter
 
 COCO_FILE = "coco.json"
+_Segmenter: TypeAlias = Segmenter | LocalSegmenter
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,9 +46,11 @@ class Batch:
     as_json: bool = False
 
 
-def run(segmenter: Segmenter, batch: Batch) -> tuple[int, bool]:
+def run(segmenter: _Segmenter, batch: Batch) -> tuple[int, bool]:
     """Segment what is not done yet; return how many images failed, and whether the server was gone before the end."""
     progress = _Progress(len(batch.jobs), sys.stderr)
+    if seconds := segmenter.description.image_seconds:
+        progress.expect(seconds, batch.concurrency, segmenter.timeout)
     journal = Journal(batch.out, batch.formats)
     try:
         todo = list(_not_done(segmenter, batch, journal, progress))
@@ -61,7 +65,7 @@ def run(segmenter: Segmenter, batch: Batch) -> tuple[int, bool]:
     return progress.failures, gone
 
 
-def _not_done(segmenter: Segmenter, batch: Batch, journal: Journal, progress: "_Progress") -> Iterator[Job]:
+def _not_done(segmenter: _Segmenter, batch: Batch, journal: Journal, progress: "_Progress") -> Iterator[Job]:
     found = {
         job.stem: line
         for job in batch.jobs
@@ -75,7 +79,7 @@ def _not_done(segmenter: Segmenter, batch: Batch, journal: Journal, progress: "_
             yield job
 
 
-def _segment_all(segmenter: Segmenter, batch: Batch, todo: list[Job], journal: Journal, progress: "_Progress") -> bool:
+def _segment_all(segmenter: _Segmenter, batch: Batch, todo: list[Job], journal: Journal, progress: "_Progress") -> bool:
     """Segment `todo`, several images at once; return whether the server was gone before the end."""
     with ThreadPoolExecutor(batch.concurrency) as pool:
         futures: dict[Future[Line], Job] = {pool.submit(_segment, segmenter, job, batch): job for job in todo}
@@ -102,12 +106,12 @@ def _finished(future: Future[Line], job: Job, batch: Batch, journal: Journal, pr
             _tell(batch, {"image": str(job.image), "error": str(error), "code": error.code})
         return error.code in (UNAVAILABLE, DEADLINE_EXCEEDED)
     journal.add(line)
-    progress.done(job)
+    progress.done(job, str(line.get("note", "")))
     _tell(batch, line)
     return False
 
 
-def _segment(segmenter: Segmenter, job: Job, batch: Batch) -> Line:
+def _segment(segmenter: _Segmenter, job: Job, batch: Batch) -> Line:
     """Segment one image and write its results; return its line of the journal."""
     begun = time.monotonic()
     # Before the image is read: when it changes meanwhile, it is done again next time.
@@ -128,6 +132,7 @@ def _segment(segmenter: Segmenter, job: Job, batch: Batch) -> Line:
         "parts": list(mask.parts),
         "pixels": np.bincount(mask.array.ravel(), minlength=len(mask.parts)).tolist(),
         "results": {name: str(path.relative_to(batch.out)) for name, path in results.items()},
+        **({"note": mask.source.note} if mask.source and mask.source.note else {}),
     }
 
 
@@ -145,15 +150,22 @@ class _Progress:
         self._tried, self._skipped = 0, 0
         self._start = time.monotonic()
 
+    def expect(self, seconds: float, concurrency: int, timeout: float) -> None:
+        """Tell what the server says that an image takes, and what follows from it."""
+        shown = f"{seconds:.0f}" if seconds >= 10 else f"{seconds:.2g}"
+        self._line(f"about {shown} s an image here; {concurrency} in flight, and up to {timeout:.0f} s for each")
+
     def skipped(self, number: int) -> None:
         """Tell that so many were done before."""
         self._skipped = number
         if number:
             self._line(f"{number} of {self._total} images were done before; --overwrite does them again")
 
-    def done(self, job: Job) -> None:
-        """Count an image that has its results."""
+    def done(self, job: Job, note: str) -> None:
+        """Count an image that has its results, and tell what there is to note of it."""
         self._tried += 1
+        if note:
+            self._line(f"note: {job.image}: {note}")
         if job.stem != job.image.stem and not job.data:
             self._line(f"note: {job.image} -> {job.stem}.*, another image has the name {job.image.stem}")
         self._rewrite()
@@ -172,8 +184,16 @@ class _Progress:
         failed = f", {self.failures} failed" if self.failures else ""
         unsent = f", {self._total - self._skipped - self._tried} not sent ({why})" if why else ""
         done = self._tried - self.failures + self._skipped
-        rate = f" ({self._tried / seconds:.1f} images/s)" if self._tried and seconds > 0 else ""
-        self._line(f"{done} of {self._total} images in {seconds:.1f} s{rate}{failed}{unsent} -> {out}")
+        pace = f" ({self._pace(seconds)})" if self._pace(seconds) else ""
+        self._line(f"{done} of {self._total} images in {seconds:.1f} s{pace}{failed}{unsent} -> {out}")
+
+    def _pace(self, seconds: float) -> str:
+        """Return how fast images get their masks; "" for fewer than two, and where most are refused."""
+        masks = self._tried - self.failures
+        if masks < 2 or masks < self.failures or seconds <= 0:
+            return ""
+        rate = masks / seconds
+        return f"{rate:.1f} images/s" if rate >= 1 else f"{1 / rate:.1f} s an image"
 
     def _line(self, text: str) -> None:
         print(("\r\033[K" if self._on_terminal else "") + text, file=self._stream, flush=True)
@@ -181,7 +201,7 @@ class _Progress:
     def _rewrite(self) -> None:
         if not self._on_terminal:
             return
-        rate = self._tried / max(time.monotonic() - self._start, 1e-9)
-        at = self._tried + self._skipped
-        text = f"\r\033[K{at}/{self._total}  {rate:.1f} images/s  {(self._total - at) / rate:.0f} s left"
-        print(text, end="", file=self._stream, flush=True)
+        seconds, at = time.monotonic() - self._start, self._tried + self._skipped
+        left = f"{(self._total - at) * seconds / self._tried:.0f} s left"
+        text = "  ".join(filter(None, (f"{at}/{self._total}", self._pace(seconds), left)))
+        print(f"\r\033[K{text}", end="", file=self._stream, flush=True)

@@ -156,14 +156,17 @@ class Segmenter(SegmenterCore, AbstractContextManager["Segmenter", None]):
         cancellation = Cancellation()
         future.add_done_callback(lambda done: cancellation.cancel() if done.cancelled() else None)
         steps = self._segmenting(image, scores=scores, timeout=timeout)
-        self._threads.submit(self._fulfil, future, steps, cancellation)
+        try:
+            self._threads.submit(self._fulfil, future, steps, cancellation)
+        except RuntimeError as error:  # Of a pool that takes no more.
+            raise self._shut() from error
         return future
 
     def segment_many(
         self,
         images: Iterable[ImageLike],
         *,
-        concurrency: int = 8,
+        concurrency: int | None = None,
         ordered: bool = True,
         scores: bool = False,
         timeout: float | None = None,
@@ -172,12 +175,13 @@ class Segmenter(SegmenterCore, AbstractContextManager["Segmenter", None]):
 
         Args:
             images: read as they are needed: never more than `concurrency` ahead of what was taken.
-            concurrency: how many are in flight at most.
+            concurrency: how many are in flight at most; None for the property `concurrency`.
             ordered: answers come in the images' order; otherwise as they are ready.
             scores: ask for the parts' score maps too.
             timeout: seconds for each image.
         """
-        return self._window(images, self.checked_concurrency(concurrency), ordered, scores=scores, timeout=timeout)
+        flying = self.checked_concurrency(self.concurrency if concurrency is None else concurrency)
+        return self._window(images, flying, ordered, scores=scores, timeout=timeout)
 
     def live(self, *, timeout: float = LIVE_TIMEOUT_S) -> bool:
         """Return whether the server answers at all; never raises for a server that does not."""
@@ -243,6 +247,7 @@ def segmenters(
     steps = listing(url, timeout, retry)
     connection = Connection(url, access or Access())
     try:
-        return connection.run(steps)
+        with (access or Access()).explaining(url):
+            return connection.run(steps)
     finally:
         connection.close()

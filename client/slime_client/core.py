@@ -7,7 +7,7 @@ own way. Letters in names: H, W pixels of the image as seen, K parts, h, w the s
 import asyncio
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -23,9 +23,14 @@ from slime_client.mask import Colour, Mask
 from slime_client.memory import Region, Regions
 from slime_client.protocol import SHARED, Asker, Deadline, Retry, Steps, Work
 
-DEFAULT_TIMEOUT_S = 30.0
+# For images that take no longer than a second; SegmenterCore.timeout and .concurrency follow those that do.
+DEFAULT_TIMEOUT_S, DEFAULT_CONCURRENCY = 30.0, 8
 LIVE_TIMEOUT_S = 5.0
 MAX_CONCURRENCY = 256
+# The most images that a server has taken: two batches of eight wait before its networks while one is computed.
+_FULL_QUEUE = 24
+# Connecting is not tried again until the deadline, because a wrong address is to be told at once.
+_CONNECTING = Retry(attempts=4)
 _CLOSING_S = 2.0
 # Publishing takes names of up to 64 letters.
 _LONGEST_NAME = 256
@@ -71,9 +76,11 @@ class SegmenterCore:
     Args:
         url: host:port of the server's gRPC endpoint, such as "localhost:8001".
         name: the segmenter's name; either form is found.
-        timeout: seconds that connecting, and each `segment`, may take unless told otherwise, tries and pauses included.
+        timeout: seconds that connecting, and each `segment`, may take unless told otherwise, tries and pauses included;
+            None for 30, and for `segment` what its property says.
         access: TLS, certificates and the server's key; without it, plain text.
-        retry: how often an unavailable server is asked again.
+        retry: how often an unavailable server is asked again; by default until the deadline, and when connecting four
+            times.
         shared_memory: large images go through /dev/shm where the server is on this machine and allows it.
         compress: arrays and PIL images are sent as PNG rather than as raw pixels: for slow networks.
 
@@ -86,15 +93,15 @@ class SegmenterCore:
         url: str,
         name: str,
         *,
-        timeout: float = DEFAULT_TIMEOUT_S,
+        timeout: float | None = None,
         access: Access | None = None,
         retry: Retry | None = None,
         shared_memory: bool = True,
         compress: bool = False,
     ) -> None:
-        self._server = _server(url, retry)
+        self._server, self._connector = _server(url, retry or Retry()), _server(url, retry or _CONNECTING)
         self._name = _checked_name(name)
-        self._timeout = Deadline(timeout).seconds
+        self._timeout = None if timeout is None else Deadline(timeout).seconds
         self._access = access or Access()
         self._encode: Callable[[ImageLike], EncodedImage] = partial(encode, compress=compress)
         self._regions = Regions(url, allowed=shared_memory and is_this_machine(url))
@@ -128,18 +135,29 @@ class SegmenterCore:
             raise self._unconnected()
         return self._description
 
+    @property
+    def timeout(self) -> float:
+        """The seconds that a `segment` may take: as given, or 30, or what the images of a full queue take here."""
+        return self._timeout or max(DEFAULT_TIMEOUT_S, _FULL_QUEUE * (self.description.image_seconds or 0.0))
+
+    @property
+    def concurrency(self) -> int:
+        """How many of many images are in flight unless told otherwise: about eight seconds' worth, 2 to 8."""
+        return max(2, int(DEFAULT_CONCURRENCY / max(1.0, self.description.image_seconds or 0.0)))
+
     def __repr__(self) -> str:
         parts = self._description and self._description.parts
         return f"Segmenter({self._server.url!r}, {self._name!r}, parts={parts!r})"
 
-    def _connecting(self, deadline: Deadline | None = None) -> Steps[None]:
-        self._description = yield from lookup.find(self._server, self._name, deadline or Deadline(self._timeout))
+    def _connecting(self) -> Steps[None]:
+        deadline = Deadline(self._timeout or DEFAULT_TIMEOUT_S)
+        self._description = yield from lookup.find(self._connector, self._name, deadline)
 
     def _segmenting(self, image: ImageLike, *, scores: bool, timeout: float | None) -> Steps[Mask]:
         """Encode the image, ask for its mask, and ask again where the segmenter was replaced in between."""
         if self._closed:
-            raise self._unusable("closed; make a new Segmenter")
-        deadline = Deadline(self._timeout if timeout is None else timeout)
+            raise self._shut()
+        deadline = Deadline(self.timeout if timeout is None else timeout)
         encoded: EncodedImage = yield Work(partial(self._encode, image))
         try:
             return (yield from self._masking(encoded, scores, deadline))
@@ -147,7 +165,7 @@ class SegmenterCore:
             if error.code != NOT_FOUND:
                 raise
         # The version that answered was replaced in between, or the segmenter's form: its successor is asked instead.
-        yield from self._connecting(deadline)
+        self._description = yield from lookup.find(self._server, self._name, deadline)
         return (yield from self._masking(encoded, scores, deadline))
 
     def _masking(self, image: EncodedImage, scores: bool, deadline: Deadline) -> Steps[Mask]:
@@ -162,7 +180,7 @@ class SegmenterCore:
             current = lookup.from_registry(said, url=self._server.url, segmenter=self._name)
             if current.model != asked.model:
                 raise SegmenterError(f"segmenter {self._name!r}: moved to another model", NOT_FOUND)
-            self._description = current
+            self._description = replace(current, image_seconds=asked.image_seconds or current.image_seconds)
         elif (version := answer.model_version) in self._by_version:
             current = self._by_version[version]
         else:
@@ -217,6 +235,9 @@ class SegmenterCore:
             raise SegmenterError(f"concurrency: got {number!r}, expected 1 to {MAX_CONCURRENCY}", INVALID_ARGUMENT)
         return number
 
+    def _shut(self) -> SegmenterError:
+        return self._unusable("closed; make a new Segmenter")
+
     def _unconnected(self) -> SegmenterError:
         return self._unusable("not connected yet; enter it with `async with`")
 
@@ -226,7 +247,7 @@ class SegmenterCore:
 
 def listing(url: str, timeout: float, retry: Retry | None) -> Steps[list[Description]]:
     """Return the steps of `segmenters`. Raises SegmenterError at once for what cannot be an address."""
-    return lookup.every(_server(url, retry), Deadline(timeout))
+    return lookup.every(_server(url, retry or _CONNECTING), Deadline(timeout))
 
 
 def _request(segmenter: Description, image: EncodedImage, scores: bool, region: Region | None) -> Any:
@@ -250,13 +271,13 @@ def _mask_offset(image: EncodedImage) -> int:
     return -(-(len(image.data) + 4) // _ALIGNMENT) * _ALIGNMENT
 
 
-def _server(url: str, retry: Retry | None) -> Asker:
+def _server(url: str, retry: Retry) -> Asker:
     """Return who asks the server at `url`. Raises SegmenterError unless that is host:port."""
     if not isinstance(url, str) or not url.strip() or "://" in url:
         raise SegmenterError(
             f"url: got {url!r}, expected host:port without a scheme, such as localhost:8001", INVALID_ARGUMENT
         )
-    return Asker(url=url, retry=retry or Retry())
+    return Asker(url=url, retry=retry)
 
 
 def _checked_name(name: str) -> str:

@@ -3,7 +3,7 @@
 SegmenterError(Exception)   .code is a gRPC status name:
     INVALID_ARGUMENT     the image, the mask's path or an argument is wrong (found here or by the server)
     NOT_FOUND            the server has no segmenter of this name
-    UNAVAILABLE          no server answers, or it cannot take requests now
+    UNAVAILABLE          no server answers, or it cannot take requests now, or a process of the model died
     DEADLINE_EXCEEDED    no answer in time
     UNAUTHENTICATED      this part of the server needs a key, or another key
     CANCELLED            the segmenter was closed, or the call given up, while it ran
@@ -35,8 +35,13 @@ _NOBODY = re.compile(
     r"|cancelling all calls|handshak\w*|SSL\w*)\b",
     re.IGNORECASE,
 )
-# Triton calls these UNAVAILABLE too, but waiting mends neither: a model that is not loaded, a key that is missing.
-_NOT_TO_COME = {"unknown model": NOT_FOUND, "protocol is restricted": UNAUTHENTICATED}
+# Triton's words tell more than its status. Waiting mends neither a model that is not loaded nor a missing key, both of
+# which it calls UNAVAILABLE; it mends a model whose process died (INTERNAL), which serve/launch.py loads again.
+_BY_WORDS = {
+    "unknown model": NOT_FOUND,
+    "protocol is restricted": UNAUTHENTICATED,
+    "is not healthy": UNAVAILABLE,
+}
 
 
 class SegmenterError(Exception):
@@ -58,15 +63,23 @@ def from_grpc(error: grpc.RpcError, *, url: str, segmenter: str, subject: str, t
     the whole call's deadline in seconds.
     """
     code, said = error.code().name, _quote(error.details())
-    code = next((other for words, other in _NOT_TO_COME.items() if words in said), code)
+    code = next((other for words, other in _BY_WORDS.items() if words in said), code)
     return SegmenterError(_explain(code, said, url, segmenter, subject, timeout), code)
 
 
+def nobody_answers(details: str) -> bool:
+    """Return whether gRPC's words for UNAVAILABLE are about the connection, and not a server's that refuses."""
+    return bool(_NOBODY.search(details))
+
+
+def reason(details: str) -> str:
+    """Return why nobody answers, in gRPC's words: the address stands twice before it."""
+    return details.rsplit(": ", 1)[-1].rstrip("]")
+
+
 def _explain(code: str, said: str, url: str, segmenter: str, subject: str, timeout: float) -> str:
-    if code == UNAVAILABLE and _NOBODY.search(said):
-        # gRPC repeats the address twice; the reason comes last.
-        reason = said.rsplit(": ", 1)[-1].rstrip("]")
-        return f"{url}: no Triton server answers ({reason}); start it, or correct the host and the gRPC port"
+    if code == UNAVAILABLE and nobody_answers(said):
+        return f"{url}: no Triton server answers ({reason(said)}); start it, or correct the host and the gRPC port"
     if code == UNAVAILABLE:
         return f"{url}: segmenter {segmenter!r} takes no request now ({said}); try again later"
     if code == DEADLINE_EXCEEDED:
@@ -77,7 +90,7 @@ def _explain(code: str, said: str, url: str, segmenter: str, subject: str, timeo
     if code == NOT_FOUND:
         return f"{url}: no segmenter {segmenter!r} is served"
     if code == UNAUTHENTICATED:
-        return f"{url}: {subject} wants a key ({said}); give the file with the server's key"
+        return f"{url}: {subject} wants a key ({said}); give --admin-key-file the file that has it"
     if code == INVALID_ARGUMENT:
         return f"{subject}: refused by segmenter {segmenter!r}: {said}"
     return f"{url}: segmenter {segmenter!r} failed on {subject} ({code}: {said}); see the server's log"

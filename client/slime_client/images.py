@@ -1,10 +1,12 @@
 """What the caller calls an image, as the encoded bytes the server wants; and files, read and written whole.
 
-Paths and bytes go to the server as they are: it decodes, orients and judges them. Arrays and RGB PIL images go as raw
+JPEG, PNG and WebP in files and bytes go to the server as they are: it decodes, orients and judges them. TIFF, BMP, GIF,
+AVIF and HEIC, which it does not take, go as PNG, of several frames the first. Arrays and RGB PIL images go as raw
 pixels (binary PPM: a header of one line, then the array), which costs no codec on either side; or, for slow networks,
 as a fast PNG. PIL images of other modes always go as PNG, so that the server's rules for grey, palettes and alpha hold.
 """
 
+import importlib.util
 import io
 import os
 import uuid
@@ -24,6 +26,9 @@ ImageLike: TypeAlias = Union[str, "os.PathLike[str]", bytes, npt.NDArray[np.uint
 MAX_BYTES = 1 << 30
 _ACCEPTED = "a path, bytes, a uint8 array (H, W, 3) or a PIL image"
 _FAST = 1
+# How data begins that the server reads.
+_TAKEN = (b"\xff\xd8", b"\x89PNG", b"P6")
+_HEIC = (b"heic", b"heix", b"heim", b"heis", b"mif1")
 # The others have no PNG form.
 _PNG_MODES = frozenset({"1", "L", "LA", "P", "RGB", "RGBA", "I;16"})
 _RGB_MODES = frozenset({"CMYK", "YCbCr", "LAB", "HSV", "RGBX", "RGBa", "La", "PA"})
@@ -37,11 +42,13 @@ class EncodedImage:
         data: an encoded picture (JPEG, PNG, WebP, PPM; the server judges).
         label: its name in error messages: its path, or "image bytes" and the like.
         pixels: how many its mask will have, 0 where only decoding would tell.
+        note: what was left out, for people.
     """
 
     data: bytes
     label: str
     pixels: int = 0
+    note: str = ""
 
     def __post_init__(self) -> None:
         if not self.data:
@@ -51,7 +58,7 @@ class EncodedImage:
 
 
 def encode(image: ImageLike, *, compress: bool = False) -> EncodedImage:
-    """Turn an image into encoded bytes: a path, bytes of a JPEG, PNG or WebP, a uint8 RGB array (H, W, 3), a PIL image.
+    """Turn an image into encoded bytes: a path, the bytes of a file, a uint8 RGB array (H, W, 3), a PIL image.
 
     With `compress`, arrays and PIL images become PNG rather than raw pixels.
 
@@ -60,9 +67,9 @@ def encode(image: ImageLike, *, compress: bool = False) -> EncodedImage:
     """
     if isinstance(image, (str, os.PathLike)):
         path = Path(image)
-        return EncodedImage(data=_read_file(path), label=str(path))
+        return _taken(_read_file(path), str(path))
     if isinstance(image, (bytes, bytearray, memoryview)):
-        return EncodedImage(data=bytes(image), label="image bytes")
+        return _taken(bytes(image), "image bytes")
     if isinstance(image, np.ndarray):
         picture, label = _from_array(image), "image array"
     elif isinstance(image, Image.Image):
@@ -127,6 +134,28 @@ def bad(subject: str, got: str, expected: str) -> SegmenterError:
     return SegmenterError(f"{subject}: got {got}, expected {expected}", INVALID_ARGUMENT)
 
 
+def _taken(data: bytes, label: str) -> EncodedImage:
+    """Return the data as it is where the server takes its format, or nobody knows it; else its first frame as PNG."""
+    if not data or data.startswith(_TAKEN) or data[8:12] == b"WEBP":
+        return EncodedImage(data=data, label=label)
+    if data[4:8] == b"ftyp" and data[8:12] in _HEIC:
+        if importlib.util.find_spec("pillow_heif") is None:
+            raise bad(label, "HEIC", "JPEG, PNG or WebP, or HEIC with: pip install 'slime-serve[heic]'")
+        import pillow_heif
+
+        pillow_heif.register_heif_opener()
+    try:
+        picture = Image.open(io.BytesIO(data))
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return EncodedImage(data=data, label=label)
+    with picture:
+        frames = getattr(picture, "n_frames", 1)
+        note = f"has {frames} frames, of which the first is segmented" if frames > 1 else ""
+        made = _encodable(picture, label)
+    png = saved(made, "PNG", compress_level=_FAST)
+    return EncodedImage(data=png, label=label, pixels=made.width * made.height, note=note)
+
+
 def _read_file(path: Path) -> bytes:
     try:
         if not path.exists():
@@ -152,17 +181,17 @@ def _from_array(array_HWC: npt.NDArray[Any]) -> Image.Image:
     return Image.fromarray(np.ascontiguousarray(array_HWC))
 
 
-def _encodable(image: Image.Image) -> Image.Image:
+def _encodable(image: Image.Image, label: str = "PIL image") -> Image.Image:
     """Return a PIL image upright, in a mode that PNG has."""
     # A PIL image opened from a camera's JPEG is still turned; the server would turn the file itself.
     try:
         upright = ImageOps.exif_transpose(image)
     except OSError as error:
-        raise bad("PIL image", str(error), "an image that can be read to its end") from error
+        raise bad(label, str(error), "an image that can be read to its end") from error
     if 0 in upright.size:
-        raise bad("PIL image", f"size {upright.size}", "at least 1 x 1 pixel")
+        raise bad(label, f"size {upright.size}", "at least 1 x 1 pixel")
     if upright.mode in _PNG_MODES:
         return upright
     if upright.mode in _RGB_MODES:
         return upright.convert("RGBA" if upright.mode in ("RGBa", "La", "PA") else "RGB")
-    raise bad("PIL image", f"mode {upright.mode}", "RGB or grey; convert it first")
+    raise bad(label, f"mode {upright.mode}", "RGB or grey; convert it first")

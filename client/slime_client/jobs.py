@@ -8,6 +8,8 @@ there, so that a run that was stopped, even in the middle of a line, goes on fro
 import glob
 import json
 import os
+import sys
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +18,7 @@ from typing import Any, BinaryIO, TextIO
 from slime_client.errors import INVALID_ARGUMENT, SegmenterError
 from slime_client.formats import FORMATS
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".avif", ".heic", ".heif")
 JOURNAL = ".slime-segment.jsonl"
 Line = Mapping[str, Any]
 _STDIN = Path("-")
@@ -84,12 +86,31 @@ def _expand(arguments: Iterable[str]) -> Iterator[Path]:
     for argument in arguments:
         path = Path(argument)
         if path.is_dir():
-            yield from sorted(found for found in path.iterdir() if found.suffix.lower() in SUFFIXES)
+            yield from _images(path)
         elif path.exists() or not glob.has_magic(argument):
             # A missing file stays: it is one failure among the others.
             yield path
         else:
             yield from sorted(found for found in map(Path, glob.glob(argument, recursive=True)) if found.is_file())
+
+
+def _images(folder: Path) -> list[Path]:
+    """Return the images of a folder, without overlays of others of them; tell on stderr what else is left out."""
+    files = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    images = [path for path in files if path.suffix.lower() in SUFFIXES and not path.is_dir()]
+    overlays = {f"{path.stem}-overlay" for path in images}
+    left_out: Counter[str] = Counter()
+    for path in files:
+        if path.is_dir():
+            left_out["folders"] += 1
+        elif path.suffix.lower() not in SUFFIXES:
+            left_out[path.suffix.lower() or "without a suffix"] += 1
+        elif path.stem in overlays:
+            left_out["overlays of other images"] += 1
+    if left_out:
+        counts = ", ".join(f"{count} {kind}" for kind, count in left_out.items())
+        print(f"note: {folder}: {counts} left out, no images", file=sys.stderr)
+    return [path for path in images if path.stem not in overlays]
 
 
 def _distinct_stems(images: list[Path]) -> list[str]:

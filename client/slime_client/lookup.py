@@ -5,8 +5,9 @@ shared form share an ensemble: the model `segmenters` describes each by name and
 """
 
 import json
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from tritonclient.grpc import service_pb2
@@ -14,7 +15,19 @@ from tritonclient.grpc import service_pb2
 from slime_client import protocol
 from slime_client.errors import INTERNAL, NOT_FOUND, SegmenterError
 from slime_client.mask import Colour
-from slime_client.protocol import BAKED, COLOURS, FORM, MODEL, PARTS, SEGMENTERS, SHARED, Asker, Deadline, Steps
+from slime_client.protocol import (
+    BAKED,
+    COLOURS,
+    FORM,
+    IMAGE_SECONDS,
+    MODEL,
+    PARTS,
+    SEGMENTERS,
+    SHARED,
+    Asker,
+    Deadline,
+    Steps,
+)
 
 _LONGEST_REASON = 200
 # Looking for other segmenters only makes a message better: it may take this many seconds, and name this many.
@@ -32,6 +45,8 @@ class Description:
         colours: (r, g, b) for each part, each 0..255.
         model: the model to ask; segmenters in shared form have one together.
         form: "baked" or "shared".
+        image_seconds: what one image took on this server when it was started, or when the segmenter was published;
+            None where the server does not say.
         about: everything else that is said of it, by name: backbone, image_size, created, …
     """
 
@@ -40,6 +55,7 @@ class Description:
     colours: tuple[Colour, ...]
     model: str
     form: str = BAKED
+    image_seconds: float | None = None
     about: Mapping[str, Any]
 
     def __post_init__(self) -> None:
@@ -64,7 +80,7 @@ def find(server: Asker, name: str, deadline: Deadline) -> Steps[Description]:
             raise
         missing = error
     try:
-        return (yield from _shared(server, name, deadline))
+        return (yield from _timed(server, (yield from _shared(server, name, deadline)), deadline))
     except SegmenterError as error:
         if error.code != NOT_FOUND:
             raise
@@ -126,6 +142,19 @@ def _shared(server: Asker, name: str, deadline: Deadline) -> Steps[Description]:
     return from_registry(said, url=server.url, segmenter=name)
 
 
+def _timed(server: Asker, shared: Description, deadline: Deadline) -> Steps[Description]:
+    """Return the description with the time that the configuration of its ensemble says an image takes, if it does."""
+    request = service_pb2.ModelConfigRequest(name=shared.model)
+    try:
+        answer = yield from server.ask("ModelConfig", request, deadline, segmenter=shared.name, subject="its time")
+    except SegmenterError as error:
+        if error.code != NOT_FOUND:
+            raise
+        return shared
+    seconds = _seconds(answer.config.parameters[IMAGE_SECONDS].string_value)
+    return replace(shared, image_seconds=seconds) if seconds else shared
+
+
 def _served(server: Asker, deadline: Deadline) -> Steps[tuple[list[Description], list[str]]]:
     """Return the baked-in segmenters, and the names of those in shared form."""
     request = service_pb2.RepositoryIndexRequest()
@@ -172,8 +201,17 @@ def _described(said: Mapping[str, Any], segmenter: str, *, model: str) -> Descri
         colours=tuple(tuple(colour) for colour in said[COLOURS]),
         model=model,
         form=said.get(FORM, BAKED),
+        image_seconds=_seconds(said.get(IMAGE_SECONDS)),
         about={key: value for key, value in said.items() if key not in ("name", PARTS, COLOURS, FORM, MODEL)},
     )
+
+
+def _seconds(said: Any) -> float | None:
+    try:
+        seconds = float(said)
+    except (ValueError, TypeError):
+        return None
+    return seconds if 0 < seconds < math.inf else None
 
 
 def _nonsense(url: str, segmenter: str, error: Exception) -> SegmenterError:

@@ -12,6 +12,7 @@ import struct
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeAlias, TypeVar
 
 import grpc
@@ -19,12 +20,14 @@ import numpy as np
 import numpy.typing as npt
 from tritonclient.grpc import service_pb2
 
+from slime_client import diagnosis
 from slime_client.errors import INTERNAL, INVALID_ARGUMENT, UNAVAILABLE, SegmenterError, from_grpc
 
 # Names of tensors, parameters and models, written here again so that the client imports no other component. A test
 # holds those of tensors and models equal to slime_was.tensors and slime_repository.contract.
 IMAGE, MASK, SCORES = "IMAGE", "MASK", "SCORES"
 PARTS, COLOURS, FORM, MODEL = "parts", "colours", "form", "model"
+IMAGE_SECONDS = "image_seconds"
 BAKED, SHARED = "baked", "shared"
 # The model `segmenters` knows every segmenter in shared form by its name.
 SEGMENTERS, SEGMENTER, DESCRIPTION = "segmenters", "SEGMENTER", "DESCRIPTION"
@@ -70,7 +73,7 @@ class Retry:
     (https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/).
 
     Attributes:
-        attempts: number of tries in all; with 1 nothing is tried again.
+        attempts: number of tries in all; with 1 nothing is tried again, and None goes on until the deadline.
         first: upper limit of the first pause, in seconds.
         longest: upper limit of every pause, in seconds.
         chance: returns numbers in [0, 1); `random.Random(7).random` gives the same pauses in every run.
@@ -79,13 +82,13 @@ class Retry:
         SegmenterError: INVALID_ARGUMENT for numbers that make no sense.
     """
 
-    attempts: int = 4
+    attempts: int | None = None
     first: float = 0.1
     longest: float = 2.0
     chance: Callable[[], float] = random.random
 
     def __post_init__(self) -> None:
-        if not isinstance(self.attempts, int) or self.attempts < 1:
+        if self.attempts is not None and (not isinstance(self.attempts, int) or self.attempts < 1):
             raise SegmenterError(f"retry: got {self.attempts!r} attempts, expected 1 or more", INVALID_ARGUMENT)
         if not 0 <= self.first <= self.longest < math.inf:
             raise SegmenterError(
@@ -137,6 +140,10 @@ class Asker:
                 return (yield Call(method=method, request=request, timeout=deadline.left()))
             except grpc.RpcError as error:
                 problem = from_grpc(error, url=self.url, segmenter=segmenter, subject=subject, timeout=deadline.seconds)
+                said = str(error.details())
+                puzzling = problem.code == UNAVAILABLE and diagnosis.is_puzzling(said)
+                if puzzling and (found := (yield Work(partial(diagnosis.mistake, self.url, said)))):
+                    raise SegmenterError(found, UNAVAILABLE) from error
                 seconds = self.retry.pause(attempt)
                 last = attempt == self.retry.attempts or seconds >= deadline.left()
                 if problem.code != UNAVAILABLE or last:

@@ -3,6 +3,7 @@
     ExportError (ValueError)      input that cannot be exported or published; a RepositoryError, as what is wrong with
                                   a model repository is
     ParityError (RuntimeError)    the exported models do not answer as PyTorch does
+    QualityError (RuntimeError)   the segmenter is not good enough to take the place of the one that serves
     ServerError (RuntimeError)    the running server refused, or answered wrongly
     EngineError (RuntimeError)    TensorRT refused the graph, or found no GPU
     BusyError (RuntimeError)      another process went on changing the repository
@@ -19,6 +20,10 @@ class ExportError(RepositoryError):
 
 class ParityError(RuntimeError):
     """The ONNX models differ from PyTorch by more than the tolerance; nothing was published."""
+
+
+class QualityError(RuntimeError):
+    """The segmenter finds too little on annotated images, or on its own training images; nothing was published."""
 
 
 class ServerError(RuntimeError):

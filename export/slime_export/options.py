@@ -31,7 +31,9 @@ class ExportOptions:
     `encoder`: the one that the segmenter must have been made with; None takes its own.
 
     `engine`: how a TensorRT engine is built. `accelerator`: ONNX Runtime's provider on the server. `calibration`:
-    images that int8's ranges are measured on. `evaluate`: annotated images for the mean IoU. `keep`: how many versions
+    images that int8's ranges are measured on. `data`: annotated images for the mean IoU, which is to be `at_least`
+    so many percent, or `not_worse` than that of the segmenter that serves. `force`: publish in its place what failed on
+    its own training images. `keep`: how many versions
     of the segmenter stay in the repository. `wait`: seconds for another process that is changing it.
     """
 
@@ -51,7 +53,10 @@ class ExportOptions:
     engine: engine_builder.Options = field(default_factory=engine_builder.Options)
     accelerator: str | None = None
     calibration: Path | None = None
-    evaluate: Path | None = None
+    data: Path | None = None
+    at_least: float | None = None
+    not_worse: bool = False
+    force: bool = False
     keep: int = KEEP
     wait: float = WAIT_S
     gate: Gate | None = None  # the precision's, where it is None
@@ -66,12 +71,16 @@ class ExportOptions:
             raise ExportError(f"--accelerator: got {self.accelerator!r}, expected {' or '.join(KINDS)}")
         if self.accelerator is not None and self.format != "onnx":
             raise ExportError(f"--accelerator {self.accelerator}: is for --format onnx, got {self.format}")
-        is_plain = (self.precision, self.format, self.accelerator, self.evaluate) == ("fp32", "onnx", None, None)
+        is_plain = (self.precision, self.format, self.accelerator) == ("fp32", "onnx", None)
         if self.embedding == "shared" and not is_plain:
             raise ExportError(
-                "--embedding shared: is exported as fp32 ONNX alone, and not measured on data; leave out --precision, "
-                "--format, --accelerator and --evaluate, or bake the embedding in"
+                "--embedding shared: is exported as fp32 ONNX alone; leave out --precision, --format and "
+                "--accelerator, or bake the embedding in"
             )
+        if self.at_least is not None and not 1 < self.at_least <= 100:
+            raise ExportError(f"--at-least: got {self.at_least:g}, expected a mean IoU in percent, such as 65")
+        if (self.at_least is not None or self.not_worse) and self.data is None:
+            raise ExportError("--at-least, --not-worse: are measured on annotated images; give --data FOLDER too")
         if self.calibration is not None and self.precision != "int8":
             raise ExportError(f"--calibration: is for --precision int8, got {self.precision}; leave it out")
 

@@ -6,35 +6,43 @@ a time: Stable Diffusion's weigh gigabytes.
 
 from __future__ import annotations
 
+import errno
 import gc
+import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
-from slime_export.forms import FORMS, Form
+from slime_export.forms import FORMS
 from slime_export.graph import engine_builder, inspection, lowering, onnx_export, tracing
 from slime_export.graph.runtimes import opened
-from slime_export.graph.sensitivity import Feeds
 from slime_export.options import ExportOptions
 from slime_export.proof import drift, parity, references
-from slime_export.proof.references import References
 from slime_export.proof.report import EXACT, Drift, Report, Score
+from slime_export.publish import guard
 from slime_export.publish.lock import staging
-from slime_export.publish.publication import Candidate, Published, publish
+from slime_export.publish.publication import Candidate, Published, publish, reading_of
 from slime_export.publish.server_control import Server
-from slime_export.room import require_room
 from slime_optimize import training_image
+from slime_optimize.backbone import Backbone
 from slime_optimize.errors import InputError
 from slime_optimize.evaluation import Data, read_data
 from slime_optimize.method.prediction import Predictor, load_predictor
-from slime_optimize.segmenter import Segmenter
 from slime_repository import layout
 from slime_repository.variant import Variant
 from slime_was.tensors import LATENTS
 
 Say = Callable[[str], None]
+# Copies of the UNet's weights: trace and tidied file lie there together for a moment, then a lower precision, or an
+# engine, comes beside them.
+COPIES = {"fp32": 2.0, "fp16": 2.0, "bf16": 2.0, "int8": 2.5}
+ENGINE_COPIES = 1.5
+# Some filters become four times as large.
+CPU_COPIES = 0.5
+# Protobuf, reports, small models.
+MARGIN_BYTES = 50_000_000
 
 
 def export(options: ExportOptions, say: Say = print) -> tuple[Published, Report]:
@@ -46,29 +54,13 @@ def export(options: ExportOptions, say: Say = print) -> tuple[Published, Report]
     return _Export(options, say).run()
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Traced:
-    """What the later stages need of PyTorch. `encoder` and `unet` are folders with fp32 models.
+class _Export:
+    """One run of `export`. `encoder` and `unet` are folders with fp32 models, until they are lowered.
 
-    Each may be the repository's own, which is not `new`. `before`: mean IoU in PyTorch, where there is data.
+    Each may be the repository's own, which is not new. `before`: mean IoU in PyTorch, where there is data.
     """
 
-    segmenter: Segmenter
-    variant: Variant
-    form: Form
-    answers: References
-    is_training: bool  # whether the first image is the one that the segmenter was learned from
-    encoder: Path
-    unet: Path
-    new_encoder: bool
-    new_unet: bool
-    feeds: Feeds
-    data: Data | None
-    before: float | None
-
-
-class _Export:
-    """One run of `export`."""
+    before: float | None = None
 
     def __init__(self, options: ExportOptions, say: Say) -> None:
         self.options, self.say = options, say
@@ -76,36 +68,42 @@ class _Export:
     def run(self) -> tuple[Published, Report]:
         options, name = self.options, self.options.served_name
         options.check_machine()
-        predictor = self._loaded()
-        variant = options.variant(predictor.segmenter)
-        form = FORMS[options.embedding](options, predictor.segmenter, variant)
-        self._encoder_there(predictor.segmenter, variant)  # raises before the work begins
-        data = self._data(predictor)
+        # What can be refused before the work begins: the server, patches that are never served, another backbone.
         server = Server(options.url, options.access) if options.url else None
+        predictor = self._loaded()
+        reading_of(predictor.segmenter)
+        self.segmenter, self.variant = predictor.segmenter, options.variant(predictor.segmenter)
+        self.encoder_variant = lowering.encoder_variant(self.variant)
+        self.form = FORMS[options.embedding](options, self.segmenter, self.variant)
+        self._encoder_there()
+        self.data = self._read_data()
+        guard.require_learned(options, self.segmenter, self.say)
         with staging(options.repository, options.wait, self.say) as staged:
             work = staged / ".export"
-            made = self._traced(predictor, variant, form, data, work)
+            self._trace(predictor, work)
             del predictor
             gc.collect()  # modules and hooks refer to each other
-            if not self._served_as_traced(variant):
-                self._prove_exact(made)
-            encoder, unet, graphs = self._lowered(made, work)
-            report = replace(self._compared(made, encoder, unet), graphs=graphs)
+            if not self._served_as_traced:
+                self._prove_exact()
+            encoder, unet, graphs = self._lowered(work)
+            report = replace(self._compared(encoder, unet), graphs=graphs)
             if report.failures:
-                report = replace(report, drift=self._drift(made, report, encoder, unet))
+                report = replace(report, drift=self._drift(report, encoder, unet))
             self.say(report.table())
             report.require()
-            if not form.is_shared:  # a group's UNet is not one segmenter's
+            if self.data is not None and report.score is not None:
+                guard.require_good(options, report.score.after, self.data, self.say)
+            if not self.form.is_shared:  # a group's UNet is not one segmenter's
                 report.write(unet)
             candidate = Candidate(
                 name=name,
-                segmenter=made.segmenter,
-                unet=unet if made.new_unet else None,
-                encoder=encoder if made.new_encoder else None,
-                check=made.answers.check(options.held_to.mask_agreement, made.is_training),
-                variant=variant,
+                segmenter=self.segmenter,
+                unet=unet if self.new_unet else None,
+                encoder=encoder if self.new_encoder else None,
+                check=self.answers.check(options.held_to.mask_agreement, self.is_training),
+                variant=self.variant,
                 accelerator=options.accelerator,
-                shared=form.is_shared,
+                shared=self.form.is_shared,
                 settings_changed=report.settings_changed,
             )
             with self._stage(f"publishing {name} into {options.repository}"):
@@ -128,138 +126,140 @@ class _Export:
                 options.folder, backbone=options.backbone, tiny=options.tiny_encoder, changes=options.changes
             )
 
-    def _encoder_there(self, segmenter: Segmenter, variant: Variant) -> Path | None:
+    def _encoder_there(self) -> Path | None:
         """Return the folder of the repository's own encoder. Raises ExportError where it holds another backbone."""
-        repository, model = self.options.repository, variant.encoder_model
-        return layout.encoder_of(repository, segmenter.backbone_hash, model, segmenter.tiny_hash)
+        made, model = self.segmenter, self.variant.encoder_model
+        return layout.encoder_of(self.options.repository, made.backbone_hash, model, made.tiny_hash)
 
-    def _data(self, predictor: Predictor) -> Data | None:
-        source, parts = self.options.evaluate, predictor.segmenter.parts
+    def _read_data(self) -> Data | None:
+        source, parts = self.options.data, self.segmenter.parts
         if source is None:
             return None
         data = read_data(source, parts)
         if data.parts != parts:
-            raise InputError(f"--evaluate {source}: its parts are {', '.join(data.parts)}, expected {', '.join(parts)}")
+            raise InputError(f"--data {source}: its parts are {', '.join(data.parts)}, expected {', '.join(parts)}")
         return data
 
-    def _traced(self, predictor: Predictor, variant: Variant, form: Form, data: Data | None, work: Path) -> _Traced:
+    def _trace(self, predictor: Predictor, work: Path) -> None:
         """Ask PyTorch for its answers and trace the networks that the repository does not have."""
-        options, segmenter = self.options, predictor.segmenter
+        options, variant = self.options, self.variant
         training = training_image.find(options.folder)
+        self.is_training = training is not None  # whether the first image is the one that the segmenter learned from
         if training is None:
             self.say(f"{options.folder}: has no {training_image.FILE}; a generated image is tried in its place")
         usual = lowering.calibration_images(options.calibration, training) if variant.precision == "int8" else []
-        encoder, unet = self._encoder_there(segmenter, variant), form.unet_there()
-        new_encoder, new_unet = encoder is None, unet is None
-        if new_unet:
+        encoder, unet = self._encoder_there(), self.form.unet_there()
+        self.new_encoder, self.new_unet = encoder is None, unet is None
+        if unet is None:
             require_room(work, predictor.backbone, variant, on_cpu=options.on_cpu)
         # Lower precisions are held to the masks, so they are tried on images of the kind that is to come.
         images = parity.trial_images(predictor, training, *usual)
         with self._stage("running PyTorch, in fp32 and float64"):
-            answers = references.answered(predictor, images, weighted=variant.weighted, own_error=True)
-        before = None
-        if data is not None:
-            with self._stage(f"measuring PyTorch on {len(data)} images"):
-                before = parity.mean_iou(predictor, data)
+            self.answers = references.answered(predictor, images, weighted=variant.weighted, own_error=True)
+        if self.data is not None:
+            with self._stage(f"measuring PyTorch on {len(self.data)} images"):
+                self.before = parity.mean_iou(predictor, self.data)
         if encoder is None:
             with self._stage("tracing the VAE encoder" if variant.encoder == "vae" else "tracing the tiny encoder"):
                 encoder = tracing.trace_encoder(predictor, work / "encoder", options.external_over)
         elif options.accelerator:
             self.say(f"{variant.encoder_model}: the repository's own stays, as it was exported, for all its segmenters")
         if unet is None:
-            with self._stage(f"tracing {form.unet_name}"):
-                unet = form.trace_unet(predictor, work / "unet")
-        return _Traced(
-            segmenter=segmenter,
-            variant=variant,
-            form=form,
-            answers=answers,
-            is_training=training is not None,
-            encoder=encoder,
-            unet=unet,
-            new_encoder=new_encoder,
-            new_unet=new_unet,
-            feeds=lowering.feeds_of(predictor, usual),
-            data=data,
-            before=before,
-        )
+            with self._stage(f"tracing {self.form.unet_name}"):
+                unet = self.form.trace_unet(predictor, work / "unet")
+        self.encoder, self.unet, self.feeds = encoder, unet, lowering.feeds_of(predictor, usual)
 
-    def _served_as_traced(self, variant: Variant) -> bool:
-        return variant.precision == "fp32" and variant.format == "onnx" and not self.options.on_cpu
+    @property
+    def _served_as_traced(self) -> bool:
+        return self.variant.precision == "fp32" and self.variant.format == "onnx" and not self.options.on_cpu
 
-    def _prove_exact(self, made: _Traced) -> None:
+    def _prove_exact(self) -> None:
         """Compare the fp32 graphs that others are made from; they are not published themselves."""
         with self._stage("comparing the fp32 graphs with PyTorch"):
-            latents = parity.encoded(made.answers, opened(made.encoder)) if made.new_encoder else None
-            comparisons = parity.measured(made.answers, made.form.opened(made.unet, "fp32"), latents)
-        report = Report(comparisons=comparisons, gate=EXACT, own_error=made.answers.own_error)
+            latents = parity.encoded(self.answers, opened(self.encoder)) if self.new_encoder else None
+            comparisons = parity.measured(self.answers, self.form.opened(self.unet, "fp32"), latents)
+        report = Report(comparisons=comparisons, gate=EXACT, own_error=self.answers.own_error)
         if report.failures:
-            replace(report, drift=self._drift_from_pytorch(made, report)).require()
+            replace(report, drift=self._drift_from_pytorch(report)).require()
 
-    def _lowered(self, made: _Traced, work: Path) -> tuple[Path, Path, Mapping[str, inspection.Counts]]:
+    def _lowered(self, work: Path) -> tuple[Path, Path, Mapping[str, inspection.Counts]]:
         """Return the folders of the encoder and the UNet that will serve, and what is in their graphs."""
-        options, variant, encoder, unet = self.options, made.variant, made.encoder, made.unet
+        options, variant, encoder = self.options, self.variant, self.encoder
         external_over, on_cpu = options.external_over, options.on_cpu
 
         def passes(path: Path) -> bool:
             """Whether an int8 UNet, served with the fp32 encoder, is within the gate."""
-            return not self._compared(made, encoder, path.parent).failures
+            return not self._compared(self.encoder, path.parent).failures
 
         with self._stage(f"writing {variant.precision}"):
-            unet = lowering.lowered(unet, work / "lowered_unet", variant, made.feeds, external_over, passes, cpu=on_cpu)
-            if made.new_encoder:
-                its = lowering.encoder_variant(variant)
-                encoder = lowering.lowered(encoder, work / "lowered_encoder", its, (), external_over, cpu=on_cpu)
+            unet = lowering.lowered(
+                self.unet, work / "lowered_unet", variant, self.feeds, external_over, passes, cpu=on_cpu
+            )
+            if self.new_encoder:
+                into = work / "lowered_encoder"
+                encoder = lowering.lowered(encoder, into, self.encoder_variant, (), external_over, cpu=on_cpu)
             files = {name: folder / onnx_export.FILE for name, folder in (("unet", unet), ("encoder", encoder))}
             # The repository's own encoder may be an engine.
             graphs = {name: inspection.counts(path) for name, path in files.items() if path.exists()}
         if variant.format == "tensorrt":
             engine = replace(options.engine, timing_cache=engine_builder.timing_cache(options.repository))
             unet = lowering.built(unet, work / "engine_unet", engine, self.say)
-            encoder = (
-                lowering.built(encoder, work / "engine_encoder", engine, self.say) if made.new_encoder else encoder
-            )
+            if self.new_encoder:
+                encoder = lowering.built(encoder, work / "engine_encoder", engine, self.say)
         return encoder, unet, graphs
 
-    def _compared(self, made: _Traced, encoder: Path, unet: Path) -> Report:
+    def _compared(self, encoder: Path, unet: Path) -> Report:
         """Compare the networks that will serve with PyTorch, and measure their mean IoU where there is data."""
-        variant, settings = made.variant, made.segmenter.settings
-        its_precision = lowering.encoder_variant(variant).precision
+        variant, encoder_precision = self.variant, self.encoder_variant.precision
         with self._stage("comparing with PyTorch"):
-            latents = parity.encoded(made.answers, opened(encoder, its_precision))
-            comparisons = parity.measured(made.answers, made.form.opened(unet, variant.precision), latents)
+            latents = parity.encoded(self.answers, opened(encoder, encoder_precision))
+            comparisons = parity.measured(self.answers, self.form.opened(unet, variant.precision), latents)
         score = None
-        if made.data is not None and made.before is not None:
-            networks = opened(encoder, its_precision), made.form.opened(unet, variant.precision)
-            postprocess = settings.postprocess(made.segmenter.image_size)
+        if self.data is not None and self.before is not None:
+            networks = opened(encoder, encoder_precision), self.form.opened(unet, variant.precision)
+            settings = self.segmenter.settings
+            postprocess = settings.postprocess(self.segmenter.image_size)
             exported = parity.ExportedSegmenter(*networks, postprocess, settings.channel_order)
-            with self._stage(f"measuring the exported models on {len(made.data)} images"):
-                after = parity.mean_iou(exported, made.data)
-            score = Score(before=made.before, after=after, images=len(made.data), source=str(self.options.evaluate))
+            with self._stage(f"measuring the exported models on {len(self.data)} images"):
+                after = parity.mean_iou(exported, self.data)
+            score = Score(before=self.before, after=after, images=len(self.data), source=str(self.options.data))
         return Report(
             comparisons=comparisons,
             gate=self.options.held_to,
             variant=variant,
-            own_error=made.answers.own_error,
+            own_error=self.answers.own_error,
             score=score,
-            settings_changed=self.options.changed(made.segmenter),
+            settings_changed=self.options.changed(self.segmenter),
         )
 
-    def _drift(self, made: _Traced, report: Report, encoder: Path, unet: Path) -> Drift | None:
+    def _drift(self, report: Report, encoder: Path, unet: Path) -> Drift | None:
         """Find the layer that drifts first in what would serve; None for an engine, whose layers cannot be read."""
-        variant, answers = made.variant, made.answers
-        if variant.format == "tensorrt":
+        if self.variant.format == "tensorrt":
             return None
-        if self._served_as_traced(variant):
-            return self._drift_from_pytorch(made, report)
-        if report.failures[0].startswith(LATENTS) and made.new_encoder:
-            precision = lowering.encoder_variant(variant).precision
-            return drift.from_fp32(answers, made.encoder, encoder, precision, encoder=True)
-        return drift.from_fp32(answers, made.unet, unet, variant.precision, encoder=False)
+        if self._served_as_traced:
+            return self._drift_from_pytorch(report)
+        if report.failures[0].startswith(LATENTS) and self.new_encoder:
+            precision = self.encoder_variant.precision
+            return drift.from_fp32(self.answers, self.encoder, encoder, precision, encoder=True)
+        return drift.from_fp32(self.answers, self.unet, unet, self.variant.precision, encoder=False)
 
-    def _drift_from_pytorch(self, made: _Traced, report: Report) -> Drift | None:
+    def _drift_from_pytorch(self, report: Report) -> Drift | None:
         """Find the layer of the fp32 graphs that drifts first from PyTorch."""
         if report.failures[0].startswith(LATENTS):
-            is_new = made.new_encoder
-            return drift.encoder_from_pytorch(self._loaded(), made.answers, made.encoder) if is_new else None
-        return drift.unet_from_pytorch(self._loaded(), made.answers, made.unet, made.form.inputs())
+            return drift.encoder_from_pytorch(self._loaded(), self.answers, self.encoder) if self.new_encoder else None
+        return drift.unet_from_pytorch(self._loaded(), self.answers, self.unet, self.form.inputs())
+
+
+def require_room(folder: Path, backbone: Backbone, variant: Variant, *, on_cpu: bool = False) -> None:
+    """Raise OSError (no space left) unless the disk of `folder`, or of its nearest parent, has room for the export."""
+    there = next(each for each in (folder, *folder.parents) if each.exists())
+    copies = COPIES[variant.precision] + ENGINE_COPIES * (variant.format == "tensorrt") + CPU_COPIES * on_cpu
+    needed = int(copies * sum(each.nbytes for each in backbone.unet.parameters())) + MARGIN_BYTES
+    free = shutil.disk_usage(there).free
+    if free < needed:
+        raise OSError(
+            errno.ENOSPC,
+            f"has {free / 1e9:.2f} GB free, expected {needed / 1e9:.2f} GB for the export; free some, or give a "
+            "--repository on another disk; nothing was published",
+            str(there),
+        )

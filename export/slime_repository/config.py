@@ -16,7 +16,7 @@ from slime_repository.errors import RepositoryError
 
 # A segmenter has at most 64, and its UNet's name is longer.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,127}")
-_DTYPES = ("STRING", "UINT8", "INT32", "FP32")
+_DTYPES = ("STRING", "UINT8", "INT32", "INT64", "FP32")
 _HEADER = "# Generated from slime_repository/contract.py; do not edit.\n"
 # The latest two versions of a model are loaded: the version that an ensemble is pinned to serves on while the next one
 # is published, and the ensemble's own last version answers until the next is ready. An ensemble that served one
@@ -65,10 +65,9 @@ class Accelerator:
 
 @dataclass(frozen=True, kw_only=True)
 class Queue:
-    """Requests that may wait for a model, and for how long; those beyond are refused at once, as UNAVAILABLE."""
+    """Requests that may wait for a model; those beyond are refused at once, as UNAVAILABLE."""
 
     size: int
-    seconds: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,7 +147,6 @@ def _set_batching(config: Any, model: Model) -> None:
     if model.queue:
         policy = batching.default_queue_policy
         policy.timeout_action = policy.REJECT
-        policy.default_timeout_microseconds = round(model.queue.seconds * 1e6)
         policy.allow_timeout_override, policy.max_queue_size = True, model.queue.size
 
 
@@ -203,6 +201,13 @@ def loading(text: str, versions: int) -> str:
     """Return the configuration with as many of the latest versions loaded."""
     config = _copied(text)
     config.version_policy.latest.num_versions = versions
+    return as_text(config)
+
+
+def with_parameter(text: str, key: str, value: str) -> str:
+    """Return the configuration with this value of a parameter."""
+    config = _copied(text)
+    config.parameters[key].string_value = value
     return as_text(config)
 
 

@@ -1,7 +1,7 @@
 """Says which models serve a segmenter, with their tensors' types and shapes, and writes their ``config.pbtxt``.
 
     IMAGE > preprocess > PIXELS > vae_encoder > LATENTS > NAME_unet > CROSS, SELF, POSTPROCESS > was > MASK, SCORES
-                       > SIZE, and GUIDE_IMAGE where the image guides the upsampling ------------->
+                       > SIZE, STARTED, and GUIDE_IMAGE where the image guides the upsampling ---->
 
 A UNet that weights gives ACCUMULATED in SELF's place. Its name, and the encoder's, follow from the variant.
 
@@ -20,7 +20,7 @@ from dataclasses import dataclass, field, replace
 from slime_repository.config import Accelerator, Model, Queue, Step, Tensor, model_config
 from slime_repository.variant import UNET_SUFFIX, VAE_ENCODER, Variant, encoder_name, is_encoder, is_unet
 from slime_was import tensors as t
-from slime_was.options import LENGTH, MAX_PARTS, Postprocess
+from slime_was.options import MAX_PARTS, Postprocess
 
 # Also named by those who use the contract.
 __all__ = ["UNET_SUFFIX", "VAE_ENCODER", "Tensor", "Variant", "encoder_name", "is_encoder", "is_unet", "model_config"]
@@ -32,9 +32,12 @@ OLD_TENSORS = frozenset({"WEIGHTING", "FITTED", "PRESENT", "WAS"})
 SEGMENTERS, SHARED = "segmenters", "shared_"
 
 MAX_BATCH = 8
-# Latency budget of a request under overload: two full batches wait before the encoder while a third is encoded, five
-# seconds at the most. Before the encoder, so that nothing is refused once that has been paid for.
-ENCODER_QUEUE = Queue(size=2 * MAX_BATCH, seconds=5.0)
+# Two full batches wait before the encoder while a third is encoded. Before the encoder, so that nothing is refused once
+# that has been paid for. There is no limit in seconds: what such a queue takes depends on the machine, a request is
+# dropped where it waits when its own deadline passes, and clients' deadlines follow IMAGE_SECONDS.
+ENCODER_QUEUE = Queue(size=2 * MAX_BATCH)
+# Of an ensemble's parameters: what one image takes, measured on the server that is to answer. See client/slime_client.
+IMAGE_SECONDS = "image_seconds"
 # There is no limit before decoding: the batcher of a model with one learned up to a second late that the model was free
 # (seen with Triton 2.51), and requests waited for nothing. Decoding is quick, and refuses images by their size.
 # The latents of one batch reach the UNet one after the other, within this time, and run as one batch again.
@@ -104,7 +107,7 @@ def is_preprocess(model: str) -> bool:
 
 
 def preprocess_config(reading: Reading | None = None) -> str:
-    """Return the configuration of the model from IMAGE to PIXELS, GUIDE_IMAGE and SIZE (height, width upright).
+    """Return the configuration of the model from IMAGE to PIXELS, GUIDE_IMAGE, STARTED and SIZE (height, width).
 
     PIXELS (crops, 3, S, S) in [-1, 1] are for the networks; GUIDE_IMAGE (3, S, S) is the whole image in any case.
     """
@@ -115,7 +118,12 @@ def preprocess_config(reading: Reading | None = None) -> str:
             name=reading.model,
             backend="python",
             inputs=(IMAGE_TENSOR,),
-            outputs=(Tensor(name=t.PIXELS, dtype="FP32", dims=(-1, 3, -1, -1)), SIZE_TENSOR, GUIDE_IMAGE_TENSOR),
+            outputs=(
+                Tensor(name=t.PIXELS, dtype="FP32", dims=(-1, 3, -1, -1)),
+                SIZE_TENSOR,
+                STARTED_TENSOR,
+                GUIDE_IMAGE_TENSOR,
+            ),
             parameters={
                 "image_size": str(reading.image_size),
                 "channel_order": reading.channel_order,
@@ -158,7 +166,7 @@ def vae_encoder_config(
 
 
 def map_names(variant: Variant) -> tuple[str, str, str]:
-    """Return what a UNet of this variant gives out, and `was` takes in."""
+    """Return the names of what a UNet of this variant gives out, and `was` takes in."""
     return (t.CROSS, t.ACCUMULATED if variant.weighted else t.SELF, t.POSTPROCESS)
 
 
@@ -174,19 +182,20 @@ def unet_config(
 ) -> str:
     """Return the configuration of the model from LATENTS (batch, C, h, w) to a segmenter's maps.
 
-    CROSS (batch, K, h, w), POSTPROCESS (batch, LENGTH), a constant, and by the variant one of two. averaged: SELF
-    (batch, N, N). weighted: ACCUMULATED (batch, K, h, w).
+    CROSS (batch, K, h, w), POSTPROCESS (batch, LENGTH + letters of the name), a constant, and by the variant one of
+    two. averaged: SELF (batch, N, N). weighted: ACCUMULATED (batch, K, h, w).
     """
     if not 2 <= parts <= MAX_PARTS:
         raise ValueError(f"parts: got {parts}, expected 2 to {MAX_PARTS} with the background; paint fewer parts")
     variant = variant or Variant()
-    # K is left open: all versions of a model share this file, and the next may have more parts.
+    # K is left open: all versions of a model share this file, and the next may have more parts. So is POSTPROCESS's
+    # length: in versions that were exported before, it has no name.
     each_part, pixels = (-1, latent_size, latent_size), latent_size * latent_size
     dims = {
         t.CROSS: each_part,
         t.ACCUMULATED: each_part,
         t.SELF: (pixels, pixels),
-        t.POSTPROCESS: (LENGTH,),
+        t.POSTPROCESS: (-1,),
     }
     return model_config(
         Model(
@@ -207,7 +216,7 @@ def was_config() -> str:
     """Return the configuration of the model from the maps of one image's crops to MASK (H, W) and SCORES (K, h, w).
 
     It takes SELF or ACCUMULATED, as the UNet gives them; PART_MASK (crops, P), of 1 and 0, where maps have slots for
-    more parts; and GUIDE_IMAGE where the image guides the upsampling.
+    more parts; STARTED for its metrics; and GUIDE_IMAGE where the image guides the upsampling.
     """
     return model_config(
         Model(
@@ -219,6 +228,7 @@ def was_config() -> str:
                 Tensor(name=t.ACCUMULATED, dtype="FP32", dims=(-1, -1, -1, -1), optional=True),
                 Tensor(name=t.POSTPROCESS, dtype="FP32", dims=(-1, -1)),
                 SIZE_TENSOR,
+                replace(STARTED_TENSOR, optional=True),
                 replace(GUIDE_IMAGE_TENSOR, optional=True),
                 Tensor(name=t.PART_MASK, dtype="FP32", dims=(-1, -1), optional=True),
             ),
@@ -240,13 +250,13 @@ def ensemble_config(
     ``parameters``: what the client shows and checks (parts, colours, hashes); the variant's words are added.
     """
     reading, variant = reading or Reading(), variant or Variant()
-    guided = (t.GUIDE_IMAGE,) if reading.postprocess.edge_tolerance > 0 else ()
+    read = (t.SIZE, t.STARTED, *((t.GUIDE_IMAGE,) if reading.postprocess.edge_tolerance > 0 else ()))
     maps = map_names(variant)
     steps = (
-        Step(model=reading.model, version=versions.preprocess, inputs=(t.IMAGE,), outputs=(t.PIXELS, t.SIZE, *guided)),
+        Step(model=reading.model, version=versions.preprocess, inputs=(t.IMAGE,), outputs=(t.PIXELS, *read)),
         Step(model=variant.encoder_model, version=versions.vae_encoder, inputs=(t.PIXELS,), outputs=(t.LATENTS,)),
         Step(model=unet_name(segmenter, variant), version=versions.unet, inputs=(t.LATENTS,), outputs=maps),
-        Step(model=WAS, version=versions.was, inputs=(*maps, t.SIZE, *guided), outputs=(t.MASK, t.SCORES)),
+        Step(model=WAS, version=versions.was, inputs=(*maps, *read), outputs=(t.MASK, t.SCORES)),
     )
     return model_config(
         Model(
@@ -275,6 +285,7 @@ def latents(channels: int, size: int) -> Tensor:
 
 IMAGE_TENSOR = Tensor(name=t.IMAGE, dtype="STRING", dims=(1,))
 GUIDE_IMAGE_TENSOR = Tensor(name=t.GUIDE_IMAGE, dtype="FP32", dims=(3, -1, -1))
+STARTED_TENSOR = Tensor(name=t.STARTED, dtype="INT64", dims=(1,))
 SIZE_TENSOR = Tensor(name=t.SIZE, dtype="INT32", dims=(2,))
 ANSWER = (
     Tensor(name=t.MASK, dtype="UINT8", dims=(-1, -1)),

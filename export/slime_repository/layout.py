@@ -8,7 +8,6 @@ Only configurations that can be read count; a model with another is no segmenter
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 from slime_repository import config
@@ -130,8 +129,12 @@ def live_version(ensemble: Path) -> int | None:
 
 def used(repository: Path, *names: str) -> set[tuple[str, int]]:
     """Return the (model, version) that these ensembles, or all, serve with or could be rolled back to."""
-    chosen = names or ensembles(repository)
-    return {pin for name in chosen for text in _configs(repository / name) for pin in pins(text).items()}
+    found: set[tuple[str, int]] = set()
+    for name in names or ensembles(repository):
+        folder = repository / name
+        for text in (config_text(folder), *(recorded(folder, version) for version in versions(folder))):
+            found.update(pins(text).items())
+    return found
 
 
 def models_of(repository: Path, name: str) -> set[str]:
@@ -169,10 +172,3 @@ def _require_same(repository: Path, encoder: str, parameter: str, what: str, wan
             f"repository {repository}: holds segmenters of {what} {got[:12]}, this one is of {wanted[:12]}; a "
             f"repository holds one {what}, give another --repository"
         )
-
-
-def _configs(ensemble: Path) -> Iterator[str]:
-    """Yield the configuration that serves, and those of the versions that could be rolled back to."""
-    yield config_text(ensemble)
-    for version in versions(ensemble):
-        yield recorded(ensemble, version)

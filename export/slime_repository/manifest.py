@@ -21,7 +21,6 @@ from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 from slime_repository.errors import RepositoryError
 from slime_repository.layout import CACHE
@@ -35,7 +34,7 @@ _BLOCK = 1 << 20
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """What one file is."""
+    """The SHA-256 and the size in bytes of one file."""
 
     sha256: str
     bytes: int
@@ -49,11 +48,11 @@ class Manifest:
     changing: Mapping[str, Entry | None] = field(default_factory=dict)
 
     def announced(self, entries: Mapping[str, Entry | None]) -> Manifest:
-        """Return the manifest of before a change: these paths may be so as well."""
+        """Return the manifest during a change: each of these paths may have this content as well."""
         return Manifest(files=self.files, changing={**self.changing, **entries})
 
     def settled(self) -> Manifest:
-        """Return the manifest of after the changes."""
+        """Return the manifest once the changes are made."""
         after = {**self.files, **self.changing}
         return Manifest(files={path: entry for path, entry in sorted(after.items()) if entry})
 
@@ -150,11 +149,7 @@ def _loaded(path: Path, next_step: str) -> Manifest:
             raise ValueError(f"format {facts['format']}, expected {FORMAT}")
         return Manifest(
             files={path: Entry(**fact) for path, fact in facts["files"].items()},
-            changing={path: _entry_of(fact) for path, fact in facts["changing"].items()},
+            changing={path: Entry(**fact) if fact else None for path, fact in facts["changing"].items()},
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise RepositoryError(f"manifest {path}: cannot be read ({error}); {next_step}") from error
-
-
-def _entry_of(fact: Mapping[str, Any] | None) -> Entry | None:
-    return Entry(**fact) if fact else None

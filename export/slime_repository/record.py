@@ -99,7 +99,7 @@ def read_check(folder: Path) -> Check:
             training_image=bool(told["training_image"]),
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise RepositoryError(f"record {folder}: damaged or missing ({error}); publish the segmenter again") from error
+        raise _damaged(folder, error) from error
 
 
 def read(folder: Path) -> Record:
@@ -108,8 +108,12 @@ def read(folder: Path) -> Record:
     try:
         config = (folder / RECORDED_CONFIG).read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
-        raise RepositoryError(f"record {folder}: damaged or missing ({error}); publish the segmenter again") from error
+        raise _damaged(folder, error) from error
     return Record(config=config, check=check, content_of=facts(folder).get("content_of"))
+
+
+def _damaged(folder: Path, error: Exception) -> RepositoryError:
+    return RepositoryError(f"record {folder}: damaged or missing ({error}); publish the segmenter again")
 
 
 def png(image: npt.NDArray[np.uint8]) -> bytes:

@@ -2,7 +2,7 @@
 
     IMAGE, SEGMENTER > segmenters > PIXELS > vae_encoder > LATENTS > GROUP_unet > CROSS, ACCUMULATED > was > MASK
                                   > TEXT, NOISE, PART_MASK ------------^
-                                  > SIZE, POSTPROCESS, PART_MASK, GUIDE_IMAGE, and DESCRIPTION --------->
+                                  > SIZE, STARTED, POSTPROCESS, PART_MASK, GUIDE_IMAGE, and DESCRIPTION >
 
 A group is what segmenters must have in common to share a graph: timesteps, layers, readout, variant. Everything else
 is in the segmenter's file, so requests for different segmenters of a group run in one batch.
@@ -24,6 +24,7 @@ from slime_repository.contract import (
     SEGMENTERS,
     SHARED,
     SIZE_TENSOR,
+    STARTED_TENSOR,
     UNET_DELAY_US,
     WAS,
     Versions,
@@ -86,6 +87,7 @@ def segmenters_config() -> str:
             outputs=(
                 Tensor(name=t.PIXELS, dtype="FP32", dims=(-1, 3, -1, -1)),
                 SIZE_TENSOR,
+                STARTED_TENSOR,
                 GUIDE_IMAGE_TENSOR,
                 Tensor(name=t.TEXT, dtype="FP32", dims=(-1, -1, -1)),
                 Tensor(name=t.NOISE, dtype="FP32", dims=(-1, -1, -1, -1)),
@@ -139,7 +141,7 @@ def shared_ensemble_config(group: Group, versions: Versions, parameters: Mapping
     ``versions.preprocess`` is that of `segmenters`.
     """
     maps, given = map_names(group.variant)[:2], (t.TEXT, t.NOISE, t.PART_MASK)
-    rest = (t.POSTPROCESS, t.PART_MASK, t.SIZE, t.GUIDE_IMAGE)
+    rest = (t.POSTPROCESS, t.PART_MASK, t.SIZE, t.STARTED, t.GUIDE_IMAGE)
     steps = (
         Step(
             model=SEGMENTERS,
@@ -148,6 +150,7 @@ def shared_ensemble_config(group: Group, versions: Versions, parameters: Mapping
             outputs=(
                 t.PIXELS,
                 t.SIZE,
+                t.STARTED,
                 t.GUIDE_IMAGE,
                 *given,
                 t.POSTPROCESS,

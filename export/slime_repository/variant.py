@@ -55,7 +55,7 @@ class Variant:
         return UNET_SUFFIX + "_weighted" * self.weighted + _of_format(self.format)
 
     def parameters(self) -> dict[str, str]:
-        """Return the words, for the ensemble's parameters."""
+        """Return the fields by name, for the ensemble's parameters."""
         return asdict(self)
 
 

@@ -1,8 +1,8 @@
 """A backbone on disk, in diffusers layout: find it, check its shape, hash it, and load its models.
 
 The layout is a folder with unet, vae, text_encoder, tokenizer and scheduler; it may also hold a second encoder of
-images, tiny_vae, and settings that suit the backbone, slime.json. Only safetensors weights are ever read, never pickles
-or remote code. The shape is checked from the config files, before any weight is read.
+images, tiny_vae, and settings that suit the backbone, slime.json. Of pickled weights only tensors are ever read, and no
+remote code is run. The shape is checked from the config files, before any weight is read.
 """
 
 from __future__ import annotations

@@ -21,20 +21,22 @@ from slime_optimize.errors import BackboneError, first_line
 STEM = "diffusion_pytorch_model"  # name of diffusers' weights, without a suffix
 _KINDS = (".safetensors", ".bin", ".ckpt", ".pt", ".pth", ".msgpack", ".h5")  # suffixes of weights
 _VARIANTS = ("", ".fp16", ".bf16")  # in the order in which they are preferred
+_PICKLED = {"model": "pytorch_model"}  # names of transformers' weights, without a suffix, as safetensors and as .bin
 # Buffers that older releases saved and newer ones compute.
 _HARMLESS = re.compile(r"(^|\.)position_ids$")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Weights:
-    """Names of one model's safetensors files in its folder, and their variant: "", ".fp16" or ".bf16".
+    """Names of one model's files in its folder, and their variant: "", ".fp16" or ".bf16".
 
-    Several files are shards, which `index` lists.
+    Several files are shards, which `index` lists. kind: "safetensors", or "bin" for pickled ones.
     """
 
     files: tuple[str, ...]
     variant: str
     index: str | None = None
+    kind: str = "safetensors"
 
     @property
     def lacking(self) -> str | None:
@@ -48,19 +50,22 @@ class Weights:
 
 
 def choose_weights(names: Collection[str], stem: str) -> Weights | None:
-    """Return the files to read among the `names` of a folder, full precision before half; None where there is none."""
-    for variant in _VARIANTS:
-        whole = f"{stem}{variant}.safetensors"
-        if whole in names:
-            return Weights(files=(whole,), variant=variant)
-        part = r"-\d+-of-\d+"
-        either = (
-            rf"{re.escape(stem + variant)}{part}\.safetensors|{re.escape(stem)}{part}{re.escape(variant)}\.safetensors"
-        )
-        index = f"{stem}.safetensors.index{variant}.json"
-        shards = tuple(sorted(name for name in names if re.fullmatch(either, name)))
-        if shards and index in names:
-            return Weights(files=shards, variant=variant, index=index)
+    """Return the files to read among the `names` of a folder; None where there is none.
+
+    Safetensors go before pickled files, and full precision before half.
+    """
+    part = r"-\d+-of-\d+"
+    for kind, start in (("safetensors", stem), ("bin", _PICKLED.get(stem, stem))):
+        for variant in _VARIANTS:
+            whole = f"{start}{variant}.{kind}"
+            if whole in names:
+                return Weights(files=(whole,), variant=variant, kind=kind)
+            first, last = re.escape(start), re.escape(variant)
+            either = rf"({first}{last}{part}|{first}{part}{last})\.{kind}"
+            index = f"{start}.{kind}.index{variant}.json"
+            shards = tuple(sorted(name for name in names if re.fullmatch(either, name)))
+            if shards and index in names:
+                return Weights(files=shards, variant=variant, index=index, kind=kind)
     return None
 
 
@@ -68,12 +73,10 @@ def no_weights(subject: str, part: str, stem: str, names: Iterable[str]) -> Back
     """Return the error for a folder without weights that can be read; it names the ones that are there."""
     others = sorted(name for name in names if name.endswith(_KINDS))
     found = f"; it has {', '.join(others[:3])}" if others else ""
-    if any(not name.endswith(".safetensors") for name in others):
-        found += ": save the model again with save_pretrained(safe_serialization=True)"
-    elif any("-of-" in name for name in others):
-        found += f", and no {stem}.safetensors.index.json to read shards by"
+    if any("-of-" in name for name in others):
+        found += ", and no .index.json to read shards by"
     at = f"{part}/" if part else ""
-    return BackboneError(f"{subject}: has no {at}{stem}.safetensors (pickled weights are never read){found}")
+    return BackboneError(f"{subject}: has no {at}{stem}.safetensors, and no {_PICKLED.get(stem, stem)}.bin{found}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,7 +108,7 @@ class ModelFolder:
             with _quiet():
                 model, report = kind.from_pretrained(
                     self.path,
-                    use_safetensors=True,
+                    use_safetensors=chosen.kind == "safetensors",
                     local_files_only=True,
                     variant=chosen.variant.removeprefix(".") or None,
                     output_loading_info=True,

@@ -8,10 +8,13 @@
 Commands print the line and leave with exit code 2, or 1 for the last.
 """
 
+import logging
 import sys
 from collections.abc import Callable
 
 from slime_image import ImageError
+
+_LOG = logging.getLogger(__name__)
 
 
 class InputError(ValueError):
@@ -49,6 +52,6 @@ def failed(error: Exception, code: int) -> int:
     return code
 
 
-def note(line: str) -> None:
-    """Tell on stderr, in one line, what was left out or decided without asking."""
-    print(f"note: {line}", file=sys.stderr, flush=True)
+def tell(line: str) -> None:
+    """Log what was left out or decided without asking, in one line, at the level that commands show on stderr."""
+    _LOG.warning(line)

@@ -49,8 +49,8 @@ def read_data(source: Path, parts: tuple[str, ...], *, legend: Path | None = Non
     prepared = (source / PARTS_FILE).is_file() and all(any((source / n).glob("*.png")) for n in ("images", "masks"))
     readers: tuple[Callable[[], Example], ...]
     ignored: dict[int, int] = {}
-    if prepared and legend is None:
-        names, pairs = dataset(source)
+    if prepared and legend is None and (named := dataset(source))[0] == parts:
+        names, pairs = named
         readers = tuple(partial(_counted, index, ignored, *pair, names) for index, pair in enumerate(pairs))
     else:
         found = read(source, parts, legend=legend)

@@ -7,14 +7,18 @@ refused with the new name.
 from __future__ import annotations
 
 import argparse
+import sys
 import types
 import typing
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from typing import Any, NoReturn
 
+from slime_optimize.errors import exit_code
+from slime_optimize.layers import Layers
+from slime_optimize.old_names import OLD_NAMES
 from slime_optimize.presets import PRESETS
-from slime_optimize.settings import OLD_NAMES, Layers, Settings
+from slime_optimize.settings import Settings
 
 HELP_ALL = "--help-all"
 SET_HELP = "change a setting that matters after learning, such as threshold=0.1; can be given several times"
@@ -42,13 +46,13 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"error: {message}; {self.prog} --help shows the options\n")
 
 
-def add_settings(parser: Parser, preset: str = "paper") -> None:
-    """Add --help-all and an option for each setting; the help shows `preset`'s values.
+def add_settings(parser: Parser, presets: Sequence[str] = tuple(PRESETS)) -> None:
+    """Add --help-all and an option for each setting; the help shows its value in each of these `presets`.
 
     An option that is not given leaves nothing in the namespace.
     """
     parser.add_help_all()
-    kinds, values = typing.get_type_hints(Settings), PRESETS[preset]
+    kinds = typing.get_type_hints(Settings)
     groups: dict[str, argparse._ArgumentGroup] = {}
     for field in fields(Settings):
         facts = field.metadata
@@ -65,7 +69,7 @@ def add_settings(parser: Parser, preset: str = "paper") -> None:
                     help=show(f"{role}-{facts['help']}"),
                 )
             continue
-        text = f"{facts['help']} (preset {preset}: {_text(getattr(values, field.name))})".replace("%", "%%")
+        text = f"{facts['help']} ({_values(field.name, presets)})".replace("%", "%%")
         group.add_argument(
             _option(field.name),
             default=argparse.SUPPRESS,
@@ -98,6 +102,13 @@ def _option(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
+def _values(name: str, presets: Sequence[str]) -> str:
+    """Return a setting's value in these presets: once where it is the same in all."""
+    values = {preset: _text(getattr(PRESETS[preset], name)) for preset in presets}
+    same = len(set(values.values())) == 1
+    return f"default: {values[presets[0]]}" if same else ", ".join(f"{each}: {value}" for each, value in values.items())
+
+
 def _text(value: Any) -> str:
     return " ".join(map(str, value)) or "none" if isinstance(value, tuple) else str(value)
 
@@ -114,3 +125,15 @@ def _argument_type(kind: Any, choices: tuple[str, ...]) -> dict[str, Any]:
     if inner:
         return {"type": inner[0], "nargs": 2, "metavar": ("LOW", "HIGH")}
     return {"type": kind, "choices": choices or None}
+
+
+def run_command(
+    parser: Callable[[Sequence[str], str | None], Parser],
+    run: Callable[[argparse.Namespace], None],
+    words: Sequence[str] | None,
+    prog: str | None,
+) -> int:
+    """Read a command's `words`, those of the command line by default, and run it; return its exit code."""
+    words = sys.argv[1:] if words is None else words
+    arguments = parser(words, prog).parse_args(words)
+    return exit_code(lambda: run(arguments))

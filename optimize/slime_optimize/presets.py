@@ -1,7 +1,7 @@
 """Named sets of settings: what the paper says, what its published code computes, and what scores highest.
 
-A backbone's folder may hold `slime.json`: settings that suit it, under "every" for all presets, or
-under the name of one.
+A backbone's folder may hold `slime.json`: under "preset" the name of the one to take where nobody chooses, and settings
+that suit the backbone, under "every" for all presets, or under the name of one.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from slime_optimize.errors import InputError
-from slime_optimize.settings import Settings, in_current_words
+from slime_optimize.old_names import in_current_words
+from slime_optimize.settings import Settings
 
 # The equations, but for the mean over pixels in eq. 7 (Settings.was_reduction says why).
 PAPER = Settings()
@@ -45,14 +46,29 @@ BEST = PAPER.changed(
 )
 
 PRESETS: dict[str, Settings] = {"paper": PAPER, "reference": REFERENCE, "best": BEST}
+# The only one whose figures on photographs anybody has published.
+FALLBACK = "reference"
 _SOURCE = "the backbone's slime.json"
+_DEFAULT = "preset"  # the key of slime.json
+
+
+def chosen_preset(given: str | None, recommended: Mapping[str, Any]) -> tuple[str, str]:
+    """Return the preset's name and, in words, where it came from: `given`, else the backbone's own, else FALLBACK."""
+    if given is not None:
+        return given, "--preset"
+    if _DEFAULT in recommended:
+        name = recommended[_DEFAULT]
+        if name not in list(PRESETS):
+            raise InputError(f"{_SOURCE}: got preset {name!r}, expected one of {', '.join(sorted(PRESETS))}")
+        return name, _SOURCE
+    return FALLBACK, "the default, because the backbone names none"
 
 
 def preset(name: str, recommended: Mapping[str, Any] | None = None) -> Settings:
     """Return the named preset, changed by what the backbone itself recommends."""
     if name not in PRESETS:
         raise InputError(f"preset {name!r}: unknown, expected one of {', '.join(sorted(PRESETS))}")
-    given = dict(recommended or {})
+    given = {key: value for key, value in (recommended or {}).items() if key != _DEFAULT}
     for key in given:
         if key not in ("every", *PRESETS):
             raise InputError(f"{_SOURCE}: got {key!r}, expected settings under every, {', '.join(sorted(PRESETS))}")

@@ -58,6 +58,7 @@ def import_published(
         latent_size=backbone.latent_size,
         settings=settings,
         preset=PRESET,
+        preset_from="published embeddings are read as the code that made them reads them",
         seed=seed,
         metrics={"imported": {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}},
         versions=library_versions(),

@@ -28,6 +28,7 @@ from slime_optimize.method.prediction import Predictor
 from slime_optimize.method.training import LOSSES, Learned, Run
 from slime_optimize.picture import Pixels, colour_mask, overlay
 from slime_optimize.presets import PRESETS
+from slime_optimize.verdict import verdict
 
 REPORT_FILE = "report.html"
 _TEMPLATE = Path(__file__).with_name("report.html.j2")
@@ -37,13 +38,18 @@ _TITLES = {"ce": "cross entropy", "was": "WAS loss", "diffusion": "diffusion los
 _INK, _FAINT, _BEST = "#3367d6", "#b9cdf5", "#d1462f"
 
 
-def report_html(learned: Learned, run: Run, command: str = "") -> str:
-    """Return the page. Predicts the first training image once for each snapshot; nothing else here is slow."""
+def report_html(learned: Learned, run: Run, name: str, command: str = "") -> str:
+    """Return the page about the segmenter called `name`, which `command` made.
+
+    Predicts the first training image once for each snapshot; nothing else here is slow.
+    """
     segmenter = learned.segmenter
     page = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     return page.from_string(_TEMPLATE.read_text(encoding="utf-8")).render(
         segmenter=segmenter,
         run=run,
+        name=name,
+        verdict=verdict(learned, run),
         curves=_png(_curves(learned)),
         progress=_progress(learned, run),
         images=_images(learned, run),
@@ -133,9 +139,9 @@ def _environment(learned: Learned, run: Run, command: str) -> dict[str, str]:
         "backbone": run.backbone.id,
         "its content": run.backbone.hash,
         "seed": str(run.seed),
-        "preset": run.preset,
+        "preset": f"{run.preset} ({run.preset_from})" if run.preset_from else run.preset,
         "steps": str(run.steps),
-        "time taken": f"{_duration(learned.seconds)}, {learned.seconds / run.steps:.2f} s a step",
+        "time taken": f"{duration(learned.seconds)}, {learned.seconds / run.steps:.2f} s a step",
         "device": f"{device} ({name}), {torch.get_num_threads()} of {os.cpu_count()} cores' threads",
         "python": f"{sys.version.split()[0]} on {platform.platform()}",
         "libraries": ", ".join(f"{name} {number}" for name, number in libraries.items()),
@@ -144,7 +150,8 @@ def _environment(learned: Learned, run: Run, command: str) -> dict[str, str]:
     return shown | ({"command": command} if command else {})
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Return a time for people, such as "4 min 10 s"."""
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest} s" if minutes else f"{seconds:.1f} s"
 

@@ -25,7 +25,8 @@ from slime_optimize.backbone import TinyName
 from slime_optimize.errors import InputError, first_line
 from slime_optimize.files import whole, write_text
 from slime_optimize.method.seeds import sampled_noise
-from slime_optimize.settings import Settings, in_current_words
+from slime_optimize.old_names import in_current_words
+from slime_optimize.settings import Settings
 
 FORMAT = 1
 WEIGHTS_FILE = "segmenter.safetensors"
@@ -51,6 +52,7 @@ class Segmenter:
     settings: Settings
     preset: str
     seed: int
+    preset_from: str = ""  # in words, where the preset came from; nothing in segmenters made before that was kept
     tiny: TinyName | None = None  # with settings.encoder "tiny": the encoder that it was made with
     training_images: tuple[str, ...] = ()
     metrics: Mapping[str, Any] = field(default_factory=dict)
@@ -140,6 +142,7 @@ class Segmenter:
                 tiny=TinyName(**facts["tiny_encoder"]) if facts.get("tiny_encoder") else None,
                 settings=Settings().changed(in_current_words(facts["settings"]), source=str(folder / JSON_FILE)),
                 training_images=tuple(facts["training_images"]),
+                preset_from=facts.get("preset_from", ""),
                 **{name: facts[name] for name in _PLAIN},
             )
         except InputError:
@@ -156,6 +159,7 @@ class Segmenter:
             "tiny_encoder": asdict(self.tiny) if self.tiny else None,
             "settings": self.settings.as_json(),
             "training_images": list(self.training_images),
+            "preset_from": self.preset_from,
             **{name: getattr(self, name) for name in _PLAIN},
         }
 

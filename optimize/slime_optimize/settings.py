@@ -14,7 +14,9 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, TypeVar
 
 from slime_image import CHANNEL_ORDERS
-from slime_optimize.errors import BackboneError, InputError
+from slime_optimize.errors import InputError
+from slime_optimize.layers import Layers
+from slime_optimize.old_names import OLD_NAMES
 from slime_was import Postprocess
 
 T = TypeVar("T")
@@ -24,51 +26,6 @@ LOSSES = "the losses"
 VIEWS = "the augmented views to learn from"
 NETWORK = "how images and maps pass through the backbone, in learning and afterwards"
 TEST = "segmenting with learned embeddings (evaluate and export can change these with --set)"
-
-
-def _blocks(level: int, attentions: tuple[int, ...], kind: str) -> tuple[str, ...]:
-    return tuple(f"up_blocks.{level}.attentions.{i}.transformer_blocks.0.{kind}" for i in attentions)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Layers:
-    """The attention layers whose maps are averaged, by diffusers' names; the default is the paper's choice for SD 2.1.
-
-    Raises InputError for an empty list, a name that occurs twice, or one of the wrong kind.
-    """
-
-    cross: tuple[str, ...] = _blocks(1, (0, 1, 2), "attn2") + _blocks(2, (0, 1), "attn2")
-    self_: tuple[str, ...] = _blocks(3, (0, 1, 2), "attn1")
-
-    def __post_init__(self) -> None:
-        for role, names, ending in (("cross", self.cross, ".attn2"), ("self", self.self_, ".attn1")):
-            if not names:
-                raise InputError(f"{role} layers: got none, expected at least one attention layer name")
-            if len(set(names)) != len(names):
-                raise InputError(f"{role} layers: a layer is named twice, expected each one once")
-            for name in names:
-                if not name.endswith(ending):
-                    raise InputError(f"{role} layer {name}: expected a name that ends in {ending}")
-
-    def validate(self, unet: Any) -> None:
-        """Raise BackboneError, naming the layers that exist, unless `unet` has every layer."""
-        known = [name.removesuffix(".processor") for name in unet.attn_processors]
-        for kind, wanted in (("attn2", self.cross), ("attn1", self.self_)):
-            there = [name for name in known if name.endswith(kind)]
-            for name in wanted:
-                if name not in there:
-                    raise BackboneError(f"attention layer {name}: not in this UNet; expected one of {_grouped(there)}")
-
-
-def _grouped(names: Sequence[str]) -> str:
-    """Return `a.attentions.[0,1].transformer_blocks.0.attn2, …`: one entry for each block of the UNet."""
-    groups: dict[tuple[str, str], list[str]] = {}
-    for name in names:
-        block, _, rest = name.partition(".attentions.")
-        index, _, tail = rest.partition(".")
-        groups.setdefault((block, tail), []).append(index)
-    found = [f"{b}.attentions.[{','.join(i)}].{t}" for (b, t), i in groups.items()]
-    return ", ".join(found) or "nothing (it has no attention of this kind)"
 
 
 Check = tuple[Callable[[Any], bool], str]  # whether a value is in range, and the range in words
@@ -235,7 +192,8 @@ class Settings:
                 raise InputError(f"{each.name}: got {value}, expected {check[1]}")
         if self.encoder != "vae" and self.posterior != "mean":
             raise InputError(
-                f"posterior: got {self.posterior} with encoder {self.encoder}, which has no posterior, expected mean"
+                f"posterior: got {self.posterior} with encoder {self.encoder}, which has no posterior, expected mean; "
+                "add --posterior mean"
             )
         self.postprocess(512)
 
@@ -299,37 +257,6 @@ class Settings:
 
 
 TEST_TIME = tuple(each.name for each in fields(Settings) if each.metadata["group"] == TEST)
-# Names and values of settings in files that were written before they were renamed.
-OLD_NAMES = {
-    "guide": "edge_tolerance",
-    "guidance": "guidance_scale",
-    "more_t": "extra_timesteps",
-    "draws": "noise_samples",
-    "mirrored": "flip_average",
-    "suppress": "suppress_first_part",
-    "turns": "part_schedule",
-    "view_uses": "steps_per_view",
-    "recolour": "recolour_probability",
-    "class_weight": "class_weight_power",
-}
-OLD_VALUES = {("encoder", "kl"): "vae"}
-
-
-def in_current_words(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return stored `values` with old names and values of settings in today's words; everything else as it is.
-
-    Raises InputError for a setting that is there under both names, and for anything but a mapping.
-    """
-    if not isinstance(values, Mapping):
-        raise InputError(f"settings: got {type(values).__name__}, expected a JSON object of settings by name")
-    for old, new in OLD_NAMES.items():
-        if old in values and new in values:
-            raise InputError(f"settings: got {old} and {new}, which are one setting, expected {new} alone")
-    renamed = {OLD_NAMES.get(name, name): value for name, value in values.items()}
-    return {
-        name: OLD_VALUES.get((name, value), value) if isinstance(value, str) else value
-        for name, value in renamed.items()
-    }
 
 
 def _from_json(name: str, value: Any) -> Any:

@@ -58,18 +58,29 @@ class Control:
 
     def loaded(self) -> set[str]:
         """Return the models that serve, or still answer their last requests."""
-        index = self._asked(_SHORT_SECONDS, lambda client: client.get_model_repository_index(self._headers))
-        return {each["name"] for each in index if each.get("state", "UNAVAILABLE") != "UNAVAILABLE"}
+        return {each["name"] for each in self._index() if each.get("state", "UNAVAILABLE") != "UNAVAILABLE"}
+
+    def ready(self) -> dict[str, int]:
+        """Return the latest version of each model that serves."""
+        found: dict[str, int] = {}
+        for each in self._index():
+            if each.get("state") == "READY":
+                found[each["name"]] = max(found.get(each["name"], 0), int(each["version"]))
+        return found
 
     def reload(self, model: str) -> None:
         """Start the model's processes anew. Triton does nothing where nothing changed, so something has to."""
+        self.change(model, "reloaded", str(time.time()))
+
+    def change(self, model: str, parameter: str, value: str) -> None:
+        """Load the model again with another value of a parameter. An ensemble answers meanwhile: it has no process."""
         config = self._asked(_SHORT_SECONDS, lambda client: client.get_model_config(model))
-        config.setdefault("parameters", {})["reloaded"] = {"string_value": str(time.time())}
+        config.setdefault("parameters", {})[parameter] = {"string_value": value}
         again = json.dumps(config)
         self._asked(LOAD_SECONDS, lambda client: client.load_model(model, self._headers, config=again))
 
-    def probe(self, served: Served, timeout: float) -> None:
-        """Return once the segmenter has answered a small generated image with a mask of its size.
+    def probe(self, served: Served, timeout: float) -> float:
+        """Return how many seconds the segmenter took to answer a small generated image with a mask of its size.
 
         Triton calls itself ready while the Python process behind a model is dead, so only an answer counts.
         """
@@ -80,18 +91,34 @@ class Control:
         for tensor, value in zip(inputs, given.values(), strict=True):
             tensor.set_data_from_numpy(np.array([value], dtype=object))
         wanted = [http.InferRequestedOutput(tensors.MASK)]
+        begun = time.monotonic()
         answer = self._asked(timeout, lambda client: client.infer(served.ensemble, inputs, outputs=wanted))
+        seconds = time.monotonic() - begun
         shape = tuple(answer.as_numpy(tensors.MASK).shape)
         if shape != PROBE_SIZE:
             raise UnansweredError(f"got a mask of shape {shape}, expected {PROBE_SIZE}; export it again")
+        return seconds
 
-    def answered(self) -> int:
-        """Return how many masks were given out since the server started.
+    def counts(self, timeout: float) -> tuple[int, int, int]:
+        """Return the numbers of masks given out, of images that failed after decoding, and of images in the networks.
 
-        Counted at the last model alone: a request that hangs there has passed the others.
+        All by Triton's statistics, and only good for comparisons with themselves: what was decoded and neither failed
+        later nor became a mask counts as in the networks, and a model that is loaded again counts from 0.
         """
-        statistics = self._asked(_SHORT_SECONDS, lambda client: client.get_inference_statistics(contract.WAS))
-        return sum(int(each["inference_stats"]["success"].get("count", 0)) for each in statistics["model_stats"])
+        statistics = self._asked(timeout, lambda client: client.get_inference_statistics())
+        decoded = answered = failed = 0
+        for each in statistics["model_stats"]:
+            model, stats = each["name"], each["inference_stats"]
+            succeeded = int(stats["success"].get("count", 0))
+            if contract.is_preprocess(model) or model == contract.SEGMENTERS:
+                decoded += succeeded
+            elif model == contract.WAS or contract.is_encoder(model) or contract.is_unet(model):
+                failed += int(stats["fail"].get("count", 0))
+                answered += succeeded if model == contract.WAS else 0
+        return answered, failed, decoded - failed - answered
+
+    def _index(self) -> list[dict[str, str]]:
+        return list(self._asked(_SHORT_SECONDS, lambda client: client.get_model_repository_index(self._headers)))
 
     def _asked(self, timeout: float, ask: Callable[[Any], Answer]) -> Answer:
         waiting = {"connection_timeout": min(timeout, 5.0), "network_timeout": timeout}

@@ -17,7 +17,7 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-from slime_serve import Security, ServeError, Server, ServerError, ServerSettings, Stopped
+from slime_serve import Security, ServeError, Server, ServerError, ServerSettings, Stopped, lines
 
 HELP_ALL = "--help-all"
 
@@ -30,8 +30,10 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     arguments = _parser(prog, everything=HELP_ALL in words).parse_args(words)
     stop = _StopRequest()
+    form = vars(arguments).pop("log_format")
+    say = lines.say(form)
     try:
-        with Server(_settings(arguments), stop.is_wanted, _say) as server:
+        with Server(_settings(arguments), stop.is_wanted, say) as server:
             names = ",".join(server.segmenters)
             addresses = f"grpc={server.grpc} http={server.http} metrics={server.metrics}"
             print(f"ready {addresses} segmenters={names}", flush=True)
@@ -39,15 +41,12 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
     except Stopped:
         pass
     except ServeError as error:
-        if isinstance(error, ServerError) and error.log_tail:
-            print(error.log_tail, file=sys.stderr)
-        _say(f"error: {error}")
+        # The end of a command that people type is told as other commands tell it.
+        told = [*(error.log_tail.splitlines() if isinstance(error, ServerError) else ()), f"error: {error}"]
+        for line in told:
+            say(line) if form == "json" else print(line, file=sys.stderr)
         return error.exit_code
     return 0
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
 
 
 def _settings(arguments: argparse.Namespace) -> ServerSettings:
@@ -103,12 +102,16 @@ def _parser(prog: str | None, *, everything: bool) -> argparse.ArgumentParser:
         help=f"seconds to wait until ready ({default.timeout:g})",
     )
     add("--log", type=Path, metavar="FILE", help="file for the server's output (default: a temporary one)")
+    lining = "of the lines on stderr: time, level and text, or a JSON object each (default text)"
+    add("--log-format", choices=lines.FORMATS, default="text", help=lining)
     unverified = "serve files that are not as the manifest says"
     add("--no-verify", dest="verify", action="store_false", help=unverified)
 
     add = parser.add_argument_group("who may ask what").add_argument
     listen = f"address that gRPC listens on, with TLS (default {default.security.listen})"
     add("--listen", default=default.security.listen, metavar="ADDRESS", help=listen)
+    http = f"address that metrics and health listen on, in plain text (default {default.security.listen_http})"
+    add("--listen-http", default=default.security.listen_http, metavar="ADDRESS", help=http)
     add("--tls-cert", type=Path, metavar="PEM", help="the server's own certificate")
     add("--tls-key", type=Path, metavar="PEM", help="private key of --tls-cert")
     add("--tls-ca", type=Path, metavar="PEM", help="answer only clients with a certificate of this authority")
@@ -121,7 +124,7 @@ def _parser(prog: str | None, *, everything: bool) -> argparse.ArgumentParser:
         return text if everything else argparse.SUPPRESS
 
     several = "processes of a model (default: as suits the machine); repeatable"
-    probing = f"seconds between two probes of the running server ({default.probe:g})"
+    probing = f"seconds between two looks at the running server ({default.probe:g})"
     draining = f"seconds that requests have to finish once it is asked to stop ({default.drain:g})"
     add("--instances", type=_instances, action="append", default=[], metavar="MODEL=N", help=shown(several))
     add("--probe", type=float, default=default.probe, metavar="S", help=shown(probing))

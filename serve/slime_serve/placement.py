@@ -1,11 +1,12 @@
 """What a launch changes in the models' configurations, and how Triton is shown it.
 
-A launch decides how many processes a model gets on this machine, and whether answers are cached. Neither changes an
-answer. The repository stays as it is: Triton is given a link, which leads to folders with the changed configurations
-while it starts. A configuration can also be changed when Triton is up, by loading the model again. But clients ask as
-soon as Triton's ports are open, and a server that starts again under load then hung (seen with Triton 2.51, a second
-process for a model in use). Afterwards the link leads to the repository itself: what is published from then on is
-there, and what is loaded stays as it is until a newer version of it comes.
+A launch decides how many processes a model gets on this machine, and whether answers are cached; it tells clients what
+an image took here; and it takes away the limit in seconds that older exports gave the encoder's queue. None of this
+changes an answer. The repository stays as it is: Triton is given a link, which leads to folders with the changed
+configurations while it starts. A model's configuration can also be changed when Triton is up, by loading the model
+again. But clients ask as soon as the ports are open, and a server that starts again under load then hung (seen with
+Triton 2.51, a second process for a model in use). Afterwards the link leads to the repository itself: what is published
+from then on is there, and what is loaded stays as it is until a newer version of it comes.
 """
 
 from __future__ import annotations
@@ -31,20 +32,25 @@ MOST_PROCESSES = 4
 LEAST_OF_WAS = 2
 
 
-def overrides(found: Repository, settings: ServerSettings) -> dict[str, str]:
+def overrides(found: Repository, settings: ServerSettings, seconds: Mapping[str, float]) -> dict[str, str]:
     """Return model name -> the whole text of its configuration, where it differs from the repository's.
 
+    ``seconds``: what an image took each ensemble, as far as that was measured.
     Raises UsageError for --instances of a model that the repository does not have.
     """
     for model in settings.instances:
         if model not in found.parts:
             raise UsageError(f"--instances {model}: no such model; the repository has {', '.join(found.parts)}")
     changed = {}
-    for model in found.parts:
+    for model in (*found.parts, *found.ensembles):
         config = type(found.configs[model])()
         config.CopyFrom(found.configs[model])
         for group in config.instance_group:
             group.count = settings.instances.get(model) or _processes(model, config)
+        if model in seconds:
+            config.parameters[contract.IMAGE_SECONDS].string_value = as_parameter(seconds[model])
+        if config.dynamic_batching.default_queue_policy.default_timeout_microseconds:
+            config.dynamic_batching.default_queue_policy.default_timeout_microseconds = 0
         # Only encoders: Triton's key is a request's bytes alone, neither shapes nor wanted outputs, and their one
         # output depends on nothing else. They are the dearest step, which all segmenters of a backbone share.
         if settings.response_cache and contract.is_encoder(model):
@@ -52,6 +58,11 @@ def overrides(found: Repository, settings: ServerSettings) -> dict[str, str]:
         if config != found.configs[model]:
             changed[model] = str(text_format.MessageToString(config))
     return changed
+
+
+def as_parameter(seconds: float) -> str:
+    """Return the value of IMAGE_SECONDS."""
+    return f"{seconds:.3g}"
 
 
 def _processes(model: str, config: Any) -> int:

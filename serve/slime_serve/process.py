@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -12,10 +14,13 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from slime_serve.settings import LOOPBACK, ServerSettings, UsageError
+from slime_serve.settings import LOOPBACK, ServerError, ServerSettings, UsageError
 from slime_serve.wheel import Wheel
 
+LARGEST_LOG = 64 << 20  # bytes, and once more for the file beside it
 _KILL_SECONDS = 5
+_TAIL_LINES = 20
+_LOAD_FAILURE = re.compile(r"failed to load '([^']+)'(?: version \d+)?: (.*)")
 _PR_SET_PDEATHSIG = 1
 
 
@@ -63,6 +68,8 @@ def arguments(
         # Loading a network of several gigabytes takes longer than the usual 30 s.
         "--backend-config=python,stub-timeout-seconds=600",
         "--allow-gpu-metrics=false",
+        # Quantiles of each model's time, by Triton itself.
+        "--metrics-config=summary_latencies=true",
         f"--exit-timeout-secs={max(1, round(settings.drain))}",
     ]
     for name, port in ports.items():
@@ -73,6 +80,14 @@ def arguments(
     if settings.response_cache:
         found.append(f"--cache-config=local,size={settings.response_cache}")
     return [*found, *settings.triton]
+
+
+def begin_log(log: Path) -> None:
+    """Make the file empty. Raises UsageError where it cannot be written."""
+    try:
+        log.open("wb").close()
+    except OSError as error:
+        raise UsageError(f"log {log}: cannot be written ({error.strerror}); choose another with --log") from error
 
 
 class Process:
@@ -103,11 +118,26 @@ class Process:
         """Return its exit code, None while it runs."""
         return self._process.poll()
 
-    def output(self) -> str:
-        """Return what it wrote."""
+    def failure(self) -> ServerError:
+        """Return why it ended by itself, as its log tells: the model that it could not load, or its last lines."""
         with self._log.open("rb") as log:
             log.seek(self._begins)
-            return log.read().decode(errors="replace")
+            output = log.read().decode(errors="replace")
+        if found := _LOAD_FAILURE.search(output):
+            model, reason = found.groups()
+            # Python's stack follows, with line ends written as \\n.
+            first = reason.split("\\n")[0].strip(' "')
+            return ServerError(f"model {model}: the server cannot load it ({first}); its log: {self._log}")
+        tail = "\n".join(output.splitlines()[-_TAIL_LINES:])
+        return ServerError(f"server: ended with code {self.code()}; its log: {self._log}", tail)
+
+    def bound_log(self) -> None:
+        """Begin the log anew where it has become large, with what was in it beside it, as FILE.1."""
+        if self._log.stat().st_size > LARGEST_LOG:
+            # Copied, because the process goes on writing into its open file; it appends, so at the new end.
+            shutil.copyfile(self._log, f"{self._log}.1")
+            os.truncate(self._log, 0)
+            self._begins = 0
 
     def end(self, seconds: float) -> None:
         """Ask it to end, so that requests under way are answered; then kill the group, Python processes included."""

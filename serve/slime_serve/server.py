@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
-import shutil
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -14,20 +11,23 @@ from pathlib import Path
 from types import TracebackType
 from typing import TypeVar
 
-from slime_repository import contents, manifest
-from slime_repository.contents import Repository
+from slime_repository import contents, contract, manifest
+from slime_repository.contents import Repository, Served
 from slime_repository.errors import RepositoryError
 from slime_serve import memory, placement, process, wheel
 from slime_serve.control import Control, UnansweredError
+from slime_serve.endpoint import Endpoint
 from slime_serve.process import Process
+from slime_serve.publications import Publications
 from slime_serve.settings import LOOPBACK, ServeError, ServerError, ServerSettings, Stopped, UsageError
 from slime_serve.watch import Watch
+from slime_serve.workspace import Workspace
 
 _POLL_SECONDS = 0.1
 # After the requests under way have had their time.
 _STOP_SECONDS = 10.0
-_TAIL_LINES = 20
-_LOAD_FAILURE = re.compile(r"failed to load '([^']+)'(?: version \d+)?: (.*)")
+# A first answer also starts what is started once, which is most of what a quick one takes.
+_QUICK_SECONDS = 1.0
 # Waits before the second start in a row and those after it; a server that lived longer than CALM starts at once.
 _BACK_OFF = (0.0, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
 _CALM_SECONDS = 60.0
@@ -50,6 +50,8 @@ class Server:
     ) -> None:
         self._settings, self._stop_wanted, self._say = settings, stop_wanted, say
         self._process: Process | None = None
+        # What an image took each ensemble when nothing else was asked.
+        self._seconds: dict[str, float] = {}
 
     def __enter__(self) -> Server:
         settings, security = self._settings, self._settings.security
@@ -59,25 +61,40 @@ class Server:
                 manifest.verify(settings.repository, self._say)
         self.segmenters = self._repository.segmenters
         wanted = {"grpc": settings.grpc_port, "http": settings.http_port, "metrics": settings.metrics_port}
-        hosts = {"grpc": security.listen, "http": LOOPBACK, "metrics": LOOPBACK}
-        self._ports = process.claim_ports(wanted, hosts)
-        self.grpc, self.http, self.metrics = (f"{hosts[name]}:{port}" for name, port in self._ports.items())
+        hosts = {"grpc": security.listen, "http": LOOPBACK, "metrics": security.listen_http}
+        # Triton's own metrics have a port that only the endpoint in front of them knows.
+        ports = process.claim_ports({**wanted, "triton": 0}, hosts)
+        hidden = ports.pop("triton")
+        self._ports = {**ports, "metrics": hidden}
+        self.grpc, self.http, self.metrics = (f"{hosts[name]}:{port}" for name, port in ports.items())
         self._wheel = wheel.find()
         if security.is_open:
             self._say("warning: this Triton (2.51) has published holes that 25.07 closed: see SECURITY.md")
+        if security.listen_http != LOOPBACK:
+            self._say(f"warning: metrics and health go out in plain text, to whoever reaches {self.metrics}")
         self._key = security.key()
         self._control = Control(self.http, self._key)
-        placement.overrides(self._repository, settings)  # Refuses what it does not know before anything is started.
-        self._log = _log_path(settings.log)
+        placement.overrides(self._repository, settings, {})  # Refuses what it does not know before anything is started.
+        if settings.log:
+            process.begin_log(settings.log)
+        self._publications: Publications | None = None
+        self._endpoint = Endpoint((hosts["metrics"], ports["metrics"]), f"{LOOPBACK}:{hidden}")
         memory.remove_stale()
         self._regions = memory.Regions()
-        self._folder = Path(tempfile.mkdtemp(prefix="slime-serve-"))
+        for model in self._repository.parts:
+            self._endpoint.reloads.labels(model)  # From 0 on, so that a first one is seen to be one more.
+        self._workspace = Workspace()
+        self._folder, self._log = self._workspace.path, settings.log or self._workspace.log
         try:
             wheel.assemble_backends(self._wheel, self._folder / "backends")
             wheel.assemble_python(self._folder / "python")
             self._view = placement.View(self._folder)
             self._start(self._repository)
             self._await(self._repository)
+            self._endpoint.is_ready = True
+            self._publications = Publications(
+                settings.repository, self._control, say=self._say, tell=self._endpoint.take
+            )
         except BaseException as error:
             self._stop(keep_log=isinstance(error, ServerError))
             raise
@@ -86,6 +103,9 @@ class Server:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._endpoint.is_ready = False
+        if self._publications:
+            self._publications.close()
         if error is None or isinstance(error, Stopped):
             self._drain()
         self._stop(keep_log=isinstance(error, ServerError))
@@ -97,7 +117,9 @@ class Server:
             begun = time.monotonic()
             reason = self._watched()
             failures = 0 if time.monotonic() - begun > _CALM_SECONDS else failures
-            self._say(f"server: {reason}; starting it again, its log: {self._log}")
+            self._say(f"error: server: {reason}; starting it again, its log: {self._log}")
+            self._endpoint.is_ready = False
+            self._endpoint.restarts.inc()
             failures = self._restarted(failures)
 
     def _watched(self) -> str:
@@ -110,7 +132,9 @@ class Server:
             grpc=(LOOPBACK if listen == "0.0.0.0" else listen, self._ports["grpc"]),
             probes=lambda: _read(self._settings.repository).probes,
             every=self._settings.probe,
+            seconds=self._seconds,
             say=self._say,
+            reloaded=lambda model: self._endpoint.reloads.labels(model).inc(),
         )
         with contextlib.closing(watch):
             while True:
@@ -119,6 +143,7 @@ class Server:
                     return f"ended with code {code}"
                 if reason := watch.look():
                     return reason
+                self._process.bound_log()
                 time.sleep(_POLL_SECONDS)
 
     def _restarted(self, failures: int) -> int:
@@ -133,15 +158,16 @@ class Server:
                 self._start(found, tolerant=True)
                 self._await(found, self._say)
             except ServeError as error:
-                self._say(f"{error}; trying again")
+                self._say(f"error: {error}; trying again")
                 continue
+            self._endpoint.is_ready = True
             self._say(f"server: serves again after {time.monotonic() - begun:.1f} s")
             return failures
 
     def _start(self, found: Repository, *, tolerant: bool = False) -> None:
         """Start a process. ``tolerant``: it serves what it can where a model cannot be loaded."""
         folder = self._folder
-        self._view.change(found, placement.overrides(found, self._settings))
+        self._view.change(found, placement.overrides(found, self._settings, self._seconds))
         arguments = [
             *process.arguments(self._settings, self._wheel, folder / "backends", self._ports, self._regions.prefix),
             f"--model-repository={self._view.path}",
@@ -175,7 +201,7 @@ class Server:
             for served in found.probes:
                 left = max(1.0, deadline - time.monotonic())
                 try:
-                    self._finished(pool.submit(self._control.probe, served, left), deadline)
+                    self._finished(pool.submit(self._try_out, served, left), deadline)
                     answered += 1
                 except UnansweredError as error:
                     name = served.name
@@ -187,6 +213,16 @@ class Server:
             raise ServerError(f"server: none of its segmenters answers; its log: {self._log}")
         self._repository, self.segmenters = found, found.segmenters
 
+    def _try_out(self, served: Served, seconds: float) -> None:
+        """Have the segmenter answer within so many seconds; tell clients what that took, where it is not known yet."""
+        took = self._control.probe(served, seconds)
+        if served.ensemble in self._seconds:
+            return
+        if took < _QUICK_SECONDS:
+            took = self._control.probe(served, seconds)
+        self._seconds[served.ensemble] = took
+        self._control.change(served.ensemble, contract.IMAGE_SECONDS, placement.as_parameter(took))
+
     def _finished(self, task: Future[Result], deadline: float) -> Result:
         while not task.done():
             self._check_alive(deadline)
@@ -197,21 +233,10 @@ class Server:
     def _check_alive(self, deadline: float) -> None:
         self._check_stop()
         assert self._process is not None
-        code = self._process.code()
-        if code is not None:
-            raise self._ended(code)
+        if self._process.code() is not None:
+            raise self._process.failure()
         if time.monotonic() > deadline:
             raise ServerError(f"server: not ready after {self._settings.timeout:g} s; allow more with --timeout")
-
-    def _ended(self, code: int) -> ServerError:
-        assert self._process is not None
-        if failure := _LOAD_FAILURE.search(self._process.output()):
-            model, reason = failure.groups()
-            # Python's stack follows, with line ends written as \\n.
-            first = reason.split("\\n")[0].strip(' "')
-            return ServerError(f"model {model}: the server cannot load it ({first}); its log: {self._log}")
-        tail = "\n".join(self._process.output().splitlines()[-_TAIL_LINES:])
-        return ServerError(f"server: ended with code {code}; its log: {self._log}", tail)
 
     def _check_stop(self) -> None:
         if self._stop_wanted():
@@ -243,7 +268,8 @@ class Server:
     def _stop(self, *, keep_log: bool) -> None:
         self._end(self._settings.drain + _STOP_SECONDS)
         self._regions.close()
-        shutil.rmtree(self._folder, ignore_errors=True)
+        self._endpoint.close()
+        self._workspace.close()
         if self._settings.log is None and not keep_log:
             self._log.unlink(missing_ok=True)
 
@@ -270,15 +296,3 @@ def _refused() -> Iterator[None]:
 def _read(path: Path) -> Repository:
     with _refused():
         return contents.read(path)
-
-
-def _log_path(wanted: Path | None) -> Path:
-    if wanted is None:
-        handle, name = tempfile.mkstemp(prefix="slime-serve-", suffix=".log")
-        os.close(handle)
-        return Path(name)
-    try:
-        wanted.open("wb").close()
-    except OSError as error:
-        raise UsageError(f"log {wanted}: cannot be written ({error.strerror}); choose another with --log") from error
-    return wanted

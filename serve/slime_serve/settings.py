@@ -4,7 +4,8 @@
     ├── UsageError     the caller can put it right: a path, a port (exit code 2)
     └── ServerError    the server would not start, load or answer, or it died (exit code 1)
 
-Only gRPC ever leaves the loopback address. Whoever has the administrator's key can make the server run code of theirs.
+Only gRPC, and where it is asked for metrics and health, ever leave the loopback address. Whoever has the
+administrator's key can make the server run code of theirs.
 """
 
 from __future__ import annotations
@@ -54,14 +55,16 @@ class Stopped(Exception):  # noqa: N818 - it is none
 class Security:
     """Who may reach the server, and what they may ask.
 
-    ``listen``: the address that gRPC listens on, with TLS unless ``insecure``. ``tls_ca``: only clients with a
-    certificate of this authority are answered. ``admin_key_file``: holds the key that loading models and the like
-    then needs; on another address than the loopback there is always a key, and without a file nobody knows it.
+    ``listen``: the address that gRPC listens on, with TLS unless ``insecure``. ``listen_http``: the address of metrics
+    and health, in plain text; neither images nor anything that changes the server goes there. ``tls_ca``: only clients
+    with a certificate of this authority are answered. ``admin_key_file``: holds the key that loading models and the
+    like then needs; on another address than the loopback there is always a key, and without a file nobody knows it.
 
     Files are PEM. Raises UsageError for files that cannot be read, options that contradict each other, a weak key.
     """
 
     listen: str = LOOPBACK
+    listen_http: str = LOOPBACK
     tls_cert: Path | None = None
     tls_key: Path | None = None
     tls_ca: Path | None = None
@@ -69,12 +72,13 @@ class Security:
     admin_key_file: Path | None = None
 
     def __post_init__(self) -> None:
-        try:
-            ipaddress.IPv4Address(self.listen)
-        except ValueError as error:
-            raise UsageError(
-                f"--listen: got {self.listen!r}, expected an IPv4 address of this machine, or 0.0.0.0 for all"
-            ) from error
+        for option, address in (("--listen", self.listen), ("--listen-http", self.listen_http)):
+            try:
+                ipaddress.IPv4Address(address)
+            except ValueError as error:
+                raise UsageError(
+                    f"{option}: got {address!r}, expected an IPv4 address of this machine, or 0.0.0.0 for all"
+                ) from error
         if (self.tls_cert is None) != (self.tls_key is None):
             raise UsageError("TLS: expected both --tls-cert and --tls-key, got one of them; give the other too")
         if self.tls_ca and not self.has_tls:
@@ -143,7 +147,7 @@ class ServerSettings:
     log: Path | None = None
     # Compare the repository's files with its manifest first.
     verify: bool = True
-    # Seconds between two probes of a running server, each of the next segmenter in turn.
+    # Seconds between two looks at a running server; watch.py says when one becomes a probe.
     probe: float = 5.0
     # Seconds that requests under way have to finish once the server is asked to stop.
     drain: float = 10.0

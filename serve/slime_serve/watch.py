@@ -12,13 +12,18 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 
+from slime_repository import contract
 from slime_repository.contents import Served
 from slime_serve.control import Control, UnansweredError
 from slime_serve.settings import UsageError
 from slime_serve.stubs import Leftovers, Stub, Stubs
 
-# A probe that waits longer counts as failed. Requests are rejected well before (contract.QUEUE_SECONDS).
-PROBE_SECONDS = 10.0
+# Silence while an image is in the server's networks, or while it is probed, is suspicious after twice what its slowest
+# segmenter takes for the images that are there, two full batches at the most, and never before LEAST_PATIENCE.
+PATIENCE_IMAGES, LEAST_PATIENCE = 2.0, 10.0
+MOST_IMAGES = 2 * contract.MAX_BATCH
+# A server that nobody asks is probed so seldom that this takes a fiftieth of its time.
+SELDOM_IMAGES = 50.0
 FAILED_PROBES = 3
 FAILED_RELOADS = 3
 _CONNECT_SECONDS = 2.0
@@ -28,7 +33,9 @@ class Watch:
     """Watches the server process ``pid``; ``look`` at it several times a second.
 
     ``grpc``: where its gRPC port must accept connections. ``probes``: returns what to ask for, read again every round.
-    ``every``: seconds between two probes. ``say``: takes one line for the person in charge.
+    ``every``: seconds between two looks at its counts. ``seconds``: what an image takes by the ensembles' names, which
+    probes of an idle server keep up to date. ``say``: takes one line for the person in charge. ``reloaded``: takes the
+    name of each model that was loaded again.
     """
 
     def __init__(
@@ -39,19 +46,21 @@ class Watch:
         grpc: tuple[str, int],
         probes: Callable[[], tuple[Served, ...]],
         every: float,
+        seconds: dict[str, float],
         say: Callable[[str], None],
+        reloaded: Callable[[str], None] = lambda model: None,
     ) -> None:
         self._pool = ThreadPoolExecutor(4, thread_name_prefix="watch")
         self._stubs = Stubs(pid)
         self._leftovers = Leftovers(self._stubs)
-        self._reloads = _Reloads(control, self._pool, self._stubs, self._leftovers, say)
-        self._probes = _Probes(control, self._pool, grpc, probes, every)
+        self._reloads = _Reloads(control, self._pool, self._stubs, self._leftovers, say, reloaded)
+        self._probes = _Probes(control, self._pool, grpc, probes, every, seconds)
         self._say = say
 
     def look(self) -> str | None:
         """Return why the server must be started again, or None where it need not be. Returns at once."""
         for stub in self._stubs.dead():
-            self._say(f"model {stub.model}: its process {stub.pid} died; loading it again")
+            self._say(f"warning: model {stub.model}: its process {stub.pid} died; loading it again")
             self._leftovers.died(stub)
             self._reloads.want(stub.model)
         self._leftovers.look()
@@ -67,9 +76,15 @@ class _Reloads:
     """Models whose processes died, each loaded again by one task at a time."""
 
     def __init__(
-        self, control: Control, pool: Executor, stubs: Stubs, leftovers: Leftovers, say: Callable[[str], None]
+        self,
+        control: Control,
+        pool: Executor,
+        stubs: Stubs,
+        leftovers: Leftovers,
+        say: Callable[[str], None],
+        reloaded: Callable[[str], None],
     ) -> None:
-        self._control, self._pool, self._say = control, pool, say
+        self._control, self._pool, self._say, self._reloaded = control, pool, say, reloaded
         self._stubs, self._leftovers = stubs, leftovers
         self._wanted: set[str] = set()
         self._running: dict[str, tuple[Future[float], list[Stub]]] = {}
@@ -85,6 +100,7 @@ class _Reloads:
             task, replaced = self._running.pop(model)
             try:
                 self._say(f"model {model}: serves again after {task.result():.1f} s")
+                self._reloaded(model)
                 self._leftovers.replaced(replaced)
                 del self._failures[model]
             except UnansweredError as error:
@@ -108,7 +124,7 @@ class _Reloads:
 
 
 class _Probes:
-    """Asks one segmenter after the other for a mask."""
+    """Looks at the server's own counts, and asks one segmenter after the other for a mask where they leave doubt."""
 
     def __init__(
         self,
@@ -117,16 +133,23 @@ class _Probes:
         grpc: tuple[str, int],
         probes: Callable[[], tuple[Served, ...]],
         every: float,
+        seconds: dict[str, float],
     ) -> None:
         self._control, self._pool, self._grpc, self._every = control, pool, grpc, every
+        self._seconds = seconds
         self._turn = _in_turn(probes)
         self._task: Future[None] | None = None
         self._next = time.monotonic() + every
         self._failed = 0
-        self._answered = 0
+        # The masks at the last sign of life, when it was, and since when images have been in the networks without one.
+        self._answered, self._alive, self._busy_since = 0, time.monotonic(), time.monotonic()
+        # The images that had failed by then: more of them, and no mask, are as suspicious as an image that is not done.
+        self._lost = 0
+        # What is counted as in the networks though nothing is: fewest since a probe was answered.
+        self._none = 0
 
     def look(self) -> str | None:
-        """Begin a probe that is due; return why the server must be started again after too many failures in a row."""
+        """Begin a look that is due; return why the server must be started again after too many failures in a row."""
         if self._task is not None and self._task.done():
             task, self._task = self._task, None
             self._next = time.monotonic() + self._every
@@ -142,17 +165,39 @@ class _Probes:
         return None
 
     def _ask(self) -> None:
+        """Return where the server is well, or may still be at work; raise UnansweredError where it does not answer.
+
+        It is well when it gave out masks since the last look, and at work as long as images can take that are in its
+        networks: an overloaded server rejects probes as it rejects others, and a busy one has other things to do.
+        """
+        _connect(self._grpc)
+        answered, lost, images = self._control.counts(LEAST_PATIENCE)
+        now, self._none = time.monotonic(), min(self._none, images)
+        busy = min(images - self._none, MOST_IMAGES) or int(lost != self._lost)
+        if answered != self._answered:
+            self._answered, self._lost, self._alive, self._busy_since = answered, lost, now, now
+            return
+        slowest = max(self._seconds.values(), default=0.0)
+        if busy:
+            is_due = now - self._busy_since >= max(LEAST_PATIENCE, PATIENCE_IMAGES * slowest * busy)
+        else:
+            self._busy_since = now
+            is_due = now - self._alive >= max(self._every, SELDOM_IMAGES * slowest)
+        if not (is_due or self._failed):
+            return
         served = next(self._turn)
         if served is None:
             return
         try:
-            _connect(self._grpc)
-            self._control.probe(served, PROBE_SECONDS)
+            seconds = self._control.probe(served, max(LEAST_PATIENCE, PATIENCE_IMAGES * slowest))
         except UnansweredError:
-            # An overloaded server rejects probes as it rejects others; it is well as long as it answers somebody.
-            before, self._answered = self._answered, self._control.answered()
-            if self._answered <= before:
+            if self._control.counts(LEAST_PATIENCE)[0] == answered:
                 raise
+        else:
+            if not busy:
+                self._seconds[served.ensemble] = seconds
+            self._answered, self._lost, self._none = self._control.counts(LEAST_PATIENCE)
+            self._alive = self._busy_since = time.monotonic()
 
 
 def _in_turn(probes: Callable[[], tuple[Served, ...]]) -> Iterator[Served | None]:

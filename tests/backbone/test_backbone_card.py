@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -14,6 +16,8 @@ from slime_backbone.pictures import smooth
 from slime_backbone.samples import PROMPTS
 from slime_backbone.saving import pipeline_of, save_pipeline
 from slime_backbone.scene import KINDS
+from slime_backbone.words import found_by_words
+from slime_optimize.backbone import EMBEDDED, load_backbone
 
 
 @pytest.fixture(scope="module")
@@ -24,8 +28,9 @@ def weights(state: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_card_is_written_from_facts(state: Path, weights: Path, tmp_path: Path, card_script: ModuleType) -> None:
-    arguments = ["--state", str(state), "--weights", str(weights), "--out", str(tmp_path)]
-    assert card_script.main([*arguments, "--steps", "1", "--prompts", "1", "--ran-on", "an abacus"]) == 0
+    few = [word for name in ("steps", "prompts", "scenes") for word in (f"--{name}", "1")]
+    arguments = ["--state", str(state), "--weights", str(weights), "--out", str(tmp_path), *few]
+    assert card_script.main([*arguments, "--ran-on", "an abacus"]) == 0
     for name in ("loss.png", "samples.png", "reconstructions.png"):
         with Image.open(tmp_path / name) as picture:
             assert min(picture.size) > 200
@@ -39,6 +44,11 @@ def test_card_is_written_from_facts(state: Path, weights: Path, tmp_path: Path, 
         "0.5000",
     ):
         assert fact in text
+    layers = re.findall(r"^\| \w+\.\S+ \| (\S+) \| (\S+) \| (\S+) \|$", text, re.MULTILINE)
+    assert len(layers) == 16
+    # Random weights: words look everywhere alike, and find their parts by chance.
+    for first, tokens, auc in layers:
+        assert 0 <= float(first) <= 1 <= float(tokens) <= 77 and 0.3 < float(auc) < 0.7
     assert "never" in text and "images and captions only" in text
     assert str(tmp_path) not in text
 
@@ -75,3 +85,10 @@ def test_curve_is_smoothed_by_means() -> None:
     steps, values = smooth(range(1, 401), [float(i % 2) for i in range(400)])
     assert len(steps) == 200 and set(values) == {0.5}
     assert smooth([], []) == ([], [])
+
+
+def test_what_words_find_is_measured_by_their_place_in_the_caption() -> None:
+    """The weights that ship: the first token is a sink, and one layer finds nearly every part."""
+    found = found_by_words(load_backbone(EMBEDDED), 1)
+    assert np.mean([layer.first for layer in found.values()]) > 0.7
+    assert found["up_blocks.2.attentions.2"].auc > 0.9

@@ -13,7 +13,15 @@ import torch
 from diffusers import AutoencoderKL
 
 from slime_backbone import card, distillation, training
-from slime_backbone.distillation import Lesson, Recipe, changed_views, distil, lesson_of, relative_error, vae_digest
+from slime_backbone.distillation import (
+    Lesson,
+    Recipe,
+    changed_views,
+    distil,
+    lesson_of,
+    relative_error,
+    vae_digest,
+)
 from slime_backbone.models import build_tiny_vae, build_vae
 from slime_backbone.scene import scene
 from slime_backbone.tiny import save_tiny

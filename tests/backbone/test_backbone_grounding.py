@@ -10,7 +10,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from transformers import CLIPTokenizer
 
-from slime_backbone.grounding import LEAST, Told, listen, share_keys
+from slime_backbone.grounding import LEAST, BatchCaptions, install, share_keys
 from slime_backbone.models import HEADS, WIDTH, build_text_encoder, build_unet, lead
 
 NAMES = {"words", "idle", "least", "size", "even"}
@@ -22,11 +22,13 @@ def unet() -> UNet2DConditionModel:
     return build_unet().eval().requires_grad_(False)
 
 
-def told(level: int, *, alone: bool = True) -> Told:
+def captions(level: int, *, alone: bool = True) -> BatchCaptions:
     idle = torch.zeros(2, 77)
     idle[:, 10:] = 1
     chance = torch.Generator().manual_seed(0)
-    return Told(idle_BT=idle, alone_B=torch.tensor([alone] * 2), level_B=torch.tensor([level] * 2), chance=chance)
+    return BatchCaptions(
+        idle_BT=idle, alone_B=torch.tensor([alone] * 2), level_B=torch.tensor([level] * 2), chance=chance
+    )
 
 
 def answer(unet: UNet2DConditionModel, text: torch.Tensor) -> torch.Tensor:
@@ -39,31 +41,32 @@ def test_nothing_changes_where_nobody_is_told(unet: UNet2DConditionModel) -> Non
     text = torch.randn(2, 77, WIDTH)
     plain = answer(unet, text)
     heard = copy.deepcopy(unet)
-    listen(heard)
+    install(heard)
     torch.testing.assert_close(answer(heard, text), plain, rtol=1e-4, atol=1e-4)
 
 
 def test_a_forward_pass_leaves_every_cost_of_every_layer(unet: UNet2DConditionModel) -> None:
     heard = copy.deepcopy(unet)
-    ear = listen(heard)
-    ear.told = told(3)
+    attention = install(heard)
+    attention.captions = captions(3)
     answer(heard, torch.randn(2, 77, WIDTH))
-    assert set(ear.told.costs) == NAMES
-    assert {len(costs) for costs in ear.told.costs.values()} == {16}
-    assert 0 < ear.told.cost("idle") < ear.told.cost("words") < 1 and 0 <= ear.told.cost("even") <= 1
-    assert 0 <= ear.told.cost("least") <= math.log(LEAST / 1e-6)
+    found = attention.captions
+    assert set(found.costs) == NAMES
+    assert {len(costs) for costs in found.costs.values()} == {16}
+    assert 0 < found.cost("idle") < found.cost("words") < 1 and 0 <= found.cost("even") <= 1
+    assert 0 <= found.cost("least") <= math.log(LEAST / 1e-6)
 
 
 def test_a_caption_that_is_told_to_no_level_is_not_heard(unet: UNet2DConditionModel) -> None:
     """Only the first token is the same in both texts, and all that level 0 of the up blocks could tell."""
     heard = copy.deepcopy(unet)
-    ear = listen(heard)
+    attention = install(heard)
     one, other = torch.randn(2, 2, 77, WIDTH)
     other[:, 0] = one[:, 0]
     for level, same in ((9, True), (2, False)):
         answers = []
         for text in (one, other):
-            ear.told = told(level)
+            attention.captions = captions(level)
             answers.append(answer(heard, text))
         assert torch.equal(*answers) == same
 
@@ -87,9 +90,9 @@ def test_the_first_token_leads_at_the_start(unet: UNet2DConditionModel, tokenize
     prompt = tokenizer(["a car , red body"] * 2, padding="max_length", max_length=77, return_tensors="pt").input_ids
     shares = []
     for each in (unet, led):
-        ear = listen(each)
-        ear.told = told(3, alone=False)
+        attention = install(each)
+        attention.captions = captions(3, alone=False)
         with torch.no_grad():
             answer(each, text_encoder(prompt)[0])
-        shares.append(1 - float(ear.told.cost("words")))
+        shares.append(1 - float(attention.captions.cost("words")))
     assert shares[1] > 2 * shares[0]

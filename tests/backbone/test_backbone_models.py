@@ -12,7 +12,7 @@ from transformers import CLIPTokenizer
 from painting import ROOT
 from slime_backbone.diffusion import tokens
 from slime_backbone.models import FILLER, LATENT, LENGTH, build_scheduler, build_tokenizer, build_unet
-from slime_backbone.palette import COLOURS, SKIN
+from slime_backbone.raster import COLOURS, SKIN
 from slime_backbone.saving import Pipeline, pipeline_of, save_pipeline
 from slime_backbone.scene import KINDS, parts_of, scene
 from slime_optimize.backbone import load_backbone

@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from slime_backbone.restart import begin
-from slime_backbone.saving import pipeline_of
+from slime_backbone.saving import begin, pipeline_of
 from slime_backbone.training import TrainingError, read_state
 from slime_optimize.backbone import embedded_folder
 

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -114,11 +115,14 @@ def test_what_cannot_run_says_why(
         _masks(exports, tmp_path, "fp16_graph", "encoder")
 
 
-def test_other_code_or_weights_mean_other_files(exports: Exports, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = exports_module._key(exports.backbone)
-    assert exports.folder.name == before
+def test_other_code_or_weights_mean_other_files(
+    exports: Exports, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backbone, before = exports.backbone, exports.folder.name
+    assert Exports.of(backbone, tmp_path).folder.name == before
+    assert Exports.of(replace(backbone, hash="b2" * 32), tmp_path).folder.name != before
     monkeypatch.setattr(exports_module, "_DECISIVE", (exports_module,))
-    assert exports_module._key(exports.backbone) != before
+    assert Exports.of(backbone, tmp_path).folder.name != before
 
 
 class Graph:

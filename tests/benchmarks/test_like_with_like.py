@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 from benchmarks.common.random_backbone import random_segmenter
-from benchmarks.common.tensor_watch import Watch
 from benchmarks.pipeline import optimize, optimize_side
+from benchmarks.pipeline.optimize_side import Watch
 from benchmarks.pipeline.published import PublishedInference, PublishedStep
 from torch import Tensor
 

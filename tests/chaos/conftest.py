@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from toy import build_repository
+from toy import described_repository
 
 
 @pytest.fixture(scope="session")
 def toy_repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_repository(tmp_path_factory.mktemp("chaos") / "repository")
+    return described_repository(tmp_path_factory.mktemp("chaos") / "repository")

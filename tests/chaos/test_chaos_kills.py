@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
-from load import DEADLINE_S, GRACE_S, Outcome, load, wait_until_ok
+from load import DEADLINE_S, GRACE_S, PICTURE, Outcome, load, wait_until_ok
 
 from processes import regions, server_of, stubs_of
 from serving import Served, served, stop
+from slime_client import Segmenter
 
 pytestmark = [pytest.mark.triton, pytest.mark.slow, pytest.mark.alone]
 
 # Ten seconds are promised of two idle cores; a test machine may be busy.
 RECOVERED_S = 30.0
-# Three probes in a row have to fail, ten seconds each.
+# Nothing is answered for ten seconds, and then three probes in a row fail, ten seconds each.
 NOTICED_S = 120.0
 # Until nothing is left of processes that were replaced.
 SETTLED_S = 60.0
@@ -68,6 +71,33 @@ def test_killed_server(server: Served) -> None:
         wait_until_ok(outcomes, time.monotonic() + 0.2, RECOVERED_S)
     check(outcomes)
     wait_for_regions(pid, before)
+
+
+@pytest.mark.parametrize("victim", ["server", "vae_encoder"])
+def test_clients_lose_nothing_by_a_kill(server: Served, victim: str) -> None:
+    """The server is back, or the model loaded again, long before the deadline of what was asked meanwhile."""
+    stop, masks = threading.Event(), []
+
+    def run() -> None:
+        with Segmenter(server.grpc, "toy") as toy:
+            while not stop.is_set():
+                masks.append(toy.segment(PICTURE).array)
+
+    with ThreadPoolExecutor(2) as pool:
+        clients = [pool.submit(run) for _ in range(2)]
+        try:
+            time.sleep(1)
+            pid, before = server.launcher.pid, len(masks)
+            os.kill(server_of(pid) if victim == "server" else stubs_of(pid)[victim][0], signal.SIGKILL)
+            end = time.monotonic() + RECOVERED_S
+            while len(masks) < before + 10 and time.monotonic() < end:
+                time.sleep(0.1)
+        finally:
+            stop.set()
+        for client in clients:
+            client.result()
+    assert before and len(masks) >= before + 10
+    assert all(np.array_equal(mask, masks[0]) for mask in masks)
 
 
 @pytest.mark.parametrize("which", ["server", "was"])

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
+import http.server
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import grpc  # type: ignore[import-untyped]
 import pytest
+import trustme
 from certificates import make
 from fake_triton import FakeTriton
 
-from slime_client import Access, Retry, Segmenter, SegmenterError, segmenters
+from slime_client import Access, Retry, Segmenter, SegmenterError, aio, segmenters
 from slime_client.access import is_this_machine
 
 ONCE = Retry(attempts=1)
@@ -87,7 +91,37 @@ def test_a_server_that_a_stranger_vouches_for(start: Start, pem: Path) -> None:
     for access in (Access(tls_ca=pem / "stranger.pem"), Access(tls=True)):
         error = refused(server, access)
         assert error.code == "UNAVAILABLE"
-        assert "no Triton server answers" in str(error)
+        assert f"{server.url}: its certificate was signed by another authority" in str(error)
+        assert str(error).endswith("give --tls-ca the certificate of the authority that signed it")
+
+
+def test_what_is_wrong_with_a_connection_is_told(start: Start, server: FakeTriton, pem: Path, tmp_path: Path) -> None:
+    """Each its own line; and at once, because trying again mends none of them."""
+    foreign = trustme.CA()
+    foreign.cert_pem.write_to_path(tmp_path / "ca.pem")
+    certificate = foreign.issue_cert("other.example")
+    elsewhere = FakeTriton()
+    pair = (certificate.private_key_pem.bytes(), certificate.cert_chain_pems[0].bytes())
+    elsewhere.start(grpc.ssl_server_credentials([pair]))
+    web = http.server.HTTPServer(("127.0.0.1", 0), http.server.BaseHTTPRequestHandler)
+    threading.Thread(target=web.serve_forever, daemon=True).start()
+    trusting, mutual = Access(tls_ca=pem / "ca.pem"), start(mutual=True)
+    cases = [
+        (start().url, None, "speaks TLS, and closed the connection; give --tls-ca"),
+        (mutual.url, trusting, "--tls-cert and --tls-key of its authority where it asks for a certificate"),
+        (server.url, trusting, "speaks plain text, but TLS was asked for; leave out --tls"),
+        (elsewhere.url, Access(tls_ca=tmp_path / "ca.pem"), "its certificate is for another host name; give --url"),
+        (f"127.0.0.1:{web.server_port}", None, "is an HTTP port; give the server's gRPC address"),
+        (f"127.0.0.1:{web.server_port}", trusting, "is an HTTP port; give the server's gRPC address"),
+    ]
+    for url, access, says in cases:
+        with pytest.raises(SegmenterError) as caught:
+            Segmenter(url, "car", access=access, retry=Retry(attempts=9, first=60, longest=60), timeout=600)
+        assert caught.value.code == "UNAVAILABLE"
+        assert str(caught.value).startswith(f"{url}: ") and says in str(caught.value)
+    web.shutdown()
+    web.server_close()
+    elsewhere.stop()
 
 
 def listed(server: FakeTriton, access: Access | None) -> list[str]:
@@ -100,8 +134,11 @@ def test_the_key_opens_what_is_restricted(server: FakeTriton, tmp_path: Path, ph
     file.write_text(KEY + "\n")
     assert listed(server, Access(admin_key_file=file)) == ["car"]
     file.write_text("fedcba9876543210")
-    for access in (None, Access(admin_key_file=file)):
-        with pytest.raises(SegmenterError, match="wants a key") as caught:
+    missing, wrong = r"wants a key .*; give --admin-key-file", r"key: 127\.0\.0\.1:\d+ has another key; give the file"
+    with pytest.raises(SegmenterError, match=wrong):
+        asyncio.run(aio.segmenters(server.url, access=Access(admin_key_file=file)))
+    for access, says in ((None, missing), (Access(admin_key_file=file), wrong)):
+        with pytest.raises(SegmenterError, match=says) as caught:
             listed(server, access)
         assert caught.value.code == "UNAUTHENTICATED"
         assert KEY not in str(caught.value)

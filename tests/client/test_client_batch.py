@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -174,12 +175,31 @@ def test_several_are_in_flight_and_no_more(server: FakeTriton, tmp_path: Path, p
     assert main(words(server, tmp_path / "out", photos, "--concurrency", 0)) == 2
 
 
+def test_the_summary_has_a_rate_where_it_means_something(
+    server: FakeTriton, tmp_path: Path, photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def summary(out: str, *arguments: Any) -> str:
+        main(words(server, tmp_path / out, *arguments, "--concurrency", 1))
+        return capsys.readouterr().err.splitlines()[-1]
+
+    assert re.search(r" s \(\d+\.\d images/s\) -> ", summary("quick", photos))
+    assert not re.search("images/s|an image", summary("one", photos / "00.png"))
+    for name in ("x.png", "y.png", "z.png"):
+        (tmp_path / name).write_bytes(b"no picture")
+    assert not re.search(
+        "images/s|an image", summary("none", *(tmp_path / name for name in ("x.png", "y.png", "z.png")))
+    )
+    server.delay_s = 1.1
+    assert re.search(r" s \(1\.\d s an image\) -> ", summary("slow", photos / "00.png", photos / "01.png"))
+
+
 def test_listing(server: FakeTriton, capsys: pytest.CaptureFixture[str]) -> None:
     server.registry = {"cow": {"parts": ["background", "tail"], "colours": [[0, 0, 0], [1, 2, 3]], "model": "shared_1"}}
+    server.models["car"] |= {"version": "3", "published": "2026-11-27T09:35:03+00:00"}
     assert main(["list", "--url", server.url]) == 0
     assert capsys.readouterr().out.splitlines() == [
-        "car  baked   background, body, wheel",
-        "cow  shared  background, tail",
+        "car  baked   version   3  2026-11-27 09:35  background, body, wheel",
+        "cow  shared  version   -  -                 background, tail",
     ]
     assert main(["list", "--url", server.url, "--json"]) == 0
     assert [line["name"] for line in lines(capsys.readouterr().out)] == ["car", "cow"]

@@ -1,5 +1,6 @@
 """slime-segment: what it writes, what it says, how it ends."""
 
+import io
 import socket
 from pathlib import Path
 
@@ -163,28 +164,30 @@ def test_the_server_goes_away_midway(server: FakeTriton, tmp_path: Path, capsys:
         return plain(data)
 
     server.mask_of = stop_after_one
-    assert run(server, tmp_path / "out", *images, "--no-overlay", "--concurrency", 1) == 2
+    assert run(server, tmp_path / "out", *images, "--no-overlay", "--concurrency", 1, "--timeout", 2) == 2
     assert names(tmp_path / "out") == ["0.png"]
     assert "2 not sent (the server is gone: stopped)" in capsys.readouterr().err
 
 
 def test_a_busy_server_is_one_failure(server: FakeTriton, tmp_path: Path) -> None:
-    plain = server.mask_of
+    plain, first = server.mask_of, make(tmp_path / "a.jpg")
 
-    def busy_once(data: bytes) -> "np.typing.NDArray[np.uint8]":
-        if len(server.received) <= 4:
+    def busy_for_a(data: bytes) -> "np.typing.NDArray[np.uint8]":
+        if data == first.read_bytes():
             raise Refusal(grpc.StatusCode.UNAVAILABLE, "Exceeds maximum queue size")
         return plain(data)
 
-    server.mask_of = busy_once
+    server.mask_of = busy_for_a
     assert (
         run(
             server,
             tmp_path / "out",
-            make(tmp_path / "a.jpg"),
-            make(tmp_path / "b.jpg"),
+            first,
+            make(tmp_path / "b.jpg", (12, 9)),
             "--concurrency",
             1,
+            "--timeout",
+            2,
             "--no-overlay",
         )
         == 1
@@ -206,3 +209,54 @@ def test_the_running_line_on_a_terminal(
     monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
     assert run(server, tmp_path / "out", make(tmp_path / "a.jpg"), make(tmp_path / "b.jpg")) == 0
     assert "1/2" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("suffix", ["tif", "bmp", "gif", "avif", "heic"])
+def test_formats_that_the_server_does_not_take_go_as_png(server: FakeTriton, tmp_path: Path, suffix: str) -> None:
+    if suffix == "heic":
+        pytest.importorskip("pillow_heif").register_heif_opener()
+    Image.init()
+    if f".{suffix}" not in Image.EXTENSION:
+        pytest.skip(f"this Pillow has no {suffix}")
+    path = tmp_path / f"photo.{suffix}"
+    Image.fromarray(np.full((6, 8, 3), 200, np.uint8)).save(path)
+    assert run(server, tmp_path / "out", tmp_path) == 0
+    assert names(tmp_path / "out") == ["photo-overlay.jpg", "photo.png"]
+    with Image.open(io.BytesIO(server.received[-1])) as sent:
+        assert sent.format == "PNG" and sent.size == (8, 6)
+        assert np.abs(np.asarray(sent.convert("RGB")).astype(int) - 200).max() < 4
+
+
+def test_16_bits_and_pages_of_tiff(server: FakeTriton, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    wide = Image.fromarray(np.full((6, 8), 40000, np.uint16))
+    wide.save(tmp_path / "a.tif", save_all=True, append_images=[wide])
+    assert run(server, tmp_path / "out", tmp_path / "a.tif") == 0
+    with Image.open(io.BytesIO(server.received[-1])) as sent:
+        assert sent.format == "PNG" and (np.asarray(sent) == 40000).all()
+    assert "a.tif: has 2 frames, of which the first is segmented" in capsys.readouterr().err
+    Image.fromarray(np.ones((6, 8), np.float32)).save(tmp_path / "f.tif")
+    assert run(server, tmp_path / "out", tmp_path / "f.tif") == 1
+    assert "f.tif: got mode F, expected RGB or grey" in capsys.readouterr().err
+
+
+def test_heic_without_its_package_says_which(
+    server: FakeTriton, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a.heic").write_bytes(b"\0\0\0\x18ftypheic" + bytes(100))
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert run(server, tmp_path / "out", tmp_path / "a.heic") == 1
+    assert "pip install 'slime-serve[heic]'" in capsys.readouterr().err
+
+
+def test_a_folder_tells_what_is_left_out(
+    server: FakeTriton, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photos = tmp_path / "photos"
+    for name in ("a.jpg", "a-overlay.jpg", "b-overlay.jpg"):
+        make(photos / name)
+    for name in ("notes.txt", "more.txt", "deep/c.jpg", ".hidden"):
+        (photos / name).parent.mkdir(exist_ok=True)
+        (photos / name).touch()
+    assert run(server, tmp_path / "out", photos, "--no-overlay") == 0
+    assert names(tmp_path / "out") == ["a.png", "b-overlay.png"]
+    assert f"note: {photos}: 1 overlays of other images, 1 folders, 2 .txt left out" in capsys.readouterr().err

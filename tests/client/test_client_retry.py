@@ -64,6 +64,29 @@ def test_what_triton_calls_unavailable_but_is_not(details: str) -> None:
     assert error.code in ("NOT_FOUND", "UNAUTHENTICATED")
 
 
+def test_a_process_that_died_is_tried_again() -> None:
+    """serve/launch.py loads its model again within seconds; Triton calls requests that meet it until then INTERNAL."""
+    died = Failed(grpc.StatusCode.INTERNAL, "in ensemble 'car', Stub process 'vae_encoder_0_0' is not healthy.")
+    steps, answer = asked(Retry(), iter([died, "mask"]))
+    assert (answer, sum(isinstance(step, Call) for step in steps)) == ("mask", 2)
+
+
+def test_tries_last_until_the_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+
+    def unavailable() -> Iterator[Any]:
+        nonlocal now
+        while True:
+            now += 0.7  # A little more than the mean of the longest pauses, so that seconds pass here as there.
+            yield UNAVAILABLE
+
+    steps, error = asked(Retry(), unavailable(), seconds=30)
+    assert error.code == "UNAVAILABLE"
+    assert 28 <= now < 30.7
+    assert all(step.seconds <= 2 for step in steps if isinstance(step, Pause))
+
+
 def test_tries_are_bounded() -> None:
     for attempts in (1, 3):
         steps, error = asked(Retry(attempts=attempts), iter([UNAVAILABLE] * 9))
@@ -83,7 +106,7 @@ def test_pauses_have_full_jitter() -> None:
 
 
 def test_a_seed_repeats_the_pauses() -> None:
-    runs = [asked(Retry(chance=random.Random(7).random), iter([UNAVAILABLE] * 4))[0] for _ in range(2)]
+    runs = [asked(Retry(attempts=4, chance=random.Random(7).random), iter([UNAVAILABLE] * 4))[0] for _ in range(2)]
     pauses = [[step.seconds for step in run if isinstance(step, Pause)] for run in runs]
     assert pauses[0] == pauses[1]
     assert len(set(pauses[0])) == 3

@@ -122,6 +122,8 @@ def test_a_closed_segmenter_says_so(server: FakeTriton, photo: Path) -> None:
         pass
     car.close()
     assert not car.live()
+    with pytest.raises(SegmenterError, match="closed; make a new Segmenter"):
+        car.submit(photo)
     with pytest.raises(SegmenterError, match="closed; make a new Segmenter") as caught:
         car.segment(photo)
     assert caught.value.code == "FAILED_PRECONDITION"
@@ -133,6 +135,7 @@ def test_names_on_the_wire_are_the_servers() -> None:
         assert getattr(tensors, name) == getattr(protocol, name)
     contract = pytest.importorskip("slime_repository.contract")
     assert contract.SEGMENTERS == protocol.SEGMENTERS
+    assert contract.IMAGE_SECONDS == protocol.IMAGE_SECONDS
 
 
 def test_importing_the_client_imports_no_torch_and_no_other_component() -> None:

@@ -5,22 +5,21 @@ from __future__ import annotations
 import importlib.util
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
-from exporting import PARTS, Exported, Snapshot
+from exporting import PARTS, Exported, Snapshot, shared_segmenter
 
 import slime_export.graph.onnx_export
-from backbones import KINDS, LATENT_SIZE, build
+from backbones import KINDS, build
 from slime_export.options import ExportOptions
 from slime_export.pipeline import export
 from slime_optimize.backbone import load_backbone
 from slime_optimize.method.prediction import load_predictor
-from slime_optimize.segmenter import Segmenter
-from slime_optimize.settings import Settings
 
 # Seeds of embeddings whose masks have a margin: over some random images, each part that they find covers a third of the
 # pixels or more, and weights rounded to fp16 change under a thousandth of them. With others a part may cover two
@@ -40,22 +39,10 @@ def make_segmenter() -> Callable[..., Path]:
 
     def make(folder: Path, kind: str = "sd15", parts: tuple[str, ...] = PARTS, seed: int = 0) -> Path:
         backbone = load_backbone(build(folder / "backbone", kind, seed))
-        generator = torch.Generator().manual_seed(WITH_A_MARGIN[kind] + seed)
-        segmenter = Segmenter(
-            text_embedding=torch.randn(1, 77, backbone.text_width, generator=generator),
-            noise=torch.randn(1, 4, LATENT_SIZE, LATENT_SIZE, generator=generator),
-            parts=parts,
-            colours=tuple((20 * i, 0, 255) for i in range(len(parts))),
-            backbone_id=backbone.id,
-            backbone_hash=backbone.hash,
-            image_size=backbone.image_size,
-            latent_size=backbone.latent_size,
-            # Random maps are low everywhere: the paper's threshold would leave nothing but background.
-            settings=Settings(threshold=0.01),
-            preset="paper",
-            seed=seed,
-        )
-        segmenter.save(folder / "car")
+        colours = tuple((20 * i, 0, 255) for i in range(len(parts)))
+        # Random maps are low everywhere: the paper's threshold would leave nothing but background.
+        made = shared_segmenter(backbone, WITH_A_MARGIN[kind] + seed, len(parts), {"threshold": 0.01})
+        replace(made, parts=parts, colours=colours).save(folder / "car")
         return folder / "car"
 
     return make

@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+import pytest
 import torch
+from PIL import Image
 
 from backbones import LATENT_SIZE
+from slime_export.graph.runtimes import Network
+from slime_export.proof import parity, references
 from slime_export.proof.report import Report
 from slime_export.publish.publication import Published
 from slime_optimize.backbone import Backbone
+from slime_optimize.layers import Layers
 from slime_optimize.method.prediction import Predictor
 from slime_optimize.segmenter import Segmenter
-from slime_optimize.settings import Layers, Settings
+from slime_optimize.settings import Settings
 
 PARTS = ("background", "body", "wheel", "window", "plate")
 Snapshot = dict[str, bytes | None]
@@ -56,6 +66,17 @@ def shared_segmenter(backbone: Backbone, seed: int, parts: int, settings: dict[s
     )
 
 
+def annotated(folder: Path, predictor: Predictor, images: Sequence[npt.NDArray[np.uint8]]) -> Path:
+    """An annotated folder of these images, whose truth is what the predictor answers."""
+    for name in ("images", "masks"):
+        (folder / name).mkdir(parents=True)
+    for index, image in enumerate(images):
+        Image.fromarray(image).save(folder / "images" / f"{index}.png")
+        Image.fromarray(predictor.mask(image)).save(folder / "masks" / f"{index}.png")
+    (folder / "parts.json").write_text(json.dumps(list(predictor.segmenter.parts)))
+    return folder
+
+
 LATE = "up_blocks.3.attentions.{}.transformer_blocks.0.attn2"
 OPTIONS: dict[str, dict[str, Any]] = {
     "best": {"readout": "parts", "rescale": True, "edge_tolerance": 0.1},
@@ -74,6 +95,11 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
+def names(options: Iterable[str]) -> list[Any]:
+    """The options' names as parameters; those of several passes, each a UNet of its own in one graph, are slow."""
+    return [pytest.param(name, marks=pytest.mark.slow) if name == "passes" else name for name in options]
+
+
 def changed(folder: Path, settings: dict[str, Any]) -> Segmenter:
     """The segmenter in `folder` with other settings, written back."""
     made = Segmenter.load(folder)
@@ -82,3 +108,10 @@ def changed(folder: Path, settings: dict[str, Any]) -> Segmenter:
     segmenter = replace(made, settings=after, noise=noise)
     segmenter.save(folder)
     return segmenter
+
+
+def compared(predictor: Predictor, encoder: Network, unet: Network, seed: int = 0) -> Report:
+    """Compare both exported models with `predictor` on images drawn from `seed`."""
+    images, weighted = parity.trial_images(predictor, seed=seed), "ACCUMULATED" in unet.outputs
+    expected = references.answered(predictor, images, weighted=weighted, own_error=False)
+    return Report(comparisons=parity.measured(expected, unet, parity.encoded(expected, encoder)))

@@ -58,10 +58,6 @@ class OldHardwareCompatibilityLevel(enum.Enum):
     NONE, AMPERE_PLUS = range(2)
 
 
-class MemoryPoolType(enum.Enum):
-    WORKSPACE, DLA_MANAGED_SRAM = range(2)
-
-
 class TensorIOMode(enum.Enum):
     NONE, INPUT, OUTPUT = range(3)
 
@@ -134,7 +130,6 @@ class IOptimizationProfile:
 class IBuilderConfig:
     def __init__(self) -> None:
         self.set = {BuilderFlag.TF32}
-        self.limits: dict[MemoryPoolType, int] = {}
         self.profiles: list[IOptimizationProfile] = []
         self.cache: ITimingCache | None = None
         self.hardware_compatibility_level: Any = HardwareCompatibilityLevel.NONE
@@ -147,10 +142,6 @@ class IBuilderConfig:
     @checked
     def clear_flag(self, flag: BuilderFlag) -> None:
         self.set.discard(flag)
-
-    @checked
-    def set_memory_pool_limit(self, pool: MemoryPoolType, pool_size: int) -> None:
-        self.limits[pool] = pool_size
 
     @checked
     def add_optimization_profile(self, profile: IOptimizationProfile) -> int:
@@ -204,7 +195,6 @@ class Builder:
             "onnx": network.path,
             "strongly_typed": bool(network.flags & 1 << int(NetworkDefinitionCreationFlag.STRONGLY_TYPED)),
             "flags": sorted(flag.name for flag in config.set),
-            "limits": {pool.name: size for pool, size in config.limits.items()},
             "profiles": [profile.shapes for profile in config.profiles],
             "hardware": config.hardware_compatibility_level.name,
             "knew": len(config.cache.content),
@@ -354,7 +344,7 @@ class Runtime:
         return ICudaEngine(told)
 
 
-NAMES = (Builder, BuilderFlag, HardwareCompatibilityLevel, ILogger, IProgressMonitor, MemoryPoolType)
+NAMES = (Builder, BuilderFlag, HardwareCompatibilityLevel, ILogger, IProgressMonitor)
 NAMES += (NetworkDefinitionCreationFlag, OnnxParser, Runtime, TensorIOMode)
 # What signatures are compared in, where the real package is.
 METHODS = (Builder, IBuilderConfig, IOptimizationProfile, ITimingCache, INetworkDefinition, OnnxParser)

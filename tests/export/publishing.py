@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from exporting import Snapshot
 from tritonclient.grpc import model_config_pb2
 
 from slime_export.errors import ServerError
@@ -110,6 +111,46 @@ def killed(step: int, action: Callable[[], object], monkeypatch: pytest.MonkeyPa
     os._exit(0)
 
 
+def assert_all_or_nothing(
+    repository: Path,
+    snapshot: Callable[[Path], Snapshot],
+    monkeypatch: pytest.MonkeyPatch,
+    action: Callable[[], object],
+    least_steps: int = 5,
+) -> None:
+    """Do `action` with a full disk at its 1st, 2nd, … rename: nothing changes, until it succeeds."""
+    before, real, step = snapshot(repository), changes.rename, 0
+    while True:
+        left = [step := step + 1]
+
+        def failing(source: Path, target: Path, left: list[int] = left) -> None:
+            left[0] -= 1
+            if left[0] == 0:
+                raise OSError(28, "No space left on device")
+            real(source, target)
+
+        monkeypatch.setattr(changes, "rename", failing)
+        try:
+            action()
+        except OSError:
+            assert snapshot(repository) == before, step
+        else:
+            break
+    assert step >= least_steps
+
+
+def assert_taken_back(
+    server: FakeServer, snapshot: Callable[[Path], Snapshot], fails_at: str, action: Callable[[], object]
+) -> dict[str, tuple[list[int], str]]:
+    """Do `action` while the server fails at one call: the repository is as before. Return what was loaded before."""
+    before, loaded = snapshot(server.repository), dict(server.loaded)
+    server.fails_at = fails_at
+    with pytest.raises(ServerError, match=fails_at):
+        action()
+    assert snapshot(server.repository) == before
+    return loaded
+
+
 class FakeServer(Server):
     """Takes everything, or fails at one call; remembers what was asked."""
 
@@ -133,15 +174,27 @@ class FakeServer(Server):
     def states(self) -> dict[str, dict[int, str]]:
         return {model: dict.fromkeys(versions, "READY") for model, (versions, _) in self.loaded.items()}
 
-    def try_out(self, name: str, config: str, check: Check, segmenter: str | None = None) -> None:
+    def unload_trials(self) -> None:
+        pass
+
+    def try_out(self, name: str, config: str, check: Check, segmenter: str | None = None) -> float:
         assert layout.config_text(self.repository / name) != config
         for model, version in layout.pins(config).items():
             assert self.has(model, version)
         assert check.image == CHECK.image and np.array_equal(check.mask_HW, CHECK.mask_HW)
         self._note(f"try {name} on unet {layout.pins(config)[name + '_unet']}")
+        return 0.25
 
     def _note(self, call: str) -> None:
         self.calls.append(call)
         if call == self.fails_at:
             self.fails_at = ""
             raise ServerError(f"server fake: {call} failed")
+
+
+def published_twice(repository: Path) -> FakeServer:
+    """Publish versions 1 and 2 of car on a server that takes everything, and return the server."""
+    server = FakeServer(repository)
+    for _ in range(2):
+        run(repository, server=server)
+    return server

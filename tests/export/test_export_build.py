@@ -127,7 +127,6 @@ def test_help_shows_what_people_need_and_help_all_the_rest(
     rest = (
         "--encoder",
         "--calibration",
-        "--evaluate",
         "--hardware",
         "--opt-batch",
         "--keep",
@@ -136,9 +135,8 @@ def test_help_shows_what_people_need_and_help_all_the_rest(
     )
     assert not [each for each in rest if each in shown["--help"]]
     assert all(each in shown["--help-all"] for each in rest)
-    assert all(
-        f"  {each} " in shown["--help"] for each in ("--repository", "--set", "--url", "--embedding", "--tls-ca")
-    )
+    main = ("--repository", "--set", "--url", "--data", "--embedding", "--tls-ca")
+    assert all(f"  {each} " in shown["--help"] for each in main)
 
 
 def test_onnx_runtime_that_is_missing_or_old(

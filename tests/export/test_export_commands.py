@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 from collections.abc import Callable
 from pathlib import Path
 
@@ -39,9 +40,13 @@ def test_list_is_a_table(command: Command, repository: Path) -> None:
     code, out, _ = command("list", repository)
     assert code == 0
     header, _, car, horse = out.splitlines()
-    assert header.split() == ["name", "version", "parts", "precision", "form", "size", "created", "kept"]
+    assert header.split() == ["name", "version", "published", "parts", "precision", "form", "size", "kept"]
     assert car.startswith("car") and "4: part 0 part 1 part 2 part 3" in car and car.endswith("1 2")
     assert "baked" in horse and "fp32" in horse
+    published = json.loads((repository / "car" / "2" / "record.json").read_text())["published"]
+    assert published[:16].replace("T", " ") in car
+    told = layout.parameters(repository / "car")
+    assert told["version"] == "2" and told["published"][:16] == published[:16]
 
 
 def test_list_for_scripts(command: Command, repository: Path) -> None:
@@ -61,6 +66,15 @@ def test_states_on_a_server(repository: Path) -> None:
     run(repository, "car")
     assert [row.state for row in listing.rows(repository, server.states())] == ["ready with version 2", "unavailable"]
     assert table(listing.rows(repository, server.states())).splitlines()[0].endswith("state")
+
+
+def test_a_server_that_is_down(command: Command, repository: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        url = f"127.0.0.1:{taken.getsockname()[1]}"
+    code, out, error = command("rollback", repository, "car", "--url", url)
+    assert (code, out) == (1, "")
+    assert error.startswith(f"error: server {url}: ") and error.count("\n") == 1
+    assert "no Triton server answers (Connection refused); start it, or leave --url out; nothing was changed" in error
 
 
 def test_nothing_there(command: Command, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from slime_export.graph.networks import Encoder
 from slime_export.graph.runtimes import OnnxModel
 from slime_export.graph.tracing import encoder_signature
 from slime_was import Postprocess
+from slime_was.options import name_in
 
 
 def weights(model: onnx.ModelProto) -> list[np.ndarray]:
@@ -87,8 +88,9 @@ def test_inputs_and_outputs_are_those_of_the_contract(exported: Exported) -> Non
         assert {name: value.shape for name, value in maps.items()} == {
             "CROSS": (batch, len(PARTS), 16, 16),
             "SELF": (batch, 256, 256),
-            "POSTPROCESS": (batch, 8),
+            "POSTPROCESS": (batch, 8 + len("car")),
         }
+        assert name_in(maps["POSTPROCESS"][0]) == "car"
         np.testing.assert_allclose(maps["SELF"].sum(-1), 1, rtol=1e-4)
         assert Postprocess.from_vector(maps["POSTPROCESS"][0]) == exported.predictor.segmenter.settings.postprocess(64)
 

@@ -61,7 +61,7 @@ def test_fp16_with_annotated_images(exported: Exported, images: Path, tmp_path: 
         mask[:8] = 1  # so that PyTorch itself is not perfect
         Image.fromarray(mask).save(data / "masks" / path.name)
     assert covered[covered > 0].min() > 0.1, "a part of a few pixels would make the mean IoU a matter of chance"
-    report, unet = made(exported, tmp_path / "models", precision="fp16", evaluate=data, gate=WIDE)
+    report, unet = made(exported, tmp_path / "models", precision="fp16", data=data, gate=WIDE)
     assert report.score and report.score.images == 3
     assert 10 < report.score.before < 99.9
     assert report.score.after == pytest.approx(report.score.before, abs=5.0)
@@ -96,7 +96,7 @@ def test_a_loss_of_mean_iou_is_refused(
     monkeypatch.setattr("slime_export.proof.parity.mean_iou", lambda *_: next(scores))
     monkeypatch.setattr("slime_export.pipeline.read_data", lambda _, parts: _Nothing(parts))
     with pytest.raises(ParityError, match=r"mean IoU falls by 1\.10 points, expected at most 1.*nothing was published"):
-        made(exported, tmp_path / "models", precision="fp16", evaluate=images)
+        made(exported, tmp_path / "models", precision="fp16", data=images)
     assert not (tmp_path / "models").exists()
 
 

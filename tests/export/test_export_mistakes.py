@@ -46,6 +46,7 @@ def test_a_disk_without_room_is_seen_before_the_work(
 
 
 @ONE_KIND
+@pytest.mark.slow
 def test_an_export_killed_half_way(exported: Exported, tmp_path: Path, snapshot: Callable[[Path], Snapshot]) -> None:
     repository = shutil.copytree(exported.repository, tmp_path / "models")
     before = snapshot(repository)
@@ -95,7 +96,9 @@ def test_a_layer_that_the_backbone_does_not_have(
         (("--calibration", "."), "--calibration: is for --precision int8, got fp32"),
         (("--accelerator", "cuda", "--format", "tensorrt"), "--accelerator cuda: is for --format onnx, got tensorrt"),
         (("--format", "tensorrt"), "pip install"),
-        (("--evaluate", "/nowhere"), "/nowhere"),
+        (("--data", "/nowhere"), "/nowhere"),
+        (("--at-least", "60"), "--at-least, --not-worse: are measured on annotated images; give --data FOLDER too"),
+        (("--at-least", "0.6", "--data", "."), "--at-least: got 0.6, expected a mean IoU in percent, such as 65"),
     ],
 )
 def test_options_that_do_not_fit(

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from exporting import OPTIONS, changed
+from exporting import OPTIONS, changed, names
 
-from slime_export.errors import ExportError
+from slime_export.errors import ExportError, ServerError
 from slime_export.graph.runtimes import OnnxModel
 from slime_export.graph.tracing import trace_unet
 from slime_export.options import ExportOptions
@@ -21,7 +21,7 @@ from slime_optimize.method.prediction import load_predictor
 from slime_repository.variant import Variant
 
 
-@pytest.mark.parametrize("name", sorted(OPTIONS))
+@pytest.mark.parametrize("name", names(OPTIONS))
 def test_exported_with_the_same_masks(name: str, tmp_path: Path, make_segmenter: Callable[..., Path]) -> None:
     folder = make_segmenter(tmp_path)
     segmenter = changed(folder, OPTIONS[name])
@@ -34,7 +34,7 @@ def test_exported_with_the_same_masks(name: str, tmp_path: Path, make_segmenter:
     assert ("GUIDE_IMAGE" in (tmp_path / "repository" / "car" / "config.pbtxt").read_text()) == (name == "best")
 
 
-@pytest.mark.parametrize("name", sorted(OPTIONS))
+@pytest.mark.parametrize("name", names(OPTIONS))
 def test_the_weighted_form_gives_the_same_masks(name: str, tmp_path: Path, make_segmenter: Callable[..., Path]) -> None:
     folder = make_segmenter(tmp_path)
     changed(folder, OPTIONS[name])
@@ -49,9 +49,16 @@ def test_the_weighted_form_gives_the_same_masks(name: str, tmp_path: Path, make_
     assert {"CROSS", "ACCUMULATED", "POSTPROCESS"} == set(report.comparisons[0].tensors)
 
 
-def test_more_crops_than_a_batch_are_refused(tmp_path: Path, make_segmenter: Callable[..., Path]) -> None:
-    folder = make_segmenter(tmp_path)
+@pytest.mark.parametrize("embedding", ["baked", "shared"])
+@pytest.mark.parametrize("url", [None, "127.0.0.1:9"])
+def test_what_cannot_be_served_is_refused_before_the_work(
+    tmp_path: Path, make_segmenter: Callable[..., Path], embedding: str, url: str | None
+) -> None:
+    """More crops than a batch holds, in either form; and a server that is not there, before a backbone is loaded."""
+    folder, said = make_segmenter(tmp_path), list[str]()
     changed(folder, {"patches": 3, "patch_side": 0.5})
-    with pytest.raises(ExportError, match="got 9 crops of an image, expected at most 8"):
-        export(ExportOptions(folder=folder, repository=tmp_path / "repository"), lambda _: None)
-    assert not (tmp_path / "repository").exists()
+    options = ExportOptions(folder=folder, repository=tmp_path / "repository", embedding=embedding, url=url)
+    told = "server 127.0.0.1:9" if url else "got 9 crops of an image, expected at most 8"
+    with pytest.raises((ExportError, ServerError), match=told):
+        export(options, said.append)
+    assert len(said) == (0 if url else 1) and not (tmp_path / "repository").exists()

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from exporting import Exported, Snapshot
+from exporting import Exported, Snapshot, compared
 from onnx import numpy_helper
 
 import slime_export.graph.onnx_export
@@ -58,7 +58,7 @@ def test_the_report_lies_beside_the_model(exported: Exported) -> None:
 def test_the_comparison_does_not_use_the_wrapper(exported: Exported) -> None:
     """Another seed's images give other figures, but none past tolerance."""
     encoder = OnnxModel(exported.repository / "vae_encoder" / "1" / "model.onnx")
-    report = parity.compare(exported.predictor, encoder, OnnxModel(exported.unet), seed=7)
+    report = compared(exported.predictor, encoder, OnnxModel(exported.unet), seed=7)
     assert not report.failures
     assert report != exported.report
 

@@ -10,10 +10,19 @@ from pathlib import Path
 
 import pytest
 from exporting import Snapshot
-from publishing import BACKBONE, FakeServer, assert_servable, killed, run
+from publishing import (
+    BACKBONE,
+    FakeServer,
+    assert_all_or_nothing,
+    assert_servable,
+    assert_taken_back,
+    killed,
+    published_twice,
+    run,
+)
 
 from slime_export.errors import ServerError
-from slime_export.publish import changes
+from slime_export.publish.maintenance import rollback
 from slime_repository import layout, manifest
 from slime_repository.errors import RepositoryError
 from slime_repository.served_code import files_of, source_model
@@ -94,24 +103,7 @@ def test_a_failure_at_any_step_changes_nothing(
     repository = tmp_path / "repository"
     for _ in range(existing):
         run(repository)
-    before, real, step = snapshot(repository), changes.rename, 0
-    while True:
-        left = [step := step + 1]
-
-        def failing(source: Path, target: Path, left: list[int] = left) -> None:
-            left[0] -= 1
-            if left[0] == 0:
-                raise OSError(28, "No space left on device")
-            real(source, target)
-
-        monkeypatch.setattr(changes, "rename", failing)
-        try:
-            run(repository)
-        except OSError:
-            assert snapshot(repository) == before, step
-        else:
-            break
-    assert step > 4
+    assert_all_or_nothing(repository, snapshot, monkeypatch, lambda: run(repository))
     assert_servable(repository)
 
 
@@ -159,19 +151,18 @@ def test_a_running_server_checks_the_unet_before_it_switches(tmp_path: Path) -> 
     assert server.calls == ["load car_unet", "try car on unet 2", "load car"]
 
 
+def roll_back(repository: Path, server: FakeServer) -> object:
+    return rollback(repository, "car", server=server, say=lambda _: None)
+
+
 @pytest.mark.parametrize("fails_at", ["load car_unet", "try car on unet 3", "load car"])
+@pytest.mark.parametrize("change", [run, roll_back])
 def test_what_the_server_refuses_is_taken_back(
-    tmp_path: Path, snapshot: Callable[[Path], Snapshot], fails_at: str
+    tmp_path: Path, snapshot: Callable[[Path], Snapshot], change: Callable[..., object], fails_at: str
 ) -> None:
     repository = tmp_path / "repository"
-    server = FakeServer(repository)
-    for _ in range(2):
-        run(repository, server=server)
-    before, loaded = snapshot(repository), dict(server.loaded)
-    server.fails_at = fails_at
-    with pytest.raises(ServerError, match=fails_at):
-        run(repository, server=server)
-    assert snapshot(repository) == before
+    server = published_twice(repository)
+    loaded = assert_taken_back(server, snapshot, fails_at, lambda: change(repository, server=server))
     assert server.loaded["car_unet"] == loaded["car_unet"]
     assert server.loaded["car"][1] == loaded["car"][1]
     assert run(repository, server=server).version == 3

@@ -13,10 +13,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 from exporting import Snapshot
-from publishing import FakeServer, assert_servable, killed, run
+from publishing import (
+    FakeServer,
+    assert_all_or_nothing,
+    assert_servable,
+    assert_taken_back,
+    killed,
+    published_twice,
+    run,
+)
 
-from slime_export.errors import ServerError
-from slime_export.publish import changes
 from slime_export.publish.maintenance import remove, rollback
 from slime_repository import layout, record, served_code
 from slime_repository.errors import RepositoryError
@@ -134,28 +140,10 @@ def test_code_of_then_serves_again(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 def test_a_running_server_tries_it_before_it_switches(tmp_path: Path) -> None:
     repository = tmp_path / "repository"
-    server = FakeServer(repository)
-    for _ in range(2):
-        run(repository, server=server)
+    server = published_twice(repository)
     server.calls.clear()
     rollback(repository, "car", server=server, say=quiet)
     assert server.calls == ["load car_unet", "try car on unet 3", "load car"]
-
-
-@pytest.mark.parametrize("fails_at", ["load car_unet", "try car on unet 3", "load car"])
-def test_a_rollback_that_the_server_refuses_is_taken_back(
-    tmp_path: Path, snapshot: Callable[[Path], Snapshot], fails_at: str
-) -> None:
-    repository = tmp_path / "repository"
-    server = FakeServer(repository)
-    for _ in range(2):
-        run(repository, server=server)
-    before, loaded = snapshot(repository), dict(server.loaded)
-    server.fails_at = fails_at
-    with pytest.raises(ServerError, match=fails_at):
-        rollback(repository, "car", server=server, say=quiet)
-    assert snapshot(repository) == before
-    assert server.loaded["car"][1] == loaded["car"][1]
 
 
 def test_removing_the_last_one_leaves_an_empty_repository(repository: Path) -> None:
@@ -203,11 +191,9 @@ def test_a_removal_that_the_server_refuses_is_taken_back(tmp_path: Path, snapsho
     repository = tmp_path / "repository"
     server = FakeServer(repository)
     run(repository, server=server)
-    before, loaded = snapshot(repository), dict(server.loaded)
-    server.fails_at = "unload car_unet"
-    with pytest.raises(ServerError, match="unload car_unet"):
-        remove(repository, "car", server, say=quiet)
-    assert snapshot(repository) == before
+    loaded = assert_taken_back(
+        server, snapshot, "unload car_unet", lambda: remove(repository, "car", server, say=quiet)
+    )
     assert server.loaded == loaded
 
 
@@ -218,24 +204,7 @@ def test_a_failure_at_any_step_changes_nothing(
     snapshot: Callable[[Path], Snapshot],
     action: Callable[..., object],
 ) -> None:
-    before, real, step = snapshot(repository), changes.rename, 0
-    while True:
-        left = [step := step + 1]
-
-        def failing(source: Path, target: Path, left: list[int] = left) -> None:
-            left[0] -= 1
-            if left[0] == 0:
-                raise OSError(28, "No space left on device")
-            real(source, target)
-
-        monkeypatch.setattr(changes, "rename", failing)
-        try:
-            action(repository, "car", say=quiet)
-        except OSError:
-            assert snapshot(repository) == before, step
-        else:
-            break
-    assert step > 4
+    assert_all_or_nothing(repository, snapshot, monkeypatch, lambda: action(repository, "car", say=quiet))
 
 
 @pytest.mark.parametrize("action", [rollback, remove])

@@ -10,15 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from exporting import shared_segmenter
+from exporting import names, shared_segmenter
 
 from backbones import LATENT_SIZE
-from slime_export.forms import AsBaked
+from slime_export.forms import AsBaked, entry_of, group_of
 from slime_export.graph import onnx_export as onnx
 from slime_export.graph.networks import MapsUNet, SharedUNet
 from slime_export.graph.runtimes import OnnxModel
 from slime_export.graph.tracing import shared_unet_signature
-from slime_export.shared_form import entry_of, group_of
 from slime_optimize.backbone import Backbone, load_backbone
 from slime_optimize.segmenter import Segmenter
 from slime_optimize.settings import Settings
@@ -39,7 +38,7 @@ def backbone(tmp_path_factory: pytest.TempPathFactory, make_segmenter: Callable[
 
 
 @pytest.mark.parametrize("maps", ["averaged", "weighted"])
-@pytest.mark.parametrize("name", OPTIONS)
+@pytest.mark.parametrize("name", names(OPTIONS))
 def test_one_graph_for_segmenters_of_different_parts(name: str, maps: str, backbone: Backbone, tmp_path: Path) -> None:
     variant = Variant(maps=maps)
     two = [shared_segmenter(backbone, seed, parts, OPTIONS[name]) for seed, parts in ((1, 3), (2, 6))]

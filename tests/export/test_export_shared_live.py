@@ -22,6 +22,7 @@ from serving import ROOT, Served, metrics, served
 from slime_client import Segmenter as Client
 from slime_client import SegmenterError
 from slime_export.errors import ExportError, ServerError
+from slime_export.forms import group_of
 from slime_export.graph import onnx_export as onnx
 from slime_export.graph.networks import Encoder, SharedUNet
 from slime_export.graph.tracing import encoder_signature, shared_unet_signature
@@ -32,7 +33,6 @@ from slime_export.publish.maintenance import remove, rollback
 from slime_export.publish.publication import Candidate
 from slime_export.publish.publication import publish as published
 from slime_export.publish.server_control import Server
-from slime_export.shared_form import group_of
 from slime_optimize.backbone import Backbone, load_backbone
 from slime_optimize.method.prediction import Predictor
 from slime_optimize.segmenter import Segmenter
@@ -117,6 +117,7 @@ def test_a_segmenter_is_live_as_soon_as_it_is_published(publish: Publisher, serv
     with Client(server.grpc, "two") as client:
         answer = client.segment(png(IMAGE))
         assert client.parts == two.parts
+        assert client.description.image_seconds  # The group's, which the launcher measured.
     assert (np.asarray(answer.array) == publish.mask(two)).mean() > 0.999
     with Client(server.grpc, "one") as client:
         assert (np.asarray(client.segment(png(IMAGE)).array) == publish.mask(publish.segmenter(1))).mean() > 0.999
@@ -163,14 +164,18 @@ def test_different_segmenters_asked_at_once_answer_as_alone(publish: Publisher, 
 
 
 def test_requests_are_counted_by_segmenter(publish: Publisher, server: Served) -> None:
-    name = 'slime_segmenter_requests_total{model="segmenters",segmenter="counted"}'
-    publish("counted", publish.segmenter(6), server.grpc)
-    with Client(server.grpc, "counted") as client:
-        client.segment(png(IMAGE))
-        before = metrics(server)[name]
-        for _ in range(3):
-            client.segment(png(IMAGE))
-    assert metrics(server)[name] == before + 3
+    for version in ("1", "2"):
+        publish("counted", publish.segmenter(6), server.grpc)
+        with Client(server.grpc, "counted") as client:
+            for _ in range(3):
+                client.segment(png(IMAGE))
+            about = client.description.about
+        assert (str(about["version"]), about["published"][:2]) == (version, "20")
+        labels = f'{{segmenter="counted",version="{version}"}}'
+        found = metrics(server)
+        assert found[f"slime_masks_total{labels}"] == found[f"slime_request_seconds_count{labels}"] == 3
+        assert found[f"slime_request_seconds_sum{labels}"] > 0
+        assert 0 < found[f"slime_margin_total{labels}"] <= 3
 
 
 def test_rollback_publishes_old_content_anew_and_removal_takes_it_away(publish: Publisher, server: Served) -> None:

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from exporting import Exported, Snapshot
 from PIL import Image
-from publishing import FakeServer, assert_servable, killed, run
+from publishing import FakeServer, assert_all_or_nothing, assert_servable, assert_taken_back, killed, run
 
 from serving import Asking, served
 from slime_export.commands.repository import main
@@ -25,7 +25,7 @@ from slime_export.errors import ServerError
 from slime_export.options import ExportOptions
 from slime_export.pipeline import export
 from slime_export.proof import parity
-from slime_export.publish import changes, maintenance
+from slime_export.publish import maintenance
 from slime_export.publish.maintenance import Outcome, rollback, upgrade
 from slime_export.publish.server_control import Server
 from slime_repository import config, contents, layout, manifest, record, served_code
@@ -118,8 +118,9 @@ class Watching(FakeServer):
             for used, version in config.pins(text).items():
                 assert self.has(used, version), f"{name} misses {used} {version} after a load of {model}"
 
-    def try_out(self, name: str, text: str, check: Check, segmenter: str | None = None) -> None:
+    def try_out(self, name: str, text: str, check: Check, segmenter: str | None = None) -> float:
         self._note(f"try {name}")
+        return 0.25
 
 
 @pytest.fixture
@@ -220,35 +221,14 @@ def test_what_the_server_refuses_is_taken_back(
     for name in ("horse", "car"):
         run(repository, name, server=server)
         code.change()
-    before, had = snapshot(repository), dict(server.loaded)
-    server.fails_at = fails_at
-    with pytest.raises(ServerError, match=fails_at):
-        upgrade(repository, server=server, say=quiet)
-    assert snapshot(repository) == before
-    assert server.loaded == had
+    loaded = assert_taken_back(server, snapshot, fails_at, lambda: upgrade(repository, server=server, say=quiet))
+    assert server.loaded == loaded
 
 
 def test_a_failure_at_any_step_changes_nothing(
     repository: Path, monkeypatch: pytest.MonkeyPatch, snapshot: Callable[[Path], Snapshot]
 ) -> None:
-    before, real, step = snapshot(repository), changes.rename, 0
-    while True:
-        left = [step := step + 1]
-
-        def failing(source: Path, target: Path, left: list[int] = left) -> None:
-            left[0] -= 1
-            if left[0] == 0:
-                raise OSError(28, "No space left on device")
-            real(source, target)
-
-        monkeypatch.setattr(changes, "rename", failing)
-        try:
-            upgrade(repository, say=quiet)
-        except OSError:
-            assert snapshot(repository) == before, step
-        else:
-            break
-    assert step > 10
+    assert_all_or_nothing(repository, snapshot, monkeypatch, lambda: upgrade(repository, say=quiet), least_steps=11)
 
 
 def test_a_kill_at_any_step_leaves_a_servable_repository(

@@ -188,3 +188,46 @@ def test_load_names_the_path(tmp_path: Path) -> None:
             load(tmp_path / name)
         assert str(tmp_path / name) in str(caught.value)
         assert "\n" not in str(caught.value)
+
+
+FILES: dict[str, tuple[str, dict[str, Any], int]] = {  # suffix: format, options, how far colours may be off
+    "tif": ("TIFF", {"compression": "tiff_lzw"}, 0),
+    "bmp": ("BMP", {}, 0),
+    "gif": ("GIF", {}, 0),
+    "avif": ("AVIF", {"quality": 100, "subsampling": "4:4:4"}, 8),
+    "heic": ("HEIF", {"quality": 95}, 30),
+}
+
+
+@pytest.mark.parametrize("suffix", FILES)
+def test_files_may_have_more_formats_than_what_is_sent(tmp_path: Path, suffix: str) -> None:
+    format, options, off = FILES[suffix]
+    if suffix == "heic":
+        pytest.importorskip("pillow_heif").register_heif_opener()
+    Image.init()
+    if format not in Image.SAVE:
+        pytest.skip(f"this Pillow has no {format}")
+    big = np.kron(COLOURS, np.ones((16, 16, 1), np.uint8))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    turned = {"exif": exif.tobytes()} if suffix in ("tif", "avif", "heic") else {}
+    (tmp_path / f"a.{suffix}").write_bytes(encoded(Image.fromarray(big), format, **options, **turned))
+    image = load(tmp_path / f"a.{suffix}").astype(int)
+    assert np.abs(image - (np.rot90(big, -1) if turned else big)).max() <= off
+    with pytest.raises(ImageError, match="expected a readable JPEG, PNG or WebP"):
+        decode((tmp_path / f"a.{suffix}").read_bytes())
+
+
+def test_heic_without_its_package_says_which(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.heic").write_bytes(b"\0\0\0\x18ftypheic" + bytes(100))
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.delitem(Image.OPEN, "HEIF", raising=False)
+    with pytest.raises(ImageError, match=r"a\.heic: is HEIC, .*pip install 'slime-serve\[heic\]'"):
+        load(tmp_path / "a.heic")
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.int32])
+def test_values_of_no_known_range_are_refused(tmp_path: Path, dtype: Any) -> None:
+    Image.fromarray(np.array([[0, 1], [2, 70000]], dtype)).save(tmp_path / "a.tif")
+    with pytest.raises(ImageError, match="values from 0 to 70000, expected 8 or 16 bits"):
+        load(tmp_path / "a.tif")

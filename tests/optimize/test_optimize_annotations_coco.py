@@ -217,19 +217,19 @@ WITHOUT_AREA = {"two points": [[1, 1, 9, 9]], "box": [], "none": None, "empty ri
 
 @pytest.mark.parametrize("kind", WITHOUT_AREA)
 def test_one_annotation_without_an_area_is_left_out(
-    tmp_path: Path, kind: str, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, kind: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     content = both()
     content["annotations"].append(region(1, WITHOUT_AREA[kind], bbox=[1, 1, 9, 9]) | {"id": 77})
     (example,) = read(placed(tmp_path, content)).examples
     assert np.array_equal(example.mask_HW, MASK)
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("note: COCO") and "annotation 77" in line and line.endswith("left out")
+    (line,) = caplog.messages
+    assert line.startswith("COCO") and "annotation 77" in line and line.endswith("left out")
 
 
-def test_one_ring_without_an_area_is_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_one_ring_without_an_area_is_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (example,) = read(placed(tmp_path, coco(region(1, [[1, 1, 9, 9], RED]), region(2, [GREEN])))).examples
-    assert np.array_equal(example.mask_HW, MASK) and "annotation 11" in capsys.readouterr().err
+    assert np.array_equal(example.mask_HW, MASK) and "annotation 11" in caplog.text
 
 
 def test_ids_in_quotation_marks(tmp_path: Path) -> None:
@@ -241,13 +241,13 @@ def test_ids_in_quotation_marks(tmp_path: Path) -> None:
         assert annotated.parts == PARTS and np.array_equal(annotated.examples[0].mask_HW, MASK)
 
 
-def test_categories_that_nobody_drew(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_categories_that_nobody_drew(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Roboflow's COCO has one for the project itself, with the id 0."""
     content = both()
     content["categories"] = [{"id": 0, "name": "car-parts"}, *content["categories"], {"id": 10, "name": "roof"}]
     path = placed(tmp_path, content)
     assert read(path).parts == PARTS
-    assert "nothing is annotated as 'car-parts', 'roof', left out of the parts" in capsys.readouterr().err
+    assert "nothing is annotated as 'car-parts', 'roof', left out of the parts" in caplog.text
     asked = (*PARTS, "roof")
     assert read(path, asked).parts == asked
 

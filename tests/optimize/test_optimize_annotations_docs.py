@@ -8,7 +8,7 @@ import sys
 
 from painting import ROOT
 from slime_optimize.data.annotations import example, legend
-from slime_optimize.data.annotations.folders import IMAGE_FOLDERS, MASK_FOLDERS, WHOLE
+from slime_optimize.data.annotations.matching import IMAGE_FOLDERS, MASK_FOLDERS, WHOLE
 
 TEXT = (ROOT / "docs" / "annotations.md").read_text()
 

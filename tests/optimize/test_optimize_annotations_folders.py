@@ -188,12 +188,12 @@ def test_folders_of_subsets(tmp_path: Path, images: str, masks: str, subsets: tu
         assert np.array_equal(example.image_HW3, image) and np.array_equal(example.mask_HW, mask)
 
 
-def test_a_subset_without_masks_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_subset_without_masks_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     save(IMAGE, tmp_path / "images" / "test" / "car.jpg")
     save(IMAGE, tmp_path / "images" / "train" / "car.jpg")
     save(MASK, tmp_path / "masks" / "train" / "car.png")
     masks_are(tmp_path, ["car"], parts=PARTS)
-    assert "test: there is no folder" in capsys.readouterr().err
+    assert "test: there is no folder" in caplog.text
     save(MASK, tmp_path / "masks" / "val" / "car.png")
     refused(lambda: read(tmp_path, PARTS), "there is no image called val")
 
@@ -217,12 +217,12 @@ def test_roboflow_names_in_csv(tmp_path: Path) -> None:
     refused(lambda: read(tmp_path), "_classes.csv: cannot be read")
 
 
-def test_roboflow_classes_that_nobody_painted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_roboflow_classes_that_nobody_painted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     save(IMAGE, tmp_path / "car.jpg")
     save(np.array([0, 1, 3], np.uint8)[MASK], tmp_path / "car_mask.png")
     write("Pixel Value, Class\n0, background\n1, red\n2, light\n3, green\n4, window\n", tmp_path / "_classes.csv")
     masks_are(tmp_path, ["car"])
-    assert "nothing is painted as 'light', 'window', left out of the parts" in capsys.readouterr().err
+    assert "nothing is painted as 'light', 'window', left out of the parts" in caplog.text
     masks_are(tmp_path, ["car"], parts=PARTS)
     assert read(tmp_path, ["background", "red", "light", "green"]).parts[2] == "light"
     refused(lambda: read(tmp_path, ["background", "red"]), "has the name 'green'")

@@ -167,12 +167,12 @@ def test_mistakes(tmp_path: Path, mistake: str) -> None:
 
 @pytest.mark.parametrize("other", [shape("red", RED[:2], "line"), shape("red", RED[:2]), shape("red", [], "circle")])
 def test_one_shape_without_an_area_is_left_out(
-    tmp_path: Path, other: dict[str, Any], capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, other: dict[str, Any], caplog: pytest.LogCaptureFixture
 ) -> None:
     path = placed(tmp_path, labelme(shape("red", RED), other, shape("green", GREEN)))
     assert np.array_equal(mask_of(path), MASK)
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("note: LabelMe") and "shape 1 (red)" in line and line.endswith("left out")
+    (line,) = caplog.messages
+    assert line.startswith("LabelMe") and "shape 1 (red)" in line and line.endswith("left out")
 
 
 def test_nothing_drawn_anywhere(tmp_path: Path) -> None:

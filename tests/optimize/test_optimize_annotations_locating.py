@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+from unicodedata import normalize
 
 import numpy as np
 import pytest
 
-from annotating import refused, save, write
+from annotating import COLOURS, LEGEND, refused, save, write
 from painting import paint
 from slime_optimize.data.annotations import read
 
@@ -120,3 +121,35 @@ def test_names_of_parts_in_either_form(tmp_path: Path) -> None:
     path = write(coco("a.jpg", categories=[{"id": 1, "name": "Tu\u0308r"}]), tmp_path / "c.json")
     assert read(path, ["background", "T\u00fcr"]).parts == read(path).parts == ("background", "T\u00fcr")
     assert read(path, ["background", "Tu\u0308r"]).parts == ("background", "T\u00fcr")
+
+
+@pytest.mark.parametrize("kind", ["layers", "folder", "stem", "parts.json", "legend.json", "classes.txt"])
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+def test_accents_in_either_form_wherever_names_stand(tmp_path: Path, kind: str, form: Literal["NFC", "NFD"]) -> None:
+    parts = ("background", "Tür", "grün")
+    on_disk = [normalize(form, name) for name in parts]
+    car = normalize(form, "Tür 1")
+    save(IMAGE, tmp_path / ("images/Tür 1.jpg" if kind == "stem" else "Tür 1.jpg"))
+    if kind in ("layers", "folder"):
+        for index in (1, 2):
+            path = (
+                tmp_path / car / f"{on_disk[index]}.png"
+                if kind == "folder"
+                else tmp_path / f"{car}_{on_disk[index]}.png"
+            )
+            save((index == MASK).astype(np.uint8) * np.uint8(255), path)
+    elif kind == "classes.txt":
+        boxes = ("0 .1111111 .1428571 .4444444 .1428571 .4444444 .7142857 .1111111 .7142857",)
+        boxes += ("1 .5555556 .4285714 .8888889 .4285714 .8888889 .8571429 .5555556 .8571429",)
+        write("\n".join(boxes), tmp_path / f"{car}.txt")
+        write("\n".join(on_disk[1:]), tmp_path / kind)
+    elif kind == "legend.json":
+        save(COLOURS[MASK], tmp_path / f"{car}_mask.png")
+        write(dict(zip(LEGEND, on_disk, strict=True)), tmp_path / kind)
+    else:
+        save(MASK, tmp_path / ("masks" if kind == "stem" else ".") / f"{car}{'' if kind == 'stem' else '_mask'}.png")
+        write(on_disk, tmp_path / "parts.json")
+    for asked in (None, parts, on_disk):
+        found = read(tmp_path, asked)
+        order = np.array([found.parts.index(name) for name in parts])
+        assert np.array_equal(found.examples[0].mask_HW, order[MASK])

@@ -15,7 +15,7 @@ from annotating import COLOURS, LEGEND, folder_of, indexed, palette_png, refused
 from painting import PARTS, paint
 from slime_optimize.commands import run as command
 from slime_optimize.data import annotations
-from slime_optimize.data.annotations import find_legend, load_legend, load_training, read
+from slime_optimize.data.annotations import check_painted, find_legend, load_legend, load_training, read
 
 IMAGE, MASK = paint()
 
@@ -210,7 +210,9 @@ def test_other_files(tmp_path: Path) -> None:
 def test_parts_json_and_parts_asked_for(tmp_path: Path) -> None:
     folder = indexed(tmp_path)
     assert read(folder, PARTS).parts == PARTS
-    refused(lambda: read(folder, ["background", "green", "red"]), "expected the same, in the same order")
+    turned = read(folder, ["background", "green", "red"]).examples[0]
+    assert np.array_equal(turned.mask_HW, np.array([0, 2, 1])[paint()[1]])
+    refused(lambda: read(folder, ["background", "red"]), "has the name 'green'", "background, red")
     (folder / "parts.json").unlink()
     refused(lambda: read(folder), "names no parts", "--parts")
     assert read(folder, PARTS).parts == PARTS
@@ -227,3 +229,65 @@ def test_a_legend_names_the_parts_of_files_named_one_by_one(tmp_path: Path) -> N
     arguments = command.parser().parse_args([*files, "--legend", str(legend), "--out", str(tmp_path / "out")])
     found = command._training(arguments)
     assert found.parts == PARTS and np.array_equal(found.examples[0].mask_HW, mask)
+
+
+@pytest.mark.parametrize("kind", ["numbers", "names", "colours", "layers"])
+def test_a_list_without_the_background_is_refused_wherever_it_would_be_wrong(tmp_path: Path, kind: str) -> None:
+    """Its first name would be taken for the background, although the part of that name is painted."""
+    image, mask = paint()
+    save(image, tmp_path / "car.jpg")
+    if kind == "layers":
+        for index in (1, 2):
+            save((mask == index).astype(np.uint8) * np.uint8(255), tmp_path / f"car_{PARTS[index]}.png")
+    else:
+        save(COLOURS[mask] if kind == "colours" else mask, tmp_path / "car_mask.png")
+    if kind == "names":
+        write(list(PARTS), tmp_path / "parts.json")
+    if kind == "colours":
+        write(LEGEND, tmp_path / "legend.json")
+    told = "of which the first, 'red', is the background" if kind == "numbers" else "give --parts background red green"
+    refused(lambda: read(tmp_path, PARTS[1:]), told)
+    refused(lambda: read(tmp_path, ["red", "green", "background"]), "expected the background first")
+    assert np.array_equal(read(tmp_path, PARTS).examples[0].mask_HW, mask)
+
+
+@pytest.mark.parametrize("kind", ["json", "csv"])
+def test_backgrounds_and_void_among_the_names_of_numbers(
+    tmp_path: Path, kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    image, mask = paint()
+    mask[:5] = 3
+    mask[-5:] = 4
+    save(image, tmp_path / "car.jpg")
+    save(mask, tmp_path / "car_mask.png")
+    names = [*PARTS, "_background_", "ignore", "blue"]
+    rows = "".join(f"{value},{name}\n" for value, name in enumerate(names))
+    write(names, tmp_path / "parts.json") if kind == "json" else write(
+        f"Value,Class\n{rows}", tmp_path / "_classes.csv"
+    )
+    expected = np.array([0, 1, 2, 0, 255], np.uint8)[mask]
+    for parts in (None, PARTS):
+        found = read(tmp_path, parts)
+        assert found.parts == PARTS and np.array_equal(found.examples[0].mask_HW, expected)
+    assert "nothing is painted as 'blue', left out" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["car.jpg.png", "car_mask.tif", "car-GT.bmp"])
+def test_masks_as_other_tools_call_them(tmp_path: Path, name: str) -> None:
+    image, mask = paint()
+    save(image, tmp_path / "car.jpg")
+    save(mask, tmp_path / name)
+    assert np.array_equal(read(tmp_path, PARTS).examples[0].mask_HW, mask)
+
+
+def test_parts_that_nobody_painted_are_asked_about_in_words_that_apply(tmp_path: Path) -> None:
+    """Numbers with a gap and only the person's list; and the same where a file names the numbers."""
+    image, mask = paint()
+    gap = np.array([0, 1, 3], np.uint8)[mask]
+    files = [save(image, tmp_path / "car.jpg")], [save(gap, tmp_path / "car_mask.png")]
+    names = ["background", "red", "light", "green"]
+    refused(lambda: load_training(*files, names), "no pixel of 'light' (id 2)", "into parts.json", "without --parts")
+    write(names, tmp_path / "parts.json")
+    found = read(tmp_path)
+    assert found.parts == PARTS and np.array_equal(found.examples[0].mask_HW, mask)
+    refused(lambda: check_painted(read(tmp_path, names), "data"), "give --parts background red green")

@@ -94,3 +94,47 @@ def test_broken_image(tmp_path: Path) -> None:
     path = save(IMAGE, tmp_path / "images" / "car.jpg")
     path.write_bytes(path.read_bytes()[:200])
     refused(lambda: read(pair(tmp_path, path)), "car.jpg")
+
+
+@pytest.mark.parametrize("suffix", [".tif", ".bmp", ".gif"])
+@pytest.mark.parametrize(
+    "layout", ["images/car{} masks/car.png", "car{} car.png", "car{} car_mask{}", "data/car{} masks/car{}"]
+)
+def test_other_formats(tmp_path: Path, suffix: str, layout: str, caplog: pytest.LogCaptureFixture) -> None:
+    image, mask = (tmp_path / place.format(suffix) for place in layout.split())
+    save(IMAGE[..., 0], image)
+    save(MASK, mask)
+    (example,) = read(tmp_path, PARTS).examples
+    assert np.array_equal(example.image_HW3[..., 1], IMAGE[..., 0]) and np.array_equal(example.mask_HW, MASK)
+
+
+def test_what_was_decided_is_told_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for name in ("a", "b"):
+        save(IMAGE[..., 0].astype(np.uint16) * 257, tmp_path / "images" / f"{name}.tif")
+        save(MASK, tmp_path / "masks" / f"{name}.png")
+    pages = [Image.fromarray(IMAGE), Image.fromarray(IMAGE[::-1])]
+    pages[0].save(tmp_path / "images" / "c.tif", save_all=True, append_images=pages[1:])
+    save(MASK, tmp_path / "masks" / "c.png")
+    for name in ("notes.psd", "more.psd", "c-overlay.jpg", "_classes.csv"):
+        write("Pixel Value, Class\n0, background\n1, red\n2, green\n", tmp_path / "images" / name)
+    examples = read(tmp_path, PARTS).examples
+    assert all(np.array_equal(example.image_HW3[..., 0], IMAGE[..., 0]) for example in examples)
+    told = [line for line in caplog.messages if "images have" in line]
+    assert len(told) == 2 and "2 of 3 images have 16 bits of grey, of which 0..65535 becomes 0..255" in told[0]
+    assert "1 of 3 images have several frames" in told[1]
+    assert "left out: 1 overlays, 2 .psd" in caplog.text
+
+
+def test_two_files_of_one_name_that_may_both_be_images(tmp_path: Path) -> None:
+    save(IMAGE, tmp_path / "car.jpg")
+    save(MASK, tmp_path / "car.tif")
+    refused(lambda: read(tmp_path, PARTS), "car.tif: there is car.jpg too", "car_mask.tif")
+
+
+@pytest.mark.parametrize(
+    "options", [{"compression": "jpeg"}, {"save_all": True, "append_images": [Image.fromarray(MASK)]}]
+)
+def test_masks_in_tiff_that_are_not_taken(tmp_path: Path, options: dict[str, object]) -> None:
+    save(IMAGE, tmp_path / "images" / "car.png")
+    save(MASK, tmp_path / "masks" / "car.tif", **options)
+    refused(lambda: read(tmp_path, PARTS), "car.tif", "save", "as PNG")

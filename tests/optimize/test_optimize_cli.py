@@ -174,7 +174,7 @@ def test_unusable_pictures(
     small = save(mask[:-1], tmp_path / "small.png")
     fails(run, line(options, mask=small), capsys, "is 90x69, expected 90x70")
     fails(run, line(options, mask=save(image, tmp_path / "rgb.png")), capsys, "PNG of mode RGB")
-    fails(run, line(options, mask=save(mask, tmp_path / "mask.bmp")), capsys, "is a BMP")
+    fails(run, line(options, mask=save(mask, tmp_path / "mask.jpg")), capsys, "is a JPEG")
     fails(run, line(options, mask=save(mask * 100, tmp_path / "grey.png")), capsys, "part ids 100, 200")
     two = {"image": options["--image"] * 2}
     fails(run, line(options, **two), capsys, "got 2 images and 1 masks")
@@ -193,9 +193,42 @@ def test_backbone_of_another_shape(
 
 
 def test_out_that_cannot_be_written(
-    run: Main, options: dict[str, list[str]], files: Files, capsys: pytest.CaptureFixture[str]
+    run: Main,
+    options: dict[str, list[str]],
+    files: Files,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     fails(run, line(options, out=files.image), capsys, "is a file, expected a folder")
+    fails(run, line(options, out=files.image / "deep" / "out"), capsys, f"{files.image} is a file, expected a folder")
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    fails(run, line(options, out=files.image.parent / "new"), capsys, "nothing can be written into")
+
+
+def test_a_finished_run_is_not_run_again(
+    run: Main, options: dict[str, list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Unless its input or settings have changed, or it is asked for; no report of other weights stays beside them."""
+    words, file, page = line(options), tmp_path / "out" / "segmenter.json", tmp_path / "out" / "report.html"
+    assert run(words) == 0 and page.is_file()
+    made = file.read_text()
+    capsys.readouterr()
+    assert run(words) == 0
+    assert "this run has finished already; add --restart" in capsys.readouterr().out
+    assert file.read_text() == made and page.is_file()
+    for more in (["--seed", "1", "--no-report"], ["--seed", "1", "--no-report", "--restart"]):
+        assert run([*words, *more]) == 0
+        assert "finished already" not in capsys.readouterr().out and not page.exists()
+
+
+def test_parts_named_beside_the_mask(
+    run: Main, options: dict[str, list[str]], files: Files, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    del options["--parts"]
+    fails(run, line(options), capsys, "nothing names the parts, expected --parts, --legend, or parts.json in")
+    (files.mask.parent / "parts.json").write_text(json.dumps(list(PARTS)))
+    assert run(line(options)) == 0
+    assert Segmenter.load(tmp_path / "out").parts == PARTS
 
 
 def test_palette_masks_are_read_by_index(run: Main, options: dict[str, list[str]], tmp_path: Path) -> None:
@@ -213,10 +246,13 @@ def test_evaluate_mistakes(
     assert run([*line(options), "--quiet"]) == 0
     capsys.readouterr()
     fails(evaluate, [out, "--data", str(tmp_path / "nowhere")], capsys, "no such file or folder")
+    (data / "parts.json").write_text(json.dumps(["background", "green", "plate"]))
+    fails(
+        evaluate, [out, "--data", str(data)], capsys, "has the name 'plate', expected one of the parts background, red"
+    )
+    (data / "parts.json").write_text(json.dumps(list(PARTS)))
     (data / "masks" / "1.png").unlink()
     fails(evaluate, [out, "--data", str(data), "--quiet"], capsys, "1.png: no such file")
-    (data / "parts.json").write_text(json.dumps(["background", "green", "red"]))
-    fails(evaluate, [out, "--data", str(data)], capsys, "expected the same, in the same order")
     shutil.rmtree(data / "images")
     fails(evaluate, [out, "--data", str(data)], capsys, "there is no image for it")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import pickle
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
 from huggingface_hub.errors import RevisionNotFoundError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -379,12 +381,48 @@ def test_without_a_network_what_was_fetched_before_is_read(hub: Hub) -> None:
     assert len(hub) == 1
 
 
-def test_only_pickled_weights_are_refused_before_anything_is_fetched(folder: Path, hub: Hub) -> None:
-    (folder / f"{UNET}.safetensors").rename(folder / f"{UNET}.bin")
-    for name in ("me/sd", str(folder)):
-        with pytest.raises(BackboneError, match=r"has no unet/.*it has diffusion_pytorch_model\.bin: save the model"):
-            load_backbone(name)
-    assert hub == []
+@pytest.mark.parametrize("variant", ["", ".fp16"])
+@pytest.mark.parametrize("shards", [False, True])
+def test_pickled_weights(folder: Path, loaded: dict[str, Backbone], hub: Hub, variant: str, shards: bool) -> None:
+    """The UNet and the VAE as diffusers pickles them, the text encoder as transformers did, which no longer does."""
+    for kind, name in ((UNet2DConditionModel, UNET), (AutoencoderKL, VAE)):
+        model = kind.from_pretrained((folder / name).parent)
+        (folder / f"{name}.safetensors").unlink()
+        model.save_pretrained(
+            (folder / name).parent,
+            safe_serialization=False,
+            variant=variant.removeprefix(".") or None,
+            max_shard_size="100KB" if shards else "1GB",
+        )
+    tensors = load_file(folder / f"{TEXT}.safetensors")
+    (folder / f"{TEXT}.safetensors").unlink()
+    torch.save(tensors, (folder / TEXT).with_name(f"pytorch_model{variant}.bin"))
+    here = load_backbone(folder)
+    for one, other in ((here.unet, loaded["sd15"].unet), (here.vae, loaded["sd15"].vae)):
+        assert all(torch.equal(value, other.state_dict()[key]) for key, value in one.state_dict().items())
+    assert torch.equal(here.encode_text("part"), loaded["sd15"].encode_text("part"))
+    assert load_backbone("me/sd").hash == here.hash
+    [(_, names)] = hub
+    assert len([name for name in names if name.endswith(".bin")]) > (6 if shards else 2)
+
+
+class Mischief:
+    """Makes a file where it is unpickled as any object."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Callable[..., None], tuple[Path]]:
+        return Path.touch, (self.path,)
+
+
+@pytest.mark.parametrize("name", [UNET, "text_encoder/pytorch_model"])
+def test_pickles_that_run_code_are_refused(folder: Path, tmp_path: Path, name: str) -> None:
+    (folder / (TEXT if name.startswith("text") else UNET)).with_suffix(".safetensors").unlink()
+    (folder / f"{name}.bin").write_bytes(pickle.dumps(Mischief(tmp_path / "made")))
+    with pytest.raises(BackboneError, match=rf"{name}\.bin: its weights cannot be loaded"):
+        load_backbone(folder)
+    assert not (tmp_path / "made").exists()
 
 
 def test_a_shard_that_is_missing_is_named(folder: Path) -> None:

@@ -13,6 +13,8 @@ from PIL import Image
 
 from annotating import COLOURS, palette_png, refused, save, write
 from painting import PARTS, paint
+from slime_client.formats import FORMATS, merged_coco
+from slime_client.images import encode
 from slime_client.mask import Mask
 from slime_optimize.data.annotations import IGNORED, load_mask, load_training, read
 from slime_optimize.data.annotations.palettes import own_palette
@@ -137,6 +139,30 @@ def test_a_mask_that_the_client_wrote_comes_back_corrected(tmp_path: Path, form:
     examples = read(tmp_path, PARTS).examples
     assert [example.name for example in examples] == ["first", "second"]
     assert np.array_equal(examples[0].mask_HW, MASK) and np.array_equal(examples[1].mask_HW, corrected)
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png"])
+def test_what_the_client_wrote_is_read_again(tmp_path: Path, suffix: str) -> None:
+    """COCO of all images and the grey PNG; the palette PNG has the name of a PNG image, and is never taken for it."""
+    photo = save(IMAGE, tmp_path / "photos" / f"Tür 1{suffix}")
+    mask = Mask(array=MASK, parts=PARTS, colours=palette(3), source=encode(photo))
+    out = tmp_path / "out"
+    out.mkdir()
+    for form in ("palette", "index", "coco", "overlay"):
+        FORMATS[form].write(FORMATS[form].path(out, photo.stem), mask, photo.name)
+    coco = out / "coco.json"
+    coco.write_bytes(merged_coco([(out / "coco" / "Tür 1.json").read_bytes()]))
+    told = "is a mask as slime segment writes it" if suffix == ".png" else "there is no such file"
+    refused(lambda: read(coco), told)
+    moved = photo.rename(tmp_path / photo.name)
+    for source in (coco.rename(tmp_path / "coco.json"), tmp_path):
+        found = read(source)
+        assert found.parts == PARTS and np.array_equal(found.examples[0].mask_HW, MASK)
+    (tmp_path / "coco.json").unlink()
+    (out / "Tür 1-index.png").rename(tmp_path / "Tür 1-index.png")
+    (out / "Tür 1-overlay.jpg").rename(tmp_path / "Tür 1-overlay.jpg")
+    (example,) = read(tmp_path, PARTS).examples
+    assert example.name == moved.stem and np.array_equal(example.mask_HW, MASK)
 
 
 def test_own_colours_in_another_order_beside_others_are_asked_about(tmp_path: Path) -> None:

@@ -8,8 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from slime_optimize.presets import BEST, PAPER, PRESETS, REFERENCE
-from slime_optimize.settings import OLD_NAMES, TEST_TIME
+from slime_optimize import InputError
+from slime_optimize.backbone import embedded_folder, read_recommended
+from slime_optimize.old_names import OLD_NAMES
+from slime_optimize.presets import BEST, PAPER, PRESETS, REFERENCE, chosen_preset, preset
+from slime_optimize.settings import TEST_TIME
 
 ROW = re.compile(r"^\|(?: [\d-]+ \|)? `(\w+)`[^|]*\| `([^`]*)` \| `([^`]*)` \| `([^`]*)` \|", re.MULTILINE)
 TEXT = (Path(__file__).resolve().parents[2] / "docs" / "presets.md").read_text()
@@ -40,3 +43,23 @@ def test_what_can_be_changed_after_learning_is_told() -> None:
 def test_old_names_are_told() -> None:
     rows = re.findall(r"^\| `(\w+)` \| `(\w+)` \|$", TEXT, re.MULTILINE)
     assert dict(rows) == OLD_NAMES
+
+
+@pytest.mark.parametrize(
+    ("given", "recommended", "expected"),
+    [
+        (None, read_recommended(embedded_folder()), ("best", "the backbone's slime.json")),
+        (None, {"every": {"steps": 5}}, ("reference", "the default, because the backbone names none")),
+        ("paper", {"preset": "best"}, ("paper", "--preset")),
+    ],
+)
+def test_the_default_preset_is_the_backbones(
+    given: str | None, recommended: dict[str, object], expected: tuple[str, str]
+) -> None:
+    assert chosen_preset(given, recommended) == expected
+    preset(expected[0], recommended)  # the name is no setting, and no mistake
+
+
+def test_a_backbone_that_names_no_such_preset_is_refused() -> None:
+    with pytest.raises(InputError, match=r"slime\.json: got preset 'bets', expected one of best, paper, reference"):
+        chosen_preset(None, {"preset": "bets"})

@@ -55,7 +55,7 @@ def made(loaded: dict[str, Backbone]) -> tuple[Run, Learned, str]:
         validation=Validation(examples=(examples[2],), every=10, held_back=True),
     )
     learned = learn(run, progress=False)
-    return run, learned, report_html(learned, run, shlex.join(["python", "optimize/run.py", "--parts", *PARTS]))
+    return run, learned, report_html(learned, run, "cars", shlex.join(["python", "optimize/run.py", "--parts", *PARTS]))
 
 
 def test_nothing_is_fetched_and_nothing_runs(made: tuple[Run, Learned, str]) -> None:

@@ -13,8 +13,8 @@ import torch
 from painting import paint
 from slime_optimize import InputError, Segmenter, Settings, preset
 from slime_optimize.method.seeds import sampled_noise
+from slime_optimize.old_names import OLD_NAMES
 from slime_optimize.picture import colour_mask, overlay, palette, sheet
-from slime_optimize.settings import OLD_NAMES
 
 
 @pytest.fixture

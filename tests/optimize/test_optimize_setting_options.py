@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from slime_optimize import InputError, Settings
+from slime_optimize.old_names import OLD_NAMES
 from slime_optimize.options import Parser, add_settings, chosen
-from slime_optimize.settings import OLD_NAMES, TEST_TIME
+from slime_optimize.settings import TEST_TIME
 
 CHOICES = {field.name: field.metadata["choices"] for field in fields(Settings) if field.metadata["choices"]}
 

@@ -159,7 +159,7 @@ REFUSED: dict[str, Callable[[Path], None]] = {
     "shifts its latents": spoilt(shift_factor=0.1),
     "shrinks images 8 times, the backbone's VAE 4 times": spoilt(num_encoder_blocks=[1, 3, 3, 3]),
     "its weights cannot be loaded": truncated,
-    "pickled weights are never read": lambda folder: (
+    r"has no tiny_vae/.*\.safetensors, and no .*\.bin": lambda folder: (
         folder / "tiny_vae" / "diffusion_pytorch_model.safetensors"
     ).unlink(),
 }
@@ -191,9 +191,12 @@ def test_on_the_command_line(
     assert run(command(files, *tiny)) == 2
     assert "got --tiny-encoder with encoder vae, expected --encoder tiny beside it" in capsys.readouterr().err
     assert run(command(files, "--backbone", str(plain), "--encoder", "tiny")) == 2
+    assert "posterior: got sample with encoder tiny, which has" in capsys.readouterr().err  # the default preset's
+    wanted = ["--encoder", "tiny", "--posterior", "mean"]
+    assert run(command(files, "--backbone", str(plain), *wanted)) == 2
     assert "has no tiny_vae; give --encoder vae, or name an AutoencoderTiny" in capsys.readouterr().err
     assert not (files.image.parent / "out").exists()
-    assert run(command(files, *tiny, "--encoder", "tiny")) == 0
+    assert run(command(files, *tiny, *wanted)) == 0
     facts = json.loads((files.image.parent / "out" / "segmenter.json").read_text())
     assert facts["settings"]["encoder"] == "tiny" and facts["tiny_encoder"]["id"] == str(elsewhere.resolve())
 

@@ -174,5 +174,7 @@ def test_mistakes_in_the_sources(
         shown = capsys.readouterr()
         assert expected in shown.err and len(shown.err.splitlines()) == 1 and shown.out == ""
     (data / "parts.json").write_text(json.dumps([*PARTS, "blue"]))
-    assert run(words) == 2 and "has no pixel of 'blue' (id 3)" in capsys.readouterr().err
+    assert run([*words, "--parts", *PARTS, "blue"]) == 2
+    told = capsys.readouterr().err
+    assert "has no pixel of 'blue' (id 3)" in told and "give --parts background red green" in told
     assert not (tmp_path / "out").exists()

@@ -62,7 +62,7 @@ def test_a_folder_tells_how_much_is_void(tmp_path: Path, caplog: pytest.LogCaptu
     assert TOLD in caplog.text
 
 
-@pytest.mark.parametrize("name", ["void", "Ignore", "__ignore__", "_VOID_"])
+@pytest.mark.parametrize("name", ["void", "Ignore", "__ignore__", "_VOID_", "don't care", "Dont-Care", "dont_care"])
 def test_a_colour_called_void(tmp_path: Path, name: str) -> None:
     save(IMAGE, tmp_path / "car.jpg")
     colours = np.zeros((256, 3), np.uint8)

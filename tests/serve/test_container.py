@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from toy import READING, add_segmenter
+from tritonclient import http
 
 from processes import stubs_of
 from serving import ROOT, Served, served
@@ -40,6 +45,28 @@ def test_ready_is_not_healthy(toy_repository: Path) -> None:
             assert health(server.http).returncode == 1
         finally:
             os.kill(server.launcher.pid, signal.SIGCONT)
+
+
+@pytest.mark.triton
+def test_health_costs_one_answer_at_most(toy_repository: Path, tmp_path: Path) -> None:
+    """Of the segmenter that was asked longest ago; where an image is dear, of none while an answer is fresh."""
+    repository = Path(shutil.copytree(toy_repository, tmp_path / "repository"))
+    add_segmenter(repository, "second", replace(READING, channel_order="bgr"))
+    with served(repository, "--probe", "1000") as server, http.InferenceServerClient(server.http) as client:
+
+        def answers() -> int:
+            (statistics,) = client.get_inference_statistics("was")["model_stats"]
+            return int(statistics["inference_stats"]["success"]["count"])
+
+        before = answers()
+        assert {health(server.http).stdout for _ in range(2)} == {"healthy: toy\n", "healthy: second\n"}
+        assert answers() == before + 2
+        for name in ("toy", "second"):
+            config = client.get_model_config(name)
+            config["parameters"]["image_seconds"] = {"string_value": "10"}
+            client.load_model(name, config=json.dumps(config))
+        assert health(server.http).stdout.startswith("healthy: answered ")
+        assert answers() == before + 2
 
 
 def test_nobody_there() -> None:

@@ -14,7 +14,7 @@ from asking import picture
 
 from processes import SHARED_MEMORY, descendants, regions, running
 from serving import FREE_PORTS, Served, launch, png, served, stop
-from slime_serve import Server, ServerError, ServerSettings, UsageError, launch_command, wheel
+from slime_serve import Server, ServerError, ServerSettings, UsageError, launch_command, process, wheel, workspace
 
 
 @pytest.fixture(autouse=True)
@@ -154,9 +154,31 @@ def test_stopping_while_starting(toy_repository: Path) -> None:
 
 
 @pytest.mark.triton
-def test_killed_launcher_takes_the_server_along(toy_repository: Path) -> None:
+def test_killed_launcher_takes_the_server_along(toy_repository: Path, temporary: Path) -> None:
     with served(toy_repository) as server:
         started = descendants(server.launcher.pid)
         server.launcher.kill()
         assert not running(started)
     assert not regions(server.launcher.pid)
+    assert list(temporary.iterdir())  # Nobody was left to remove its folder: the next start does.
+    with served(toy_repository) as server:
+        (folder, log) = sorted(temporary.iterdir())
+        assert (folder / "models").is_symlink() and log.name == f"{folder.name}.log"
+        workspace.Workspace().close()
+        assert sorted(temporary.iterdir()) == [folder, log]  # Of one that lives, nothing is removed.
+        assert stop(server.launcher) == 0
+    assert not list(temporary.iterdir())
+
+
+@pytest.mark.triton
+def test_a_large_log_begins_anew(toy_repository: Path, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    with served(toy_repository, "--log", str(log)):
+        with log.open("r+b") as file:
+            file.truncate(process.LARGEST_LOG + 1)  # A hole, which takes no room.
+        deadline = time.monotonic() + 30
+        while log.stat().st_size > process.LARGEST_LOG and time.monotonic() < deadline:
+            time.sleep(0.05)
+    assert (tmp_path / "log.1").stat().st_size > process.LARGEST_LOG
+    written = log.read_bytes()
+    assert 0 < len(written) < 1 << 20 and b"\0" not in written

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from slime_serve.placement import View
 
 def changed(folder: Path, **settings: object) -> dict[str, Any]:
     asked = ServerSettings(repository=folder, **settings)  # type: ignore[arg-type]
-    configs = placement.overrides(contents.read(folder), asked)
+    configs = placement.overrides(contents.read(folder), asked, {})
     return {name: text_format.Parse(text, model_config_pb2.ModelConfig()) for name, text in configs.items()}
 
 
@@ -50,14 +51,26 @@ def test_only_encoders_are_cached(toy_repository: Path) -> None:
     assert [name for name, config in configs.items() if config.response_cache.enable] == ["vae_encoder"]
 
 
+def test_clients_are_told_what_was_measured_and_no_queue_has_a_time_limit(toy_repository: Path) -> None:
+    found = contents.read(toy_repository)
+    old = model_config_pb2.ModelConfig()
+    old.CopyFrom(found.configs["vae_encoder"])
+    old.dynamic_batching.default_queue_policy.default_timeout_microseconds = 5_000_000
+    found = replace(found, configs={**found.configs, "vae_encoder": old})
+    configs = placement.overrides(found, ServerSettings(repository=toy_repository), {"toy": 9.87654})
+    read = {name: text_format.Parse(text, model_config_pb2.ModelConfig()) for name, text in configs.items()}
+    assert read["toy"].parameters["image_seconds"].string_value == "9.88"
+    policy = read["vae_encoder"].dynamic_batching.default_queue_policy
+    assert (policy.default_timeout_microseconds, policy.max_queue_size) == (0, 16)
+
+
 def test_the_server_sees_what_is_changed_and_then_the_repository(toy_repository: Path, tmp_path: Path) -> None:
     found = contents.read(toy_repository)
     own = {path: path.read_bytes() for path in toy_repository.rglob("*") if path.is_file()}
     view = View(tmp_path)
     for count in (3, 2):  # also where something was shown before
-        view.change(
-            found, placement.overrides(found, ServerSettings(repository=toy_repository, instances={"was": count}))
-        )
+        settings = ServerSettings(repository=toy_repository, instances={"was": count})
+        view.change(found, placement.overrides(found, settings, {}))
         seen = contents.read(view.path)
         assert (seen.segmenters, seen.parts) == (found.segmenters, found.parts)
         assert seen.configs["was"].instance_group[0].count == count

@@ -168,8 +168,14 @@ def test_an_open_server_has_a_key_that_nobody_knows(tls_server: Served, files: P
 @pytest.mark.triton
 def test_the_key_opens(key_server: Served, files: Path) -> None:
     Publisher(key_server.grpc, Access(admin_key_file=files / "admin")).load("toy")
-    with pytest.raises(ServerError, match="restricted"):
+    with pytest.raises(ServerError, match="load of toy is restricted; give --admin-key-file"):
         Publisher(key_server.grpc).load("toy")
+    (files / "wrong").write_text(KEY[1:])
+    with pytest.raises(ServerError, match=r"wrong: .* has another key; give the file"):
+        Publisher(key_server.grpc, Access(admin_key_file=files / "wrong")).load("toy")
+    for address in (key_server.http, key_server.metrics):
+        with pytest.raises(ServerError, match=f"{address}: is an HTTP port; give the server's gRPC address"):
+            Publisher(address)
     wrong = {"triton-grpc-protocol-slime-key": KEY[1:]}
     with grpc.InferenceServerClient(key_server.grpc) as client:
         refused(lambda: client.load_model("toy", headers=wrong))
@@ -212,6 +218,7 @@ def test_http_wants_the_key_as_well(key_server: Served, path: str) -> None:
     [
         ({"listen": "0.0.0.0"}, "--insecure"),
         ({"listen": "everywhere"}, "IPv4 address"),
+        ({"listen_http": "::"}, "--listen-http: got '::', expected an IPv4 address"),
         ({"tls_cert": "server.pem"}, "both"),
         ({"tls_ca": "ca.pem"}, "--tls-cert"),
         ({"tls_cert": "server.pem", "tls_key": "admin"}, "PEM"),

@@ -56,7 +56,7 @@ def add_segmenter(folder: Path, segmenter: str, reading: contract.Reading) -> No
     shutil.copytree(ROOT / "model_repository" / contract.PREPROCESS, preprocess, ignore=NO_CACHE)
     (preprocess / "config.pbtxt").write_text(contract.preprocess_config(reading))
     unet = contract.unet_config(segmenter=segmenter, parts=PARTS, latent_channels=CHANNELS, latent_size=SIDE)
-    _publish(folder / contract.unet_name(segmenter), unet, _unet(reading.postprocess))
+    _publish(folder / contract.unet_name(segmenter), unet, _unet(reading.postprocess.vector(segmenter)))
     ensemble = contract.ensemble_config(
         segmenter=segmenter,
         versions=contract.Versions(),
@@ -83,7 +83,7 @@ def _encoder() -> onnx.ModelProto:
     return _network(nodes, constants, {"PIXELS": (3, IMAGE_SIZE, IMAGE_SIZE)}, {"LATENTS": (CHANNELS, SIDE, SIDE)})
 
 
-def _unet(postprocess: slime_was.Postprocess) -> onnx.ModelProto:
+def _unet(vector: Floats) -> onnx.ModelProto:
     nodes = [
         helper.make_node("Conv", ["LATENTS", "words"], ["logits"]),
         helper.make_node("Softmax", ["logits"], ["CROSS"], axis=1),
@@ -101,9 +101,9 @@ def _unet(postprocess: slime_was.Postprocess) -> onnx.ModelProto:
         "flat": np.array([0, CHANNELS, PIXELS], np.int64),
         "axes": np.array([2, 3], np.int64),
         "zero": np.zeros((PARTS, 1), np.float32),
-        "postprocess": postprocess.vector(),
+        "postprocess": vector,
     }
-    outputs = {"CROSS": (PARTS, SIDE, SIDE), "SELF": (PIXELS, PIXELS), "POSTPROCESS": postprocess.vector().shape}
+    outputs = {"CROSS": (PARTS, SIDE, SIDE), "SELF": (PIXELS, PIXELS), "POSTPROCESS": vector.shape}
     return _network(nodes, constants, {"LATENTS": (CHANNELS, SIDE, SIDE)}, outputs)
 
 

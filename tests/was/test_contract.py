@@ -56,7 +56,7 @@ def test_networks_batch_dynamically_and_choose_their_device() -> None:
     assert [(tensor.name, list(tensor.dims)) for tensor in unet.output] == [
         ("CROSS", [-1, 32, 32]),
         ("SELF", [1024, 1024]),
-        ("POSTPROCESS", [8]),
+        ("POSTPROCESS", [-1]),
     ]
 
 
@@ -65,7 +65,7 @@ def test_nothing_is_refused_after_the_encoder() -> None:
     unet = parsed(contract.unet_config(segmenter="car", parts=6, latent_channels=4, latent_size=32))
     policy = encoder.dynamic_batching.default_queue_policy
     assert (policy.timeout_action, policy.max_queue_size) == (policy.REJECT, 2 * contract.MAX_BATCH)
-    assert policy.default_timeout_microseconds == 5_000_000
+    assert not policy.default_timeout_microseconds
     for later in (unet, parsed(contract.was_config())):
         assert not later.dynamic_batching.HasField("default_queue_policy")
     # A limit there would hold back bursts by half a second.
@@ -148,16 +148,16 @@ def test_a_unet_that_weights_is_a_model_of_its_own_and_gives_no_self_map() -> No
     assert [(tensor.name, list(tensor.dims)) for tensor in unet.output] == [
         ("CROSS", [-1, 32, 32]),
         ("ACCUMULATED", [-1, 32, 32]),
-        ("POSTPROCESS", [8]),
+        ("POSTPROCESS", [-1]),
     ]
     config = parsed(ensemble(variant=variant))
     steps = config.ensemble_scheduling.step
     assert [step.model_name for step in steps] == ["preprocess", "tiny_encoder_fp16_tensorrt", unet.name, "was"]
-    assert set(steps[3].input_map) == {"CROSS", "ACCUMULATED", "POSTPROCESS", "SIZE"}
+    assert set(steps[3].input_map) == {"CROSS", "ACCUMULATED", "POSTPROCESS", "SIZE", "STARTED"}
     said = {key: value.string_value for key, value in config.parameters.items()}
     assert said == {"maps": "weighted", "precision": "fp16", "encoder": "tiny", "format": "tensorrt"}
     optional = {tensor.name for tensor in parsed(contract.was_config()).input if tensor.optional}
-    assert optional == {"SELF", "ACCUMULATED", "GUIDE_IMAGE", "PART_MASK"}
+    assert optional == {"SELF", "ACCUMULATED", "GUIDE_IMAGE", "PART_MASK", "STARTED"}
 
 
 def test_a_plan_is_named_as_such_and_runs_on_a_gpu_or_not_at_all() -> None:

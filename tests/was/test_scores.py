@@ -11,6 +11,7 @@ import torch
 from slime_was import Postprocess, accumulate, scores, sharpened
 from slime_was.guided import _padded, joint_bilateral
 from slime_was.interpolation import enlarge, extremes
+from slime_was.options import name_in
 
 Floats = np.ndarray[Any, Any]
 SIDE = 16
@@ -150,7 +151,9 @@ def test_weighting_travels_as_a_vector() -> None:
     postprocess = Postprocess(
         threshold=0.2, rescale=True, side=128, patches=2, patch_side=400 / 512, edge_tolerance=0.07
     )
-    assert Postprocess.from_vector(postprocess.vector()) == postprocess
+    for name in ("", "car-2"):
+        assert Postprocess.from_vector(postprocess.vector(name)) == postprocess
+        assert name_in(postprocess.vector(name)) == name
     with pytest.raises(ValueError, match="export the segmenter again"):
         Postprocess.from_vector(np.zeros(1, np.float32))
 

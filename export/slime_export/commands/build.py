@@ -6,17 +6,17 @@ python export/build.py DIR --repository REPO [--name NAME] [--url HOST:PORT] [--
 from __future__ import annotations
 
 import argparse
+import errno
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from slime_client import SegmenterError, access
-from slime_export.errors import BusyError, EngineError, ParityError, ServerError
+from slime_export.errors import BusyError, EngineError, ParityError, QualityError, ServerError
 from slime_export.graph import accelerators, engine_builder
 from slime_export.options import EMBEDDINGS, ExportOptions
 from slime_export.pipeline import export
-from slime_export.room import disk_line
 from slime_image import ImageError
 from slime_optimize.errors import InputError, failed
 from slime_optimize.options import HELP_ALL, SET_HELP, Parser
@@ -25,7 +25,7 @@ from slime_repository.variant import ENCODERS, FORMATS, MAPS, PRECISIONS
 
 
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
-    """Return the exit code: 0, 1 where something failed (parity, server, disk), 2 for input that cannot be used."""
+    """Return the exit code: 0, 1 where something failed (parity, server, disk) or is too bad, 2 for unusable input."""
     words = sys.argv[1:] if argv is None else argv
     given = vars(_parser(prog, everything=HELP_ALL in words).parse_args(words))
     try:
@@ -41,10 +41,19 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
         return failed(error, 2)
     except OSError as error:
         return failed(OSError(disk_line(error)), 1)
-    except (BusyError, EngineError, ParityError, ServerError) as error:
+    except (BusyError, EngineError, ParityError, QualityError, ServerError) as error:
         return failed(error, 1)
     print(f"published {published.name} version {published.version} in {options.repository}")
     return 0
+
+
+def disk_line(error: OSError) -> str:
+    """Return one line for what a disk refused."""
+    subject = f"disk of {error.filename}" if error.filename else "disk"
+    reason = error.strerror or str(error)
+    if error.errno == errno.ENOSPC and "nothing was published" not in reason:  # not from `require_room`
+        reason = "is full; free some of it, or give a --repository on another disk; nothing was published"
+    return f"{subject}: {reason}"
 
 
 def _parser(prog: str | None, *, everything: bool) -> argparse.ArgumentParser:
@@ -83,19 +92,26 @@ def _parser(prog: str | None, *, everything: bool) -> argparse.ArgumentParser:
         default=default.format,
         help="tensorrt needs the GPU that will serve (default: onnx)",
     )
+    held = parser.add_argument_group("what it is held to before it serves")
+    text = "annotated images: mean IoU in PyTorch and exported"
+    held.add_argument("--data", type=Path, metavar="SOURCE", help=text)
+    text = "publish nothing that has a lower mean IoU on --data, in percent"
+    held.add_argument("--at-least", type=float, metavar="IOU", help=text)
+    text = "publish nothing that has a lower mean IoU on --data than the segmenter that serves under this name"
+    held.add_argument("--not-worse", action="store_true", help=text)
+    text = "publish in place of the one that serves also what failed on its own training images"
+    held.add_argument("--force", action="store_true", help=text)
     access.add_options(parser)
 
     def add(group: Any, option: str, **facts: Any) -> None:
         group.add_argument(option, **(facts if everything else facts | {"help": argparse.SUPPRESS}))
 
-    group = parser.add_argument_group("what it is made from, and what it is held to")
+    group = parser.add_argument_group("what it is made from")
     add(group, "--backbone", help="where the segmenter's backbone is now (default: where it was)")
     add(group, "--tiny-encoder", metavar="FOLDER_OR_ID", help="where its tiny encoder is now, likewise")
     add(group, "--encoder", choices=ENCODERS, help="refuse a segmenter made with another encoder than this")
     text = "images that int8's ranges are measured on (default: the image the segmenter was learned from)"
     add(group, "--calibration", type=Path, metavar="DIR", help=text)
-    text = "annotated images: mean IoU before and after, which is held to"
-    add(group, "--evaluate", type=Path, metavar="DATA", help=text)
 
     group, engine = parser.add_argument_group("TensorRT engines"), engine_builder.Options()
     text = "GPUs that an engine runs on (default: this)"

@@ -20,6 +20,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from slime_client import SegmenterError, access
+from slime_client.cli import Parser
 from slime_export.errors import BusyError, ServerError
 from slime_export.publish import maintenance
 from slime_export.publish.lock import WAIT_S
@@ -81,7 +82,7 @@ def table(rows: Sequence[Row]) -> str:
     from tabulate import tabulate
 
     asked = any(row.state is not None for row in rows)
-    headers = ["name", "version", "parts", "precision", "form", "size", "created", "kept"] + ["state"] * asked
+    headers = ["name", "version", "published", "parts", "precision", "form", "size", "kept"] + ["state"] * asked
     return str(tabulate([_cells(row, asked) for row in rows], headers, disable_numparse=True))
 
 
@@ -90,11 +91,11 @@ def _cells(row: Row, asked: bool) -> list[str]:
     shown = [
         row.name,
         f"{row.version} (= {row.rolled_back_to})" if row.rolled_back_to else str(row.version),
+        (row.published or row.created)[:16].replace("T", " "),
         parts if len(parts) <= 40 else parts[:39] + "…",
         row.precision,
         f"{row.form}, {row.maps}",
         _size(row.bytes),
-        row.created[:16].replace("T", " "),
         " ".join(map(str, row.versions)),
     ]
     return shown + [row.state or ""] * asked
@@ -118,7 +119,7 @@ def _failed(error: Exception, code: int) -> int:
 
 
 def _parser(prog: str | None) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=prog or "export/repository.py",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,

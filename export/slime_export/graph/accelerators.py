@@ -24,7 +24,6 @@ def accelerator(
     *,
     precision: str,
     inputs: Mapping[str, tuple[int, ...]],
-    workspace_bytes: int | None = None,
     cache: str = CACHE,
 ) -> Accelerator:
     """Return the accelerator `cpu`, `cuda` or `tensorrt` for an ONNX file of `precision` (fp32, fp16, bf16, int8).
@@ -40,10 +39,8 @@ def accelerator(
         return Accelerator(name="cuda", parameters={"cudnn_conv_use_max_workspace": "1"} | exact)
     if kind != "tensorrt":
         raise ExportError(f"accelerator: got {kind!r}, expected one of {', '.join(KINDS)}, or none")
-    workspace = {"max_workspace_size_bytes": str(workspace_bytes)} if workspace_bytes else {}
     parameters = {
         "precision_mode": precision.upper(),
-        **workspace,
         "trt_engine_cache_enable": "1",
         "trt_engine_cache_path": cache,
         "trt_timing_cache_enable": "1",

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-from slime_export.graph.inspection import Shape, inferred
+from slime_export.graph.inspection import Shape, inferred, makers
 from slime_export.graph.onnx_export import replace
 
 CHUNK_BYTES = 1 << 25  # of scores, float32
@@ -87,14 +87,14 @@ class _Attention:
 
 
 def _attentions(model: ModelProto) -> Iterator[_Attention]:
-    makers = {output: node for node in model.graph.node for output in node.output}
+    made_by = makers(model)
     readers: dict[str, list[NodeProto]] = defaultdict(list)
     for node in model.graph.node:
         for name in node.input:
             readers[name].append(node)
     for softmax in model.graph.node:
         if softmax.op_type == "Softmax":
-            scores, values = makers.get(softmax.input[0]), readers[softmax.output[0]]
+            scores, values = made_by.get(softmax.input[0]), readers[softmax.output[0]]
             alone = scores is not None and len(readers[scores.output[0]]) == len(values) == 1
             if scores is not None and alone and scores.op_type == values[0].op_type == "MatMul":
                 yield _Attention(scores=scores, softmax=softmax, values=values[0])

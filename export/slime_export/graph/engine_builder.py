@@ -32,19 +32,14 @@ Say = Callable[[str], object]
 class Options:
     """How an engine is built; two that differ in nothing but `timing_cache` give the same engine."""
 
-    max_batch: int = MAX_BATCH
     opt_batch: int = 1  # kernels are chosen for this one, and must work from 1 to the largest
-    workspace_bytes: int | None = None  # what a kernel may use beside weights and maps; None is all the GPU has
-    tf32: bool = False  # products of fp32 with 10 bits of the mantissa: faster, and no longer exact
     version_compatible: bool = False  # the plan also loads in later TensorRT of this major version; slower
     hardware: str = "this"  # or "same" compute capability, or "ampere" and all later GPUs; slower
     timing_cache: Path | None = None  # kernels' times, read and written: a second build takes seconds, not minutes
 
     def __post_init__(self) -> None:
-        if not 1 <= self.opt_batch <= self.max_batch:
-            raise ExportError(f"TensorRT: got opt batch {self.opt_batch}, expected 1 to {self.max_batch}")
-        if self.workspace_bytes is not None and self.workspace_bytes < 1:
-            raise ExportError(f"TensorRT: got a workspace of {self.workspace_bytes} bytes, expected 1 or more, or none")
+        if not 1 <= self.opt_batch <= MAX_BATCH:
+            raise ExportError(f"TensorRT: got opt batch {self.opt_batch}, expected 1 to {MAX_BATCH}")
         if self.hardware not in HARDWARE:
             raise ExportError(f"TensorRT: got hardware {self.hardware!r}, expected one of {', '.join(HARDWARE)}")
 
@@ -74,7 +69,13 @@ def build(onnx_path: Path, folder: Path, options: Options | None = None, say: Sa
     """
     options, trt = options or Options(), module()
     log = logger(trt)
-    builder = _builder(trt, log)
+    try:
+        builder = trt.Builder(log)
+    except TypeError as error:  # what its bindings make of a missing driver or device
+        raise EngineError(
+            f"TensorRT {trt.__version__}: cannot start ({_last(log)}), expected an NVIDIA GPU and its driver; "
+            "see nvidia-smi, or run on the machine that will serve"
+        ) from error
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     # Held until the end, because the weights stay the parser's.
     parser = trt.OnnxParser(network, log)
@@ -96,13 +97,10 @@ def build(onnx_path: Path, folder: Path, options: Options | None = None, say: Sa
 
 
 def configured(trt: ModuleType, builder: Any, network: Any, options: Options) -> Any:
-    """Return a builder's configuration: the batch's profile, limits and switches."""
+    """Return a builder's configuration: the batch's profile and switches."""
     config = builder.create_builder_config()
     config.add_optimization_profile(_profile(builder, network, options))
-    if options.workspace_bytes is not None:
-        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace_bytes)
-    if not options.tf32:
-        config.clear_flag(trt.BuilderFlag.TF32)
+    config.clear_flag(trt.BuilderFlag.TF32)  # products of fp32 with 10 bits of the mantissa would not be exact
     if options.version_compatible:
         config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
     level = HARDWARE[options.hardware]
@@ -129,16 +127,6 @@ def logger(trt: ModuleType) -> Any:
     return Log()
 
 
-def _builder(trt: ModuleType, log: Any) -> Any:
-    try:
-        return trt.Builder(log)
-    except TypeError as error:  # what its bindings make of a missing driver or device
-        raise EngineError(
-            f"TensorRT {trt.__version__}: cannot start ({_last(log)}), expected an NVIDIA GPU and its driver; "
-            "see nvidia-smi, or run on the machine that will serve"
-        ) from error
-
-
 def _profile(builder: Any, network: Any, options: Options) -> Any:
     """Return one profile from batch 1 to the largest, for every input."""
     profile = builder.create_optimization_profile()
@@ -150,7 +138,7 @@ def _profile(builder: Any, network: Any, options: Options) -> Any:
                 f"TensorRT: input {tensor.name} has dimensions {(batch, *rest)}, expected a dynamic batch (-1) first "
                 "and fixed sizes after it"
             )
-        shapes = [(size, *rest) for size in (1, options.opt_batch, options.max_batch)]
+        shapes = [(size, *rest) for size in (1, options.opt_batch, MAX_BATCH)]
         profile.set_shape(tensor.name, *shapes)
     return profile
 

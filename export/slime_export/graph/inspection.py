@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -111,14 +111,34 @@ def without_weights(path: Path) -> ModelProto:
     return model
 
 
+def makers(model: ModelProto) -> dict[str, NodeProto]:
+    """Return tensor -> the node that makes it."""
+    return {output: node for node in model.graph.node for output in node.output}
+
+
+def computed(
+    nodes: Sequence[NodeProto], known: Mapping[str, TensorProto], results: Sequence[str], opsets: Any
+) -> list[Array]:
+    """Return `results`, tensors of nodes that read only what is `known`, by ONNX's own reference implementation.
+
+    It has no size limit, and no other rounding than ONNX says. opsets: the model's `opset_import`.
+    """
+    if not results:
+        return []
+    read = {name: known[name] for node in nodes for name in node.input if name in known}
+    outputs = [helper.make_empty_tensor_value_info(name) for name in results]
+    graph = helper.make_graph(nodes, "constants", [], outputs, list(read.values()))
+    values: list[Array] = ReferenceEvaluator(helper.make_model(graph, opset_imports=opsets)).run(None, {})
+    return values
+
+
 def products(model: ModelProto) -> list[Product]:
     """Return every node of `model` that multiplies matrices or convolves, in order. Raises ExportError as `counts`."""
-    tensors = inferred(model)
-    makers = {output: node for node in model.graph.node for output in node.output}
+    tensors, made_by = inferred(model), makers(model)
     found = []
     for node in model.graph.node:
         if node.op_type in PRODUCTS:
-            macs, kind = _macs(node, tensors.shapes), _precision(node, tensors.types, makers)
+            macs, kind = _macs(node, tensors.shapes), _precision(node, tensors.types, made_by)
             found.append(Product(name=node.name, op=node.op_type, macs=macs, precision=kind))
     return found
 
@@ -137,10 +157,10 @@ def _macs(node: NodeProto, shapes: Mapping[str, Shape]) -> int:
     return math.prod(shapes[node.output[0]]) * depth
 
 
-def _precision(node: NodeProto, types: Mapping[str, int], makers: Mapping[str, NodeProto]) -> str:
+def _precision(node: NodeProto, types: Mapping[str, int], made_by: Mapping[str, NodeProto]) -> str:
     """Return the type a node multiplies in. Every runtime computes a product of two dequantised tensors in integers."""
     operands = (node.input[0], node.input[_SECOND.get(node.op_type, 1)])
-    sources = [makers[name] for name in operands if name in makers]
+    sources = [made_by[name] for name in operands if name in made_by]
     if len(sources) == 2 and all(each.op_type == "DequantizeLinear" for each in sources):
         operands = (sources[0].input[0], sources[1].input[0])
     return _PRECISIONS.get(types.get(operands[0], TensorProto.UNDEFINED), "other")
@@ -173,6 +193,7 @@ class _Walk:
     values: dict[str, TensorProto] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        self.opsets = {each.domain: each.version for each in reversed(self.model.opset_import)}
         for value in self.model.graph.input:
             kind = value.type.tensor_type
             dims = [dim.dim_value or self.batch for dim in kind.shape.dim]
@@ -191,35 +212,24 @@ class _Walk:
             within = dims[bounds.get("start", 0) : bounds.get("end", len(dims))]
             self._keep(node.output[0], np.array(within, np.int64))
         elif inputs and all(name in self.values for name in inputs) and node.op_type not in _WEIGHTS:
-            for name, value in zip(node.output, self._computed(node, inputs), strict=True):
+            results = computed([node], self.values, node.output, self.model.opset_import)
+            for name, value in zip(node.output, results, strict=True):
                 self._keep(name, value)
-        elif all(name in self.kinds for name in inputs):
-            self._infer(node, inputs)
-
-    def _keep(self, name: str, value: Array) -> None:
-        self.values[name] = numpy_helper.from_array(value, name)
-        self.kinds[name] = helper.make_tensor_type_proto(self.values[name].data_type, list(value.shape))
-
-    def _computed(self, node: NodeProto, inputs: list[str]) -> list[Array]:
-        given = [helper.make_value_info(name, self.kinds[name]) for name in inputs]
-        outputs = [helper.make_empty_tensor_value_info(name) for name in node.output]
-        graph = helper.make_graph([node], "one", given, outputs)
-        alone = helper.make_model(graph, opset_imports=self.model.opset_import)
-        feeds = {name: numpy_helper.to_array(self.values[name]) for name in inputs}
-        results: list[Array] = ReferenceEvaluator(alone).run(None, feeds)
-        return results
-
-    def _infer(self, node: NodeProto, inputs: list[str]) -> None:
-        version = next((each.version for each in self.model.opset_import if each.domain == node.domain), None)
-        if version is None or not defs.has(node.op_type, node.domain):
-            return
-        self.kinds.update(
-            shape_inference.infer_node_outputs(
-                defs.get_schema(node.op_type, version, node.domain),
+        elif (
+            all(name in self.kinds for name in inputs)
+            and node.domain in self.opsets
+            and defs.has(node.op_type, node.domain)
+        ):
+            inferred_kinds = shape_inference.infer_node_outputs(
+                defs.get_schema(node.op_type, self.opsets[node.domain], node.domain),
                 node,
                 {name: self.kinds[name] for name in inputs},
                 {name: self.values[name] for name in inputs if name in self.values},
                 opset_imports=list(self.model.opset_import),
                 ir_version=self.model.ir_version,
             )
-        )
+            self.kinds.update(inferred_kinds)
+
+    def _keep(self, name: str, value: Array) -> None:
+        self.values[name] = numpy_helper.from_array(value, name)
+        self.kinds[name] = helper.make_tensor_type_proto(self.values[name].data_type, list(value.shape))

@@ -47,7 +47,7 @@ class Encoder(nn.Module):
 
 
 class MapsUNet(nn.Module):
-    """LATENTS (B,4,h,w) -> CROSS (B,P,h,w), SELF (B,N,N), POSTPROCESS (B,LENGTH), all float32.
+    """LATENTS (B,4,h,w) -> CROSS (B,P,h,w), SELF (B,N,N), POSTPROCESS (B,LENGTH + letters of `name`), float32.
 
     Weighted, it gives ACCUMULATED (B,P,h,w) in place of SELF: eq. 6 without giving out a map of N x N. The segmenter's
     noise is added at its test timestep, then one conditional pass runs, or several whose maps are averaged.
@@ -58,10 +58,10 @@ class MapsUNet(nn.Module):
     text: Tensor
     noise: Tensor
 
-    def __init__(self, segmenter: Segmenter, backbone: Backbone, *, weighted: bool = False) -> None:
+    def __init__(self, segmenter: Segmenter, backbone: Backbone, *, weighted: bool = False, name: str = "") -> None:
         super().__init__()
         text = segmenter.text_embedding.to(backbone.device)
-        vector = segmenter.settings.postprocess(backbone.image_size).vector()
+        vector = segmenter.settings.postprocess(backbone.image_size).vector(name)
         self.register_buffer("vector", torch.from_numpy(vector).to(backbone.device)[None])
         self.register_buffer("text", text)
         self.register_buffer("noise", segmenter.noise.to(backbone.device).flatten(0, 1)[None])

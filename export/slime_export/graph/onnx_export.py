@@ -20,10 +20,10 @@ from typing import Any
 import onnx
 import torch
 from onnx import ModelProto, NodeProto, helper, numpy_helper
-from onnx.reference import ReferenceEvaluator
 from torch import nn
 
 from slime_export.errors import ExportError
+from slime_export.graph.inspection import computed
 
 OPSET = 17
 # Every ONNX Runtime of the last two years loads these.
@@ -88,13 +88,21 @@ def check(path: Path) -> None:
 
 def tidy(model: ModelProto, signature: Signature) -> ModelProto:
     """Fold the graph's constants, drop nodes that reach no output, and name its dimensions; `model` itself changes."""
-    _constants_to_initializers(model)
+    graph = model.graph
+    for node in graph.node:
+        node.ClearField("doc_string")
+        if node.op_type == "Constant":
+            tensor = helper.get_node_attr_value(node, "value")
+            tensor.name = node.output[0]
+            graph.initializer.append(tensor)
+    replace(graph.node, [node for node in graph.node if node.op_type != "Constant"])
     _fold(model)
     prune(model)
-    _name_dimensions(model, signature)
+    for values, dims in ((graph.input, signature.inputs), (graph.output, signature.outputs)):
+        for value in values:
+            sizes = [size if size > 0 else f"{value.name}_{axis}" for axis, size in enumerate(dims[value.name], 1)]
+            value.CopyFrom(helper.make_tensor_value_info(value.name, onnx.TensorProto.FLOAT, ["batch", *sizes]))
     model.ir_version = min(model.ir_version, MAX_IR)
-    for node in model.graph.node:
-        node.ClearField("doc_string")
     return model
 
 
@@ -132,18 +140,6 @@ def _traced(module: nn.Module, signature: Signature, folder: Path) -> ModelProto
         return onnx.load(str(Path(scratch) / FILE))
 
 
-def _constants_to_initializers(model: ModelProto) -> None:
-    rest = []
-    for node in model.graph.node:
-        if node.op_type != "Constant":
-            rest.append(node)
-            continue
-        tensor = helper.get_node_attr_value(node, "value")
-        tensor.name = node.output[0]
-        model.graph.initializer.append(tensor)
-    replace(model.graph.node, rest)
-
-
 def _fold(model: ModelProto) -> None:
     """Compute every node whose inputs are all constants, and keep the results that other nodes read."""
     known = {each.name for each in model.graph.initializer}
@@ -156,28 +152,10 @@ def _fold(model: ModelProto) -> None:
             known.update(node.output)
     read = {name for node in rest for name in node.input} | {output.name for output in model.graph.output}
     results = [name for node in constant for name in node.output if name in read]
-    for name, value in zip(results, _computed(model, constant, results), strict=True):
+    weights = {each.name: each for each in model.graph.initializer}
+    for name, value in zip(results, computed(constant, weights, results, model.opset_import), strict=True):
         model.graph.initializer.append(numpy_helper.from_array(value, name))
     replace(model.graph.node, rest)
-
-
-def _computed(model: ModelProto, nodes: list[NodeProto], results: list[str]) -> list[Any]:
-    """Return the constant nodes' results by ONNX's own reference implementation: no size limit, no other rounding."""
-    if not results:
-        return []
-    inputs = {name for node in nodes for name in node.input}
-    weights = [each for each in model.graph.initializer if each.name in inputs]
-    outputs = [helper.make_empty_tensor_value_info(name) for name in results]
-    graph = helper.make_graph(nodes, "constants", [], outputs, weights)
-    values: list[Any] = ReferenceEvaluator(helper.make_model(graph, opset_imports=model.opset_import)).run(None, {})
-    return values
-
-
-def _name_dimensions(model: ModelProto, signature: Signature) -> None:
-    for values, dims in ((model.graph.input, signature.inputs), (model.graph.output, signature.outputs)):
-        for value in values:
-            sizes = [size if size > 0 else f"{value.name}_{axis}" for axis, size in enumerate(dims[value.name], 1)]
-            value.CopyFrom(helper.make_tensor_value_info(value.name, onnx.TensorProto.FLOAT, ["batch", *sizes]))
 
 
 def replace(field: Any, items: Iterable[Any]) -> None:

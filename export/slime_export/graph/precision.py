@@ -14,7 +14,7 @@ Own code rather than onnxconverter-common: that knows no bf16, and one walk serv
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -22,7 +22,7 @@ import ml_dtypes
 import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-from slime_export.graph.inspection import PRODUCTS, inferred
+from slime_export.graph.inspection import PRODUCTS, inferred, makers
 from slime_export.graph.onnx_export import BF16_OPSET, MAX_IR
 
 Low = Literal["fp16", "bf16"]
@@ -53,27 +53,27 @@ def attention_scores(model: ModelProto) -> set[str]:
     Found backwards from every Softmax: through scales, masks and moves to the product of queries and keys (which are
     constants where they come from a text), and from there through the scales of either side.
     """
-    makers = {output: node for node in model.graph.node for output in node.output}
+    made_by = makers(model)
     found: set[str] = set()
     for node in model.graph.node:
         if node.op_type == "Softmax":
-            between, products = _back(node.input, makers, _SCORED)
+            between, products = _back(node.input, made_by, _SCORED)
             pairs = [each for each in products if each.op_type in ("MatMul", "Einsum")]
-            scales = [each for pair in pairs for each in _back(pair.input, makers, _SCALED)[0]]
+            scales = [each for pair in pairs for each in _back(pair.input, made_by, _SCALED)[0]]
             kept = [node, *pairs, *(between if pairs else ()), *(each for each in scales if each.op_type in _SCALED)]
             found.update(output for each in kept for output in each.output)
     return found
 
 
 def _back(
-    names: Iterable[str], makers: Mapping[str, NodeProto], through: tuple[str, ...]
+    names: Iterable[str], made_by: Mapping[str, NodeProto], through: tuple[str, ...]
 ) -> tuple[list[NodeProto], list[NodeProto]]:
     """Walk back from tensors; return the nodes passed (of types in `through`, or moves), and those where it stopped."""
     passed: dict[str, NodeProto] = {}
     stopped: dict[str, NodeProto] = {}
     waiting = list(names)
     while waiting:
-        node = makers.get(waiting.pop())
+        node = made_by.get(waiting.pop())
         if node is None or node.output[0] in passed:
             continue
         if node.op_type in (*through, *_MOVED):
@@ -144,7 +144,9 @@ class _Conversion:
         return _raised(whole, BF16_OPSET) if self.precision == "bf16" else whole
 
     def step(self, node: NodeProto) -> None:
-        if self._is_no_change(node):
+        both = {node.input[0] if node.input else "", *node.output} <= self.floats
+        if node.op_type == "Cast" and both and node.output[0] not in self.outputs:
+            # From fp32 to fp32, as tracing leaves where PyTorch's code says `.to(dtype)`.
             source, target = node.input[0], node.output[0]
             self.made_in[target] = self.made_in[source]
             self.names[target, self.made_in[source]] = self.names[source, self.made_in[source]]
@@ -168,11 +170,6 @@ class _Conversion:
         self.made_in[name] = kind
         self.names[name, kind] = f"{name}_{self.precision}" if kind == self.low and name in self.outputs else name
         return self.names[name, kind]
-
-    def _is_no_change(self, node: NodeProto) -> bool:
-        """Whether a node casts from fp32 to fp32, as tracing leaves where PyTorch's code says `.to(dtype)`."""
-        both = {node.input[0] if node.input else "", *node.output} <= self.floats
-        return node.op_type == "Cast" and both and node.output[0] not in self.outputs
 
     def _type_of(self, node: NodeProto) -> int:
         """Return the type this node computes in."""
@@ -208,17 +205,12 @@ def _lowered(weight: TensorProto, name: str, kind: int) -> TensorProto:
 def _raised(model: ModelProto, opset: int) -> ModelProto:
     """Raise the opset of `model`. Of what is traced, only the axes of means have moved since opset 17."""
     for node in model.graph.node:
-        if node.op_type.startswith("Reduce"):
-            model.graph.initializer.extend(_axes_as_input(node))
+        for attribute in [each for each in node.attribute if each.name == "axes" and node.op_type.startswith("Reduce")]:
+            name = f"{node.output[0]}_axes"
+            model.graph.initializer.append(numpy_helper.from_array(np.array(attribute.ints, np.int64), name))
+            node.attribute.remove(attribute)
+            node.input.append(name)
     for each in model.opset_import:
         each.version = max(each.version, opset) if not each.domain else each.version
     model.ir_version = MAX_IR
     return model
-
-
-def _axes_as_input(node: NodeProto) -> Iterator[TensorProto]:
-    for attribute in [each for each in node.attribute if each.name == "axes"]:
-        name = f"{node.output[0]}_axes"
-        yield numpy_helper.from_array(np.array(attribute.ints, np.int64), name)
-        node.attribute.remove(attribute)
-        node.input.append(name)

@@ -23,7 +23,7 @@ from onnx import ModelProto, TensorProto, helper
 
 from slime_export.errors import ExportError
 from slime_export.graph import onnx_export, sensitivity
-from slime_export.graph.inspection import inferred, products, without_weights
+from slime_export.graph.inspection import inferred, makers, products, without_weights
 from slime_export.graph.runtimes import OnnxModel, onnxruntime
 from slime_export.graph.sensitivity import Feeds, Group
 from slime_optimize.files import write_text
@@ -208,12 +208,12 @@ def _quantised(model: ModelProto, nodes: Sequence[str], measured: Mapping[str, R
 
 def _give_back_floats(model: ModelProto, nodes: set[str]) -> None:
     """Let all but the products read unrounded tensors: the library rounds for all, which costs residuals accuracy."""
-    makers = {output: node for node in model.graph.node for output in node.output}
+    made_by = makers(model)
     unrounded: dict[str, str] = {}
     for node in model.graph.node:
-        source = makers.get(node.input[0]) if node.op_type == "DequantizeLinear" else None
+        source = made_by.get(node.input[0]) if node.op_type == "DequantizeLinear" else None
         if source is not None and source.op_type == "QuantizeLinear":
-            before = makers.get(source.input[0])
+            before = made_by.get(source.input[0])
             if before is None or before.op_type != "Conv" or before.name not in nodes:
                 unrounded[node.output[0]] = source.input[0]
     for node in model.graph.node:

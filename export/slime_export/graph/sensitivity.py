@@ -19,6 +19,7 @@ import numpy.typing as npt
 import onnx
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
+from slime_export.graph.inspection import makers
 from slime_export.graph.runtimes import OnnxModel
 
 Feeds = Sequence[Mapping[str, npt.NDArray[Any]]]
@@ -76,7 +77,7 @@ def _errors(switched: OnnxModel, feed: Mapping[str, Any], groups: int) -> list[f
 def _switched(path: Path, quantised: Path, groups: Sequence[Sequence[str]], folder: Path) -> ModelProto:
     """Return the float graph with an If at each product; weights that lie beside a file are linked into `folder`."""
     floats, ints = _linked(path, folder / "float.data"), _linked(quantised, folder / "int8.data")
-    makers = {output: node for node in ints.graph.node for output in node.output}
+    made_by = makers(ints)
     readers = {name: node for node in ints.graph.node for name in node.input}
     by_name = {node.name: node for node in ints.graph.node}
     gates = [f"{_SWITCHES}/{index}" for index in range(len(groups))]
@@ -84,8 +85,10 @@ def _switched(path: Path, quantised: Path, groups: Sequence[Sequence[str]], fold
     nodes = []
     for node in floats.graph.node:
         if node.name in gate_of:
-            in_int8 = _in_int8(by_name[node.name], makers, readers)
-            nodes.append(_either(node, in_int8, gate_of[node.name]))
+            in_int8 = _branch(_in_int8(by_name[node.name], made_by, readers), f"{node.name}|int8")
+            in_float = _branch([node], f"{node.name}|float")
+            branches = {"name": node.name, "then_branch": in_int8, "else_branch": in_float}
+            nodes.append(helper.make_node("If", [gate_of[node.name]], [node.output[0]], **branches))
         else:
             nodes.append(node)
     ones = numpy_helper.from_array(np.ones(len(groups), np.int64), f"{_SWITCHES}/ones")
@@ -115,14 +118,14 @@ def _linked(path: Path, target: Path) -> ModelProto:
     return model
 
 
-def _in_int8(product: NodeProto, makers: Mapping[str, NodeProto], readers: Mapping[str, NodeProto]) -> list[NodeProto]:
+def _in_int8(product: NodeProto, made_by: Mapping[str, NodeProto], readers: Mapping[str, NodeProto]) -> list[NodeProto]:
     """Return the nodes that one product needs in a quantised graph, from its float inputs to its float output."""
     found = []
     for name in product.input:
         # What dequantises an input, after what quantises it (weights are stored quantised).
-        after = makers.get(name)
+        after = made_by.get(name)
         if after is not None and after.op_type == "DequantizeLinear":
-            before = makers.get(after.input[0])
+            before = made_by.get(after.input[0])
             found += [before] if before is not None and before.op_type == "QuantizeLinear" else []
             found.append(after)
     found.append(product)
@@ -130,18 +133,6 @@ def _in_int8(product: NodeProto, makers: Mapping[str, NodeProto], readers: Mappi
     if rounding is not None and rounding.op_type == "QuantizeLinear":
         found += [rounding, readers[rounding.output[0]]]
     return found
-
-
-def _either(node: NodeProto, in_int8: Sequence[NodeProto], gate: str) -> NodeProto:
-    """Return an If that runs `in_int8` where `gate` is true, and the float `node` elsewhere."""
-    return helper.make_node(
-        "If",
-        [gate],
-        [node.output[0]],
-        name=node.name,
-        then_branch=_branch(in_int8, f"{node.name}|int8"),
-        else_branch=_branch([node], f"{node.name}|float"),
-    )
 
 
 def _branch(nodes: Sequence[NodeProto], name: str) -> GraphProto:

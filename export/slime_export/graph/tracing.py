@@ -11,7 +11,6 @@ from slime_optimize.method.prediction import Predictor
 from slime_repository.contract import map_names
 from slime_repository.shared_contract import Group, unet_inputs
 from slime_repository.variant import Variant
-from slime_was.options import LENGTH
 from slime_was.tensors import ACCUMULATED, CROSS, LATENTS, PIXELS, POSTPROCESS, SELF
 
 LATENT_CHANNELS = 4
@@ -27,11 +26,11 @@ def encoder_signature(image_size: int, latent_size: int) -> Signature:
 def unet_signature(latent_size: int, variant: Variant) -> Signature:
     """Return the names and sizes of the input and outputs of a baked UNet.
 
-    The number of parts is left open: Triton describes all versions of a model in one file, and the next version may
-    have more parts.
+    The number of parts, and the length of POSTPROCESS with the name in it, are left open: Triton describes all versions
+    of a model in one file, and the next version may have more parts.
     """
     each_part, pixels = (-1, latent_size, latent_size), latent_size**2
-    dims = {CROSS: each_part, ACCUMULATED: each_part, SELF: (pixels, pixels), POSTPROCESS: (LENGTH,)}
+    dims = {CROSS: each_part, ACCUMULATED: each_part, SELF: (pixels, pixels), POSTPROCESS: (-1,)}
     return Signature(
         inputs={LATENTS: (LATENT_CHANNELS, latent_size, latent_size)},
         outputs={name: dims[name] for name in map_names(variant)},
@@ -57,10 +56,13 @@ def trace_encoder(predictor: Predictor, folder: Path, external_over: int) -> Pat
     return folder
 
 
-def trace_unet(predictor: Predictor, variant: Variant, folder: Path, external_over: int) -> Path:
-    """Write the UNet with the segmenter baked in into `folder`, which is made; return `folder`."""
+def trace_unet(predictor: Predictor, variant: Variant, folder: Path, external_over: int, name: str = "") -> Path:
+    """Write the UNet with the segmenter baked in into `folder`, which is made; return `folder`.
+
+    `name`: the segmenter's on the server.
+    """
     folder.mkdir(parents=True)
-    module = MapsUNet(predictor.segmenter, predictor.backbone, weighted=variant.weighted)
+    module = MapsUNet(predictor.segmenter, predictor.backbone, weighted=variant.weighted, name=name)
     onnx_export.write(module, unet_signature(predictor.backbone.latent_size, variant), folder, external_over)
     return folder
 

@@ -69,7 +69,18 @@ def rewritten(model: ModelProto, least_channels: int = LEAST_CHANNELS, least_til
             each = _Convolution(node=node, source=shapes[node.input[0]], filters=weights[node.input[1]])
             if each.gains(least_channels, least_tiles):
                 found[node.output[0]] = each
-    _replace(model, found)
+    nodes: list[NodeProto] = []
+    for node in model.graph.node:
+        nodes.extend(found[node.output[0]].nodes() if node.output[0] in found else [node])
+    for each in found.values():
+        model.graph.initializer.extend(each.constants())
+    # The filters that transform the image's tiles, and the sums: the same for all convolutions.
+    inwards = np.einsum("ia,jb->ijab", _B, _B).reshape(TILE * TILE, 1, TILE, TILE)
+    outwards = np.einsum("ai,bj->ijab", _A, _A).reshape(TILE * TILE, 1, RESULT, RESULT)
+    for name, filters in ((_INPUT, inwards), (_OUTPUT, outwards)):
+        model.graph.initializer.append(numpy_helper.from_array(filters.astype(np.float32), name))
+    replace(model.graph.node, nodes)
+    prune(model)
     return len(found)
 
 
@@ -174,22 +185,3 @@ def _is_plain(node: NodeProto) -> bool:
     said = {each.name: helper.get_attribute_value(each) for each in node.attribute}
     said.pop("auto_pad", None)
     return {**_DEFAULTS, **said} == {**_DEFAULTS, **_PLAIN}
-
-
-def _replace(model: ModelProto, found: Mapping[str, _Convolution]) -> None:
-    graph = model.graph
-    nodes: list[NodeProto] = []
-    for node in graph.node:
-        each = found.get(node.output[0])
-        nodes.extend(each.nodes() if each else [node])
-    graph.initializer.extend([*(constant for each in found.values() for constant in each.constants()), *_ends()])
-    replace(graph.node, nodes)
-    prune(model)
-
-
-def _ends() -> Iterator[TensorProto]:
-    """Yield the filters that transform the image's tiles, and the sums: the same for all convolutions."""
-    inwards = np.einsum("ia,jb->ijab", _B, _B).reshape(TILE * TILE, 1, TILE, TILE)
-    outwards = np.einsum("ai,bj->ijab", _A, _A).reshape(TILE * TILE, 1, RESULT, RESULT)
-    yield numpy_helper.from_array(inwards.astype(np.float32), _INPUT)
-    yield numpy_helper.from_array(outwards.astype(np.float32), _OUTPUT)

@@ -18,7 +18,6 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 import torch
-from onnx import ModelProto
 from torch import nn
 
 from slime_export.graph.onnx_export import FILE
@@ -63,35 +62,26 @@ def from_fp32(answers: References, exact: Path, low: Path, precision: str, *, en
 def found(got: Arrays, expected: Arrays, noted: float = NOTED["fp32"]) -> Drift | None:
     """Compare blocks that both have, of the same shape, in `expected`'s order; None where there are none."""
     both = [name for name in expected if name in got and got[name].shape == expected[name].shape]
-    gaps = [Drift(layer=name, largest=_largest(got[name], expected[name])) for name in both]
+    pairs = {name: (got[name].astype(np.float32), expected[name].astype(np.float32)) for name in both}
+    gaps = [Drift(layer=name, largest=difference(*pair).largest) for name, pair in pairs.items()]
     past = [each for each in gaps if not each.largest <= noted]
     return past[0] if past else max(gaps, key=lambda each: each.largest, default=None)
-
-
-def _largest(got: npt.NDArray[Any], expected: npt.NDArray[Any]) -> float:
-    return difference(got.astype(np.float32), expected.astype(np.float32)).largest
 
 
 def _of_graph(path: Path, inputs: Arrays, providers: tuple[str, ...] = CPU) -> Arrays:
     """Return what leaves each block of the ONNX file for these inputs."""
     model = onnx.load(str(path), load_external_data=False)
-    blocks = _blocks(model)
-    there = {value.name for value in model.graph.output}
-    model.graph.output.extend(onnx.helper.make_empty_tensor_value_info(each) for each in {*blocks.values()} - there)
-    answers = OnnxModel(model, providers, weights=path.parent)(inputs)
-    return {block: answers[tensor] for block, tensor in blocks.items() if tensor in answers}
-
-
-def _blocks(model: ModelProto) -> dict[str, str]:
-    """Return the tensor that leaves each block, in the graph's order."""
-    last: dict[str, str] = {}
+    blocks: dict[str, str] = {}  # the tensor that leaves each, in the graph's order
     for node in model.graph.node:
         match = _BLOCK.match(node.name)
         if match and node.op_type not in _MOVES:
             name = match[1].strip("/").replace("/", ".")
-            last.pop(name, None)  # so that the order is that of the ends
-            last[name] = node.output[0]
-    return last
+            blocks.pop(name, None)  # so that the order is that of the ends
+            blocks[name] = node.output[0]
+    there = {value.name for value in model.graph.output}
+    model.graph.output.extend(onnx.helper.make_empty_tensor_value_info(each) for each in {*blocks.values()} - there)
+    answers = OnnxModel(model, providers, weights=path.parent)(inputs)
+    return {block: answers[tensor] for block, tensor in blocks.items() if tensor in answers}
 
 
 def _of_modules(model: nn.Module, run: Callable[[], object]) -> Arrays:

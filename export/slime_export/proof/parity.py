@@ -13,16 +13,17 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
-import slime_was
 from slime_export.graph.runtimes import Network
-from slime_export.proof.references import References, answered
-from slime_export.proof.report import Comparison, Report, difference
+from slime_export.masks import mask_of
+from slime_export.proof.references import References
+from slime_export.proof.report import Comparison, difference
 from slime_image import cropped, fit
 from slime_optimize.evaluation import Data, Segments, confusions
 from slime_optimize.method.prediction import Predictor
 from slime_optimize.metrics import report
 from slime_was import Postprocess
-from slime_was.tensors import ACCUMULATED, CROSS, LATENTS, PIXELS, POSTPROCESS, SELF
+from slime_was.options import LENGTH
+from slime_was.tensors import LATENTS, PIXELS, POSTPROCESS
 
 Array = npt.NDArray[np.float32]
 Image = npt.NDArray[np.uint8]
@@ -51,15 +52,6 @@ def random_images(generator: np.random.Generator, count: int, size: int) -> list
     return [np.clip((each + 1) * 127.5, 0, 255).astype(np.uint8) for each in fitted]
 
 
-def compare(
-    predictor: Predictor, encoder: Network, unet: Network, *, image: Image | None = None, seed: int = 0
-) -> Report:
-    """Compare both models with `predictor` on images drawn from `seed`; `image` takes the place of the first."""
-    images = trial_images(predictor, image, seed=seed)
-    references = answered(predictor, images, weighted=ACCUMULATED in unet.outputs, own_error=False)
-    return Report(comparisons=measured(references, unet, encoded(references, encoder)))
-
-
 def encoded(references: References, encoder: Network) -> dict[int, Array]:
     """Return the encoder's latents at each batch."""
     sizes = batches(references.fitted_B3SS.shape[-1])
@@ -74,10 +66,10 @@ def measured(
     for batch in batches(references.fitted_B3SS.shape[-1]):
         these = references.first(batch)
         expected = these.tensors
-        got = unet({LATENTS: expected[LATENTS]})
-        served = got
+        got = served = unet({LATENTS: expected[LATENTS]})
         if latents is not None:
             served, got = unet({LATENTS: latents[batch]}), got | {LATENTS: latents[batch]}
+        got = got | {POSTPROCESS: got[POSTPROCESS][:, :LENGTH]}  # without the segmenter's name, which PyTorch has not
         masks = zip(_masks(these, served), these.masks, strict=True)
         comparison = Comparison(
             batch=batch,
@@ -95,16 +87,6 @@ def _masks(references: References, maps: Mapping[str, Array]) -> list[Image]:
         of_image = {name: value[index * crops : (index + 1) * crops] for name, value in maps.items()}
         masks.append(mask_of(of_image, fitted_3SS, image.shape[:2]))
     return masks
-
-
-def mask_of(maps: Mapping[str, Array], fitted_3SS: Array, size: tuple[int, ...]) -> Image:
-    """Return the mask of `size` (H,W) that the maps of one image's crops give."""
-    postprocess = Postprocess.from_vector(maps[POSTPROCESS][0])
-    attended = maps[ACCUMULATED] if ACCUMULATED in maps else maps[SELF]
-    scores_Phw = slime_was.scores(maps[CROSS], attended, postprocess)
-    guided_PGG = slime_was.sharpened(scores_Phw, postprocess, fitted_3SS)
-    mask_HW: Image = slime_was.segment(guided_PGG, size[0], size[1]).astype(np.uint8, copy=False)
-    return mask_HW
 
 
 class ExportedSegmenter:

@@ -7,8 +7,7 @@ Shape suffixes: B images (with C crops each), P parts, S image side, h x w the m
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -91,24 +90,20 @@ def _tensors(predictor: Predictor, latents_B4hw: Tensor, weighted: bool) -> dict
 def _own_error(
     predictor: Predictor, image: Image, fp32: Mapping[str, npt.NDArray[Any]], weighted: bool
 ) -> dict[str, Difference]:
-    """Return how far fp32 is from float64: latents from the same pixels, maps from the same latents."""
-    names = (CROSS, ACCUMULATED if weighted else SELF)
-    with _doubled(predictor) as exact:
-        latents = exact.latents([image]).cpu().numpy()
-        maps = _tensors(exact, torch.from_numpy(fp32[LATENTS]).to(exact.backbone.device).double(), weighted)
-    found = {LATENTS: difference(fp32[LATENTS], latents)}
-    return found | {name: difference(fp32[name], maps[name].cpu().numpy()) for name in names}
+    """Return how far fp32 is from float64: latents from the same pixels, maps from the same latents.
 
-
-@contextmanager
-def _doubled(predictor: Predictor) -> Iterator[Predictor]:
-    """Convert the same weights to float64, in place: one copy of 866 M of them is enough. fp32 comes back as it was."""
-    backbone = predictor.backbone
+    The same weights are converted, in place: one copy of 866 M of them is enough. fp32 comes back as it was.
+    """
+    names, backbone = (CROSS, ACCUMULATED if weighted else SELF), predictor.backbone
     models = (backbone.unet, backbone.encoder_model(predictor.segmenter.settings.encoder))
     try:
         for model in models:
             model.double()
-        yield Predictor(predictor.segmenter, backbone)
+        exact = Predictor(predictor.segmenter, backbone)
+        latents = exact.latents([image]).cpu().numpy()
+        maps = _tensors(exact, torch.from_numpy(fp32[LATENTS]).to(backbone.device).double(), weighted)
     finally:
         for model in models:
             model.float()
+    found = {LATENTS: difference(fp32[LATENTS], latents)}
+    return found | {name: difference(fp32[name], maps[name].cpu().numpy()) for name in names}

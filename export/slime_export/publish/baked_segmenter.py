@@ -9,6 +9,7 @@ of the real config.pbtxt is the one switch.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from slime_export.errors import ExportError
@@ -17,7 +18,9 @@ from slime_export.publish.transaction import Transaction
 from slime_repository import config as triton_config
 from slime_repository import layout, manifest, record
 from slime_repository.config import LOADED
-from slime_repository.record import Record
+from slime_repository.contract import IMAGE_SECONDS
+from slime_repository.record import Record, now_in_utc
+from slime_repository.shared_store import PUBLISHED, VERSION
 
 # The version that serves, and the one before for the way back.
 KEEP = LOADED
@@ -52,14 +55,17 @@ class BakedSegmenter:
     def switch(self, new: Record, *, tried: bool = False) -> int:
         """Make the record's configuration the segmenter's, and return the new version.
 
-        Unless that was `tried`, the running server answers the record's check first.
+        Unless that was `tried`, the running server answers the record's check first, and clients are told its seconds.
         What no version uses that is to stay is moved out, and models that nobody uses any more whole.
         """
         transaction, repository = self.transaction, self.transaction.repository
         if transaction.server and not tried:
-            transaction.server.try_out(self.name, new.config, new.check)
+            seconds = transaction.server.try_out(self.name, new.config, new.check)
+            new = replace(new, config=triton_config.with_parameter(new.config, IMAGE_SECONDS, f"{seconds:.3g}"))
         transaction.take_orphans(self.name, self.live())
         version, staged = transaction.next_version(self.name), transaction.staging / self.name
+        for key, value in ((VERSION, str(version)), (PUBLISHED, now_in_utc())):
+            new = replace(new, config=triton_config.with_parameter(new.config, key, value))
         new.write(staged / str(version))
         transaction.add(staged, version, new.config)
         touched = layout.models_of(repository, self.name) | self.before.keys()

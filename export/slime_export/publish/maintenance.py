@@ -186,7 +186,7 @@ def _require_segmenter(repository: Path, name: str) -> None:
 
 
 def _require_removable(repository: Path, name: str) -> None:
-    """Leftovers of a segmenter, where a removal was killed, can be removed as well."""
+    """Raise ExportError where nothing of that name can be removed; leftovers of a killed removal can."""
     layout.require_repository(repository)
     there = {*layout.segmenters(repository), *shared_store.names(repository)}
     if name in there or layout.unets(repository, name):

@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from slime_export.errors import ExportError
+from slime_export.forms import entry_of, group_of
 from slime_export.graph import accelerators
 from slime_export.publish.baked_segmenter import KEEP, BakedSegmenter
 from slime_export.publish.lock import WAIT_S, Say
 from slime_export.publish.server_control import Server
 from slime_export.publish.shared_segmenter import SharedSegmenter, switch_group
 from slime_export.publish.transaction import Transaction, opened, settle
-from slime_export.shared_form import entry_of, group_of
 from slime_optimize.segmenter import Segmenter
 from slime_repository import contract, layout, shared_store
 from slime_repository.config import Accelerator
@@ -121,7 +121,7 @@ def _put_baked(transaction: Transaction, candidate: Candidate, keep: int) -> tup
 
 
 def _put_shared(transaction: Transaction, candidate: Candidate, keep: int) -> tuple[int, Versions]:
-    """The group's models are there already, or made; and its ensemble is pinned to them."""
+    """Publish a shared segmenter, pinned to its group's models, which are there already or are made."""
     made, group = candidate.segmenter, group_of(candidate.segmenter, candidate.variant)
     preprocess = transaction.python_model(SEGMENTERS, SEGMENTERS, segmenters_config(), besides=group.name)
     was = transaction.python_model(WAS, WAS, contract.was_config(), besides=group.name)

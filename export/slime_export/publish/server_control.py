@@ -16,6 +16,8 @@ from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from slime_client import Access, SegmenterError, protocol
 from slime_client.blocking import Connection
+from slime_client.diagnosis import is_puzzling, mistake
+from slime_client.errors import nobody_answers, reason
 from slime_export.errors import ExportError, ServerError
 from slime_repository import config as triton_config
 from slime_repository.record import Check, Mask
@@ -24,6 +26,8 @@ from slime_was import tensors
 # A UNet of several GB is read from disk and, on a GPU, tuned while it loads.
 DEADLINE_S = 600.0
 _SHORT_S = 10.0
+# How the name ends that a version is tried under.
+TRIAL = ".next"
 READY, UNLOADING, UNAVAILABLE = "READY", "UNLOADING", "UNAVAILABLE"
 
 
@@ -34,12 +38,12 @@ class Server:
     """
 
     def __init__(self, url: str, access: Access | None = None) -> None:
-        self.url = url
+        self.url, self._access = url, access or Access()
         try:
-            self._connection = Connection(url, access or Access())
+            self._connection = Connection(url, self._access)
         except SegmenterError as error:
             raise ExportError(str(error)) from error
-        if not self._ask("readiness", "ServerLive", service_pb2.ServerLiveRequest(), _SHORT_S).live:
+        if not self._ask("the first call", "ServerLive", service_pb2.ServerLiveRequest(), _SHORT_S).live:
             raise ServerError(f"server {url}: is not live; start it, or leave --url out")
 
     def load(self, model: str) -> None:
@@ -82,33 +86,48 @@ class Server:
                 "check that it serves the repository published into"
             )
 
-    def try_out(self, name: str, config: str, check: Check, segmenter: str | None = None) -> None:
+    def unload_trials(self) -> None:
+        """Unload what publications that were killed in their trial left. The caller holds the repository's lock."""
+        # Without `ready` the list is of what the repository has, which is nothing of a trial.
+        request = service_pb2.RepositoryIndexRequest(ready=True)
+        index = self._ask("list of loaded models", "RepositoryIndex", request, _SHORT_S)
+        for model in sorted({each.name for each in index.models if each.name.endswith(TRIAL)}):
+            self.unload(model)
+
+    def try_out(self, name: str, config: str, check: Check, segmenter: str | None = None) -> float:
         """Have the server load this ensemble configuration under a name of its own, and answer `check` with it.
 
         `segmenter`: which one is asked for, where the ensemble serves shared ones. No client sees the name, and the
-        ensemble `name` is not touched. Raises ServerError where the server refuses the configuration, or
-        answers wrongly.
+        ensemble `name` is not touched. Returns the seconds that the answer took. Raises ServerError where the server
+        refuses the configuration, or answers wrongly.
         """
         # A dot, which no segmenter's name has. Triton wants a file in the version's folder to know of the version.
-        private = f"{name}.next"
+        private = name + TRIAL
         request = service_pb2.RepositoryModelLoadRequest(model_name=private)
         request.parameters["config"].string_param = _as_json(config, private)
         request.parameters["file:1/version"].bytes_param = b"1"
         try:
             self._ask(f"load of {name}'s next version", "RepositoryModelLoad", request)
-            self._require(check, segmenter or name, private, segmenter)
+            return self._require(check, segmenter or name, private, segmenter)
         finally:
             with suppress(ServerError):
                 self.unload(private)
 
-    def try_shared(self, group: str, name: str, check: Check) -> None:
-        """Ask the group's ensemble for the segmenter of this name. Raises ServerError where it answers wrongly."""
-        self._require(check, name.lstrip("."), group, name)
+    def try_shared(self, group: str, name: str, check: Check) -> float:
+        """Ask the group's ensemble for the segmenter of this name; return the seconds that took.
 
-    def _require(self, check: Check, name: str, model: str, segmenter: str | None) -> None:
+        Raises ServerError where it answers wrongly.
+        """
+        return self._require(check, name.lstrip("."), group, name)
+
+    def _require(self, check: Check, name: str, model: str, segmenter: str | None) -> float:
         given = {tensors.IMAGE: check.image} | ({tensors.SEGMENTER: segmenter.encode()} if segmenter else {})
-        if complaint := check.complaint(self._mask(model, given)):
+        begun = time.monotonic()
+        mask_HW = self._mask(model, given)
+        seconds = time.monotonic() - begun
+        if complaint := check.complaint(mask_HW):
             raise ServerError(f"server {self.url}: {name}'s next version {complaint}; the version before serves on")
+        return seconds
 
     def _mask(self, model: str, given: dict[str, bytes]) -> Mask:
         """Return the mask, uint8 (H, W), that `model` answers the input tensors `given` with."""
@@ -124,8 +143,21 @@ class Server:
         try:
             return self._connection.ask(method, request, timeout)
         except grpc.RpcError as error:
-            reason = " ".join(str(error.details()).split()) or error.code().name
-            raise ServerError(f"server {self.url}: {what} failed ({reason}); nothing was changed") from error
+            raise ServerError(f"{self._why(what, error)}; nothing was changed") from error
+
+    def _why(self, what: str, error: grpc.RpcError) -> str:
+        """Return why a call failed, and what to do where that is known."""
+        said = " ".join(str(error.details()).split()) or error.code().name
+        if is_puzzling(said) and (found := mistake(self.url, said)):
+            return found
+        if "protocol is restricted" in said:
+            if self._access.admin_key_file:
+                return self._access.wrong_key(self.url)
+            return f"server {self.url}: {what} is restricted; give --admin-key-file the file with the server's key"
+        if error.code() is grpc.StatusCode.UNAVAILABLE and nobody_answers(said):
+            down = f"{what} failed, because no Triton server answers ({reason(said)})"
+            return f"server {self.url}: {down}; start it, or leave --url out"
+        return f"server {self.url}: {what} failed ({said})"
 
 
 def _as_json(config: str, name: str) -> str:

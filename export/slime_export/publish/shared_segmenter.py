@@ -14,6 +14,7 @@ from slime_export.publish.baked_segmenter import KEEP
 from slime_export.publish.transaction import Transaction
 from slime_repository import config as triton_config
 from slime_repository import layout, manifest, shared_store
+from slime_repository.contract import IMAGE_SECONDS
 from slime_repository.record import Check, now_in_utc
 from slime_repository.shared_store import CONTENT_OF, PUBLISHED, VERSION
 from slime_store import Entry, content
@@ -53,7 +54,8 @@ class SharedSegmenter:
         if transaction.server and check:
             tried = store.path(f".{self.name}")
             changes.write(tried, content(told))
-            transaction.server.try_shared(str(entry.description["model"]), f".{self.name}", check)
+            seconds = transaction.server.try_shared(str(entry.description["model"]), f".{self.name}", check)
+            told = replace(told, description={**told.description, IMAGE_SECONDS: round(seconds, 3)})
             changes.take(tried)
         live = store.path(self.name)
         if live.exists():

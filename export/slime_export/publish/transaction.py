@@ -208,4 +208,6 @@ def opened(repository: Path, staged: Path, server: Server | None, wait_s: float,
         locked(repository, wait_s, say),
         Changes(repository, staged, lambda: served_code.published(repository)) as changes,
     ):
+        if server:
+            server.unload_trials()
         yield Transaction(repository, staged, changes, server)

@@ -2,7 +2,7 @@
 
 So a repository can be tried with other code where no server runs it, with neither PyTorch nor the backbone.
 
-Shapes: C crops of the image, P parts, h x w the maps, S the side of the fitted image.
+Shapes: C crops of the image, S the side of the fitted image.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from typing import Any
 import numpy as np
 
 import slime_image
-import slime_was
+from slime_export.masks import mask_of, of_segmenter
 from slime_repository import config as triton_config
 from slime_repository import layout, shared_store
 from slime_repository.contract import is_encoder, is_preprocess, is_unet
 from slime_repository.errors import RepositoryError
 from slime_repository.record import Check, Mask
-from slime_was.tensors import ACCUMULATED, CROSS, LATENTS, PIXELS, POSTPROCESS, SELF
+from slime_was.tensors import LATENTS, PIXELS
 
 FILE = "model.onnx"
 
@@ -34,7 +34,7 @@ class Trial:
             import onnxruntime
         except ModuleNotFoundError as error:
             raise RepositoryError(
-                "upgrade: trying a segmenter without a server needs ONNX Runtime, which is missing; "
+                "repository: trying its segmenters without a server needs ONNX Runtime, which is missing; "
                 'pip install "slime-serve[export]", or give the --url of the server that has the repository'
             ) from error
         self._runtime: Any = onnxruntime
@@ -47,30 +47,26 @@ class Trial:
         `segmenter`: which one of a group's is tried. Raises RepositoryError where its networks cannot run here.
         """
         try:
-            return check.complaint(self._mask(triton_config.pins(config), check.image, segmenter))
+            image_HW3 = slime_image.decode(check.image)
+            return check.complaint(self.mask(triton_config.pins(config), image_HW3, segmenter))
         except (ValueError, KeyError) as error:  # of slime_image and slime_was, or of a network with other tensors
             if isinstance(error, RepositoryError):
                 raise
             return f"cannot be segmented with the current code ({error})"
 
-    def _mask(self, pins: Mapping[str, int], image: bytes, segmenter: str | None) -> Mask:
+    def mask(self, pins: Mapping[str, int], image_HW3: Mask, segmenter: str | None = None) -> Mask:
+        """Return the mask, uint8 (H,W), of an RGB uint8 image by the models of these versions.
+
+        `segmenter`: which one of a group's. Raises RepositoryError where its networks cannot run here.
+        """
         entry = shared_store.entry(self._repository, segmenter) if segmenter else None
         reading = entry.description if entry else self._reading(next(filter(is_preprocess, pins)))
-        image_HW3 = slime_image.decode(image)
         fitted_3SS = slime_image.fit(image_HW3, int(reading["image_size"]), str(reading["channel_order"]))
         pixels_C3SS = slime_image.cropped(fitted_3SS, reading["crops"], int(reading["crop_side"]))
         latents = self._run(next(filter(is_encoder, pins)), pins, {PIXELS: pixels_C3SS})[LATENTS]
         given = {LATENTS: latents, **(entry.given(len(latents)) if entry else {})}
-        found = self._run(next(filter(is_unet, pins)), pins, given)
-        postprocess = slime_was.Postprocess.from_vector(entry.postprocess if entry else found[POSTPROCESS][0])
-        cross_CPhw, attended = found[CROSS], found[SELF] if SELF in found else found[ACCUMULATED]
-        if entry:
-            # A shared UNet has slots for more parts than the segmenter; those that are taken come first.
-            parts = len(entry.description["parts"])
-            cross_CPhw, attended = cross_CPhw[:, :parts], attended if SELF in found else attended[:, :parts]
-        scores_Phw = slime_was.sharpened(slime_was.scores(cross_CPhw, attended, postprocess), postprocess, fitted_3SS)
-        mask: Any = slime_was.segment(scores_Phw, *image_HW3.shape[:2])
-        return np.asarray(mask, np.uint8)
+        maps = self._run(next(filter(is_unet, pins)), pins, given)
+        return mask_of(of_segmenter(maps, entry) if entry else maps, fitted_3SS, image_HW3.shape[:2])
 
     def _reading(self, model: str) -> dict[str, Any]:
         told = layout.parameters(self._repository / model)

@@ -1,6 +1,7 @@
 """Triton model ``preprocess``: encoded image to the networks' input. Arguments and errors only; slime_image works.
 
-IMAGE (bytes) to PIXELS (crops, 3, S, S), SIZE (height, width upright), and GUIDE_IMAGE (3, S, S) where it is asked for.
+IMAGE (bytes) to PIXELS (crops, 3, S, S), SIZE (height, width upright), and where they are asked for STARTED, when this
+began, and GUIDE_IMAGE (3, S, S).
 The tensors' names are those of slime_was.tensors, which is not importable from here.
 """
 
@@ -33,8 +34,9 @@ class TritonPythonModel:
         if request.is_cancelled():
             return _failed("the request was cancelled", pb_utils.TritonError.CANCELLED)
         try:
+            started = time.monotonic_ns()
             data = pb_utils.get_input_tensor_by_name(request, "IMAGE").as_numpy()
-            begun = time.monotonic()
+            begun = started / 1e9
             image_HW3 = slime_image.decode(data.item())
             begun = self.metrics.took("decode", begun)
             fitted_3SS = slime_image.fit(image_HW3, self.image_size, self.channel_order)
@@ -48,7 +50,10 @@ class TritonPythonModel:
             return _failed("preprocess: internal error; the server's log has it", pb_utils.TritonError.INTERNAL)
         size = np.array(image_HW3.shape[:2], np.int32)
         answer = [pb_utils.Tensor("PIXELS", pixels_C3SS), pb_utils.Tensor("SIZE", size)]
-        if "GUIDE_IMAGE" in request.requested_output_names():
+        wanted = request.requested_output_names()
+        if "STARTED" in wanted:
+            answer.append(pb_utils.Tensor("STARTED", np.array([started], np.int64)))
+        if "GUIDE_IMAGE" in wanted:
             answer.append(pb_utils.Tensor("GUIDE_IMAGE", fitted_3SS))
         return pb_utils.InferenceResponse(answer)
 

@@ -1,14 +1,17 @@
 """Decodes images into upright RGB pixels, with a server's limits: few formats, pixels counted before decoding.
 
-It knows nothing of networks or sizes to fit. Every problem of the data is an ``ImageError`` of one line.
+Files that lie on this machine may have more formats than data that comes over the network. It knows nothing of networks
+or sizes to fit. Every problem of the data is an ``ImageError`` of one line.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import os
 import re
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +19,10 @@ import numpy.typing as npt
 from PIL import Image
 
 FORMATS = ("JPEG", "PNG", "WEBP")
+# What files may be besides; HEIF is read by pillow-heif where it is installed, AVIF by Pillow from 11.3 on.
+FILE_FORMATS = (*FORMATS, "TIFF", "BMP", "GIF", "AVIF", "HEIF")
+# Where a file of the ISO base media family says which of them it is.
+_BRANDS = {b"avif": "AVIF", b"avis": "AVIF"} | dict.fromkeys((b"heic", b"heix", b"heim", b"heis", b"mif1"), "HEIF")
 MAX_PIXELS = 50_000_000
 # More than that many pixels take in any of the formats, uncompressed and with transparency.
 MAX_BYTES = 4 * MAX_PIXELS + 10_000_000
@@ -37,16 +44,16 @@ class ImageError(ValueError):
     """The data is no image that can be used; the message is one line fit to show to whoever sent it."""
 
 
-def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> npt.NDArray[np.uint8]:
+def decode(data: bytes, max_pixels: int = MAX_PIXELS, formats: Sequence[str] = FORMATS) -> npt.NDArray[np.uint8]:
     """Return the pixels of an encoded JPEG, PNG or WebP: uint8 (H, W, 3) RGB, turned upright by its EXIF orientation.
 
-    Grayscale, 16-bit, palette and CMYK become RGB; transparency is laid over white; of several frames the first
-    counts. Raw pixels are taken as they are: ``P6 W H 255``, white space, W * H * 3 bytes (binary PPM).
-    Raises ImageError: empty, unreadable or truncated data, another format, more than ``max_pixels``
-    or MAX_BYTES.
+    Grayscale, palette and CMYK become RGB; of 16 bits, 0..65535 becomes 0..255; transparency is laid over white; of
+    several frames the first counts. `formats` are Pillow's names of those that are read. Raw pixels are taken as they
+    are: ``P6 W H 255``, white space, W * H * 3 bytes (binary PPM). Raises ImageError: empty, unreadable or truncated
+    data, another format, more than ``max_pixels`` or MAX_BYTES.
     """
     if not data:
-        raise ImageError("image: got 0 bytes, expected an encoded JPEG, PNG or WebP; send the file's content")
+        raise ImageError(f"image: got 0 bytes, expected an encoded {_listed(formats)}; send the file's content")
     if len(data) > MAX_BYTES:
         raise ImageError(
             f"image: got {len(data) / 1e6:.0f} MB, expected at most {MAX_BYTES / 1e6:.0f}; make it smaller"
@@ -54,7 +61,7 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> npt.NDArray[np.uint8]:
     raw = _RAW.match(data)
     if raw:
         return _raw(data, raw.end(), int(raw[1]), int(raw[2]), max_pixels)
-    with _open(data) as image:
+    with _open(data, formats) as image:
         _check_size(*image.size, max_pixels)
         try:
             image.load()
@@ -69,32 +76,56 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> npt.NDArray[np.uint8]:
 
 
 def load(path: str | os.PathLike[str], max_pixels: int = MAX_PIXELS) -> npt.NDArray[np.uint8]:
-    """Decode a file. ImageError names the path, also where the file is missing or cannot be read."""
+    """Decode a file of any of FILE_FORMATS. ImageError names the path, also where it is missing or cannot be read."""
     try:
         data = Path(path).read_bytes()
     except OSError as error:
         reason = error.strerror or type(error).__name__
         raise ImageError(f"image {os.fspath(path)}: cannot be read ({reason}); check the path") from error
     try:
-        return decode(data, max_pixels)
+        return decode(data, max_pixels, FILE_FORMATS)
     except ImageError as error:
         raise ImageError(f"image {os.fspath(path)}: {str(error).removeprefix('image: ')}") from error
 
 
-def _open(data: bytes) -> Image.Image:
-    """Open an image, which reads its header only."""
+def opened(data: bytes) -> Image.Image:
+    """Open a file's content, of any of FILE_FORMATS, which reads its header only. Raises ImageError."""
+    return _open(data, FILE_FORMATS)
+
+
+def _open(data: bytes, formats: Sequence[str]) -> Image.Image:
+    readable = _readable(data, formats)
     try:
         with warnings.catch_warnings():
             # Pillow warns from 89 megapixels on; the limit here is ours.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            return Image.open(io.BytesIO(data), formats=FORMATS)
+            return Image.open(io.BytesIO(data), formats=readable)
     except Image.DecompressionBombError as error:
         raise ImageError(f"image: too large ({_one_line(error)}); make it smaller") from error
     except Exception as error:  # Pillow's parsers raise most kinds on broken data.
         raise ImageError(
             f"image: got {len(data)} bytes beginning {data[:8]!r}, "
-            "expected a readable JPEG, PNG or WebP; convert the image"
+            f"expected a readable {_listed(formats)}; convert the image"
         ) from error
+
+
+def _readable(data: bytes, formats: Sequence[str]) -> list[str]:
+    """Return those of the formats that Pillow reads here; ImageError where the data is of another of them."""
+    brand = _BRANDS.get(data[8:12], "") if data[4:8] == b"ftyp" else ""
+    if brand == "HEIF" and "HEIF" in formats and importlib.util.find_spec("pillow_heif"):
+        import pillow_heif
+
+        pillow_heif.register_heif_opener()
+    Image.init()
+    if brand in formats and brand not in Image.OPEN:
+        package = {"AVIF": "Pillow>=11.3", "HEIF": "slime-serve[heic]"}[brand]
+        raise ImageError(f"image: is {_listed([brand])}, which needs another package; pip install '{package}'")
+    return [each for each in formats if each in Image.OPEN]
+
+
+def _listed(formats: Sequence[str]) -> str:
+    names = [{"WEBP": "WebP", "HEIF": "HEIC"}.get(name, name) for name in formats]
+    return " or ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
 
 
 def _raw(data: bytes, start: int, width: int, height: int, max_pixels: int) -> npt.NDArray[np.uint8]:
@@ -125,9 +156,15 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):
+    if image.mode.startswith(("I", "F")):
         # Pillow clips 16 bits to 8 instead of scaling them.
-        wide = np.asarray(image).astype(np.uint32)
+        values = np.asarray(image)
+        if values.dtype.kind == "f" or values.min() < 0 or values.max() > 65535:
+            raise ImageError(
+                f"image: has {values.dtype} values from {values.min():g} to {values.max():g}, "
+                "expected 8 or 16 bits a channel, without signs; scale them and save the image again"
+            )
+        wide = values.astype(np.uint32)
         return Image.fromarray(((wide * 255 + 32767) // 65535).astype(np.uint8)).convert("RGB")
     if image.has_transparency_data:
         rgba = image.convert("RGBA")

@@ -1,26 +1,32 @@
 """Triton model ``was``: one image's attention maps to its mask. Arguments and errors only; slime_was works.
 
 CROSS (crops, K, h, w), and SELF (crops, N, N) or ACCUMULATED (crops, K, h, w), with POSTPROCESS (crops, LENGTH),
-SIZE (2,), and maybe GUIDE_IMAGE (3, S, S) and PART_MASK (crops, K), to MASK (H, W) uint8 and SCORES (K, h, w).
+SIZE (2,), and maybe STARTED, GUIDE_IMAGE (3, S, S) and PART_MASK (crops, K), to MASK (H, W) uint8 and SCORES (K, h, w).
 """
 
 from __future__ import annotations
 
+import re
 import time
+from pathlib import Path
 from typing import Any
 
 import triton_python_backend_utils as pb_utils
 
 import slime_was
 from slime_was import tensors
+from slime_was.options import name_in
 
 # As many as a picture may have that `preprocess` reads; no client that sends one asks for more.
 _MAX_PIXELS = 50_000_000
+# From a mask in a few milliseconds to Stable Diffusion on a CPU.
+_SECONDS = [0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100]
+_VERSION = re.compile(r'key: "version"\s+value \{\s+string_value: "(\d+)"')
 
 
 class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
-        self.metrics = _Metrics(args["model_name"])
+        self.metrics = _Metrics(args["model_name"], Path(args["model_repository"]).parent)
 
     def execute(self, requests: list[Any]) -> list[Any]:
         return [self._respond(request) for request in requests]
@@ -38,24 +44,28 @@ class TritonPythonModel:
 
 
 class _Metrics:
-    """Counters at Triton's metrics endpoint: sums, whose rates divided by that of the masks are means.
+    """What stands at Triton's metrics endpoint of each segmenter and version; means are rates divided by that of masks.
 
-    They are of all segmenters together, because nothing in a request says which one it is for. Triton itself counts the
-    requests of each ensemble, `nv_inference_count{model="NAME"}`.
+    Triton counts the requests of an ensemble too, but under version 1 whichever answers.
     """
 
-    def __init__(self, model: str) -> None:
-        # Kept, because a counter ends with its family.
-        self.families = [
-            _counter("slime_stage_seconds_total", "Time in a stage of a Python model"),
-            _counter("slime_masks_total", "Masks given out"),
-            _counter("slime_foreground_total", "Sum of the masks' shares of foreground, 0 to 1 each"),
-            _counter("slime_margin_total", "Sum of the masks' argmax margins, 0 to 1 each"),
+    def __init__(self, model: str, repository: Path) -> None:
+        # Kept, because a metric ends with its family.
+        self._seconds = _family("slime_stage_seconds_total", "Time in a stage of a Python model")
+        self._families = [
+            _family("slime_masks_total", "Masks given out"),
+            _family("slime_foreground_total", "Sum of the masks' shares of foreground, 0 to 1 each"),
+            _family("slime_margin_total", "Sum of the masks' argmax margins, 0 to 1 each"),
         ]
-        seconds, *others = self.families
+        self._latency = pb_utils.MetricFamily(
+            name="slime_request_seconds",
+            description="Time from the decoding of an image to its mask",
+            kind=pb_utils.MetricFamily.HISTOGRAM,
+        )
         stages = ("weight", "sharpen", "segment")
-        self.stages = {stage: seconds.Metric(labels={"model": model, "stage": stage}) for stage in stages}
-        self.masks, self.foreground, self.margin = (family.Metric(labels={"model": model}) for family in others)
+        self.stages = {stage: self._seconds.Metric(labels={"model": model, "stage": stage}) for stage in stages}
+        self._versions = _Versions(repository)
+        self._of: dict[tuple[str, str], list[Any]] = {}
 
     def took(self, stage: str, begun: float) -> float:
         """Count the time since `begun` to a stage, and return now, when the next stage begins."""
@@ -63,10 +73,44 @@ class _Metrics:
         self.stages[stage].increment(now - begun)
         return now
 
-    def answered(self, mask_HW: Any, scores_Khw: Any) -> None:
-        self.masks.increment(1)
-        self.foreground.increment(slime_was.foreground(mask_HW))
-        self.margin.increment(slime_was.margin(scores_Khw))
+    def answered(self, segmenter: str, mask_HW: Any, scores_Khw: Any, started: Any) -> None:
+        """Count a mask of a segmenter, named as its POSTPROCESS does, that was `started` to be made then."""
+        name, _, version = segmenter.partition("/")
+        if name.startswith("."):  # On trial, before it is published.
+            return
+        key = (name or "unknown", version or self._versions.live(name))
+        if key not in self._of:
+            labels = dict(zip(("segmenter", "version"), key, strict=True))
+            counters = [family.Metric(labels=labels) for family in self._families]
+            self._of[key] = [*counters, self._latency.Metric(labels=labels, buckets=_SECONDS)]
+        masks, foreground, margin, latency = self._of[key]
+        masks.increment(1)
+        foreground.increment(slime_was.foreground(mask_HW))
+        margin.increment(slime_was.margin(scores_Khw))
+        if started is not None:
+            latency.observe((time.monotonic_ns() - int(started[0])) / 1e9)
+
+
+class _Versions:
+    """Tells which version of a segmenter with a network of its own serves, as its ensemble's configuration says it."""
+
+    def __init__(self, repository: Path) -> None:
+        self._repository = repository
+        self._known: dict[str, tuple[int, str]] = {}
+
+    def live(self, name: str) -> str:
+        """Return the version, "" where it is not known; the file is read again when it has changed."""
+        path = self._repository / name / "config.pbtxt"
+        try:
+            changed = path.stat().st_mtime_ns
+            if self._known.get(name, (0, ""))[0] != changed:
+                found = _VERSION.search(path.read_text(encoding="utf-8"))
+                folders = [int(each.name) for each in path.parent.iterdir() if each.name.isdecimal()]
+                # Configurations that were written before versions were told in them: the last one serves.
+                self._known[name] = (changed, found[1] if found else str(max(folders, default="")))
+            return self._known[name][1]
+        except (OSError, ValueError):
+            return ""
 
 
 def _mask(request: Any, metrics: _Metrics) -> Any:
@@ -76,7 +120,7 @@ def _mask(request: Any, metrics: _Metrics) -> Any:
     if height < 1 or width < 1 or height * width > _MAX_PIXELS:
         raise ValueError(f"mask: got {height} x {width} pixels, expected 1 to {_MAX_PIXELS}")
     postprocess = slime_was.Postprocess.from_vector(vector_CX[0])
-    guide_3SS = _tensor(request, tensors.GUIDE_IMAGE)
+    guide_3SS, started = (_tensor(request, name) for name in (tensors.GUIDE_IMAGE, tensors.STARTED))
     begun = time.monotonic()
     scores_Khw = slime_was.scores(cross_CKhw, attended, postprocess)
     begun = metrics.took("weight", begun)
@@ -84,7 +128,7 @@ def _mask(request: Any, metrics: _Metrics) -> Any:
     begun = metrics.took("sharpen", begun)
     mask_HW = slime_was.segment(sharpened_KGG, height, width)
     metrics.took("segment", begun)
-    metrics.answered(mask_HW, scores_Khw)
+    metrics.answered(name_in(vector_CX[0]), mask_HW, scores_Khw, started)
     answer = [pb_utils.Tensor(tensors.MASK, mask_HW)]
     # Only where they are asked for, because 77 maps of 64 x 64 are more than a compressed mask.
     if tensors.SCORES in request.requested_output_names():
@@ -111,7 +155,7 @@ def _tensor(request: Any, name: str) -> Any:
     return None if tensor is None else tensor.as_numpy()
 
 
-def _counter(name: str, description: str) -> Any:
+def _family(name: str, description: str) -> Any:
     return pb_utils.MetricFamily(name=name, description=description, kind=pb_utils.MetricFamily.COUNTER)
 
 

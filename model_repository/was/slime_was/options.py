@@ -49,16 +49,21 @@ class Postprocess:
         """Return the pixels of a crop's side."""
         return max(1, round(self.patch_side * self.side))
 
-    def vector(self) -> npt.NDArray[np.float32]:
-        """Return the fields in order, float32 (LENGTH,)."""
-        return np.array(astuple(self), np.float32)
+    def vector(self, name: str = "") -> npt.NDArray[np.float32]:
+        """Return the fields in order, float32 (LENGTH,); and behind them a number for each letter of `name`.
+
+        `name`: of the segmenter, ASCII, so that the `was` model can count by segmenter.
+        """
+        return np.array([*astuple(self), *name.encode("ascii")], np.float32)
 
     @classmethod
     def from_vector(cls, vector: npt.NDArray[np.float32]) -> Postprocess:
-        """Return what `vector` was made of. Raises ValueError for another length or values out of range."""
-        if vector.shape != (LENGTH,):
-            raise ValueError(f"postprocess: got shape {vector.shape}, expected ({LENGTH},); export the segmenter again")
-        values = zip(fields(cls), vector.tolist(), strict=True)
+        """Return what `vector` was made of. Raises ValueError for fewer numbers or values out of range."""
+        if vector.ndim != 1 or len(vector) < LENGTH:
+            raise ValueError(
+                f"postprocess: got shape {vector.shape}, expected ({LENGTH},) or more; export the segmenter again"
+            )
+        values = zip(fields(cls), vector[:LENGTH].tolist(), strict=True)
         return cls(**{each.name: _KINDS[str(each.type)](value) for each, value in values})
 
 
@@ -67,6 +72,11 @@ MAX_PARTS = 77
 # Six digits are more than anyone writes, and undo what float32 did to 0.2.
 _KINDS: dict[str, Callable[[float], Any]] = {"bool": bool, "int": round, "float": lambda value: round(value, 6)}
 LENGTH = len(fields(Postprocess))
+
+
+def name_in(vector: npt.NDArray[np.float32]) -> str:
+    """Return the segmenter's name that a vector carries, "" where it was exported before names were in it."""
+    return "".join(chr(int(letter)) for letter in vector[LENGTH:])
 
 
 def _check(holds: bool, name: str, got: object, expected: str) -> None:

@@ -21,12 +21,12 @@ from tqdm import tqdm
 
 from slime_optimize.backbone import choose_device, load_backbone
 from slime_optimize.data.annotations import ignored_line
-from slime_optimize.errors import InputError, exit_code
-from slime_optimize.evaluation import Data, confusions, picture, read_data
+from slime_optimize.errors import InputError
+from slime_optimize.evaluation import confusions, picture, read_data
 from slime_optimize.files import whole, write_text
 from slime_optimize.method.prediction import Predictor
 from slime_optimize.metrics import Summary, report
-from slime_optimize.options import SET_HELP, Parser
+from slime_optimize.options import SET_HELP, Parser, run_command
 from slime_optimize.segmenter import Segmenter
 
 
@@ -65,16 +65,14 @@ def parser(words: Sequence[str] | None = None, prog: str | None = None) -> Parse
 
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
     """Run the command and return its exit code."""
-    words = sys.argv[1:] if argv is None else argv
-    arguments = parser(words, prog).parse_args(words)
-    return exit_code(lambda: run(arguments))
+    return run_command(parser, run, argv, prog)
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Measure every segmenter on every image, print the table, and write the files that were asked for."""
     segmenters = [Segmenter.load(folder).at_test_time(arguments.set) for folder in arguments.segmenters]
     data = read_data(arguments.data, segmenters[0].parts, legend=arguments.legend, squash=arguments.squash)
-    _check_parts(arguments, data, segmenters)
+    _check_parts(arguments, segmenters)
     predictors = _on_backbones(segmenters, arguments)
     with tqdm(total=len(data) * len(predictors), desc="evaluating", unit="image", disable=arguments.quiet) as bar:
         counts = [confusions(each, data, use_was=not arguments.no_was, done=bar.update) for each in predictors]
@@ -99,7 +97,7 @@ def run(arguments: argparse.Namespace) -> None:
             drawn.save(waiting, format="PNG")
 
 
-def _check_parts(arguments: argparse.Namespace, data: Data, segmenters: Sequence[Segmenter]) -> None:
+def _check_parts(arguments: argparse.Namespace, segmenters: Sequence[Segmenter]) -> None:
     first, *others = [", ".join(each.parts) for each in segmenters]
     for folder, names in zip(arguments.segmenters[1:], others, strict=True):
         if names != first:
@@ -107,11 +105,6 @@ def _check_parts(arguments: argparse.Namespace, data: Data, segmenters: Sequence
                 f"segmenter {folder}: its parts are {names}, those of {arguments.segmenters[0]} {first}; "
                 "expected segmenters of one thing"
             )
-    if data.parts != segmenters[0].parts:
-        raise InputError(
-            f"data {arguments.data}: its parts are {', '.join(data.parts)}, "
-            f"the segmenter's {first}; expected the same, in the same order"
-        )
 
 
 def _on_backbones(segmenters: Sequence[Segmenter], arguments: argparse.Namespace) -> list[Predictor]:

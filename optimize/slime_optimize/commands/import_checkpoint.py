@@ -9,13 +9,13 @@ Exit codes: 0 done, 1 failed, 2 something in the input or the options cannot be 
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from slime_optimize.errors import InputError, exit_code
-from slime_optimize.options import Parser
-from slime_optimize.single_file import PREDICTIONS, SUFFIXES, VOCABULARY, convert, is_single_file
+from slime_optimize.errors import InputError
+from slime_optimize.options import Parser, run_command
+from slime_optimize.single_file import SUFFIXES, VOCABULARY, convert, is_single_file
+from slime_optimize.single_file_tensors import PREDICTIONS
 
 
 def parser(words: Sequence[str] | None = None, prog: str | None = None) -> Parser:
@@ -38,9 +38,7 @@ def parser(words: Sequence[str] | None = None, prog: str | None = None) -> Parse
 
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
     """Run the command and return its exit code."""
-    words = sys.argv[1:] if argv is None else argv
-    arguments = parser(words, prog).parse_args(words)
-    return exit_code(lambda: run(arguments))
+    return run_command(parser, run, argv, prog)
 
 
 def run(arguments: argparse.Namespace) -> None:

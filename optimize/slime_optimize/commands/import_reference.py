@@ -10,14 +10,12 @@ learned. Exit codes: 0 done, 1 failed, 2 something in the input or the options c
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from slime_optimize.backbone import choose_device, load_backbone
 from slime_optimize.data.annotations import check_parts
-from slime_optimize.errors import exit_code
-from slime_optimize.options import Parser, add_settings, chosen
+from slime_optimize.options import Parser, add_settings, chosen, run_command
 from slime_optimize.presets import PRESETS
 from slime_optimize.published import PRESET, embedding_files, import_published
 from slime_optimize.segmenter import JSON_FILE
@@ -38,15 +36,13 @@ def parser(words: Sequence[str] | None = None, prog: str | None = None) -> Parse
     )
     made.add_argument("--seed", type=int, default=0, help="seed of the noise added at test time (default: %(default)s)")
     made.add_argument("--device", default="auto", help="auto, cpu or cuda (default: %(default)s)")
-    add_settings(made, PRESET)
+    add_settings(made, (PRESET,))
     return made
 
 
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
     """Run the command and return its exit code."""
-    words = sys.argv[1:] if argv is None else argv
-    arguments = parser(words, prog).parse_args(words)
-    return exit_code(lambda: run(arguments))
+    return run_command(parser, run, argv, prog)
 
 
 def run(arguments: argparse.Namespace) -> None:

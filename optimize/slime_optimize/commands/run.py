@@ -12,10 +12,17 @@ annotations. A run that was stopped continues when its command is given again. E
 from __future__ import annotations
 
 import argparse
+import hashlib
+import json
+import os
 import shlex
 import sys
+import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+
+from tqdm import tqdm
 
 from slime_optimize import training_image
 from slime_optimize.backbone import EMBEDDED, choose_device, load_backbone
@@ -27,6 +34,7 @@ from slime_optimize.data.annotations import (
     load_legend,
     load_training,
     read,
+    read_parts,
 )
 from slime_optimize.data.validation import Validation, hold_back
 from slime_optimize.errors import InputError, exit_code, failed
@@ -35,11 +43,14 @@ from slime_optimize.method.checkpoint import Checkpoint
 from slime_optimize.method.training import Learned, Run, learn
 from slime_optimize.options import Parser, add_settings, chosen
 from slime_optimize.picture import colour_mask, overlay, sheet
-from slime_optimize.presets import PRESETS, preset
-from slime_optimize.report import REPORT_FILE, report_html
-from slime_optimize.segmenter import JSON_FILE
+from slime_optimize.presets import FALLBACK, PRESETS, chosen_preset, preset
+from slime_optimize.report import REPORT_FILE, duration, report_html
+from slime_optimize.segmenter import JSON_FILE, WEIGHTS_FILE
+from slime_optimize.settings import Settings
+from slime_optimize.verdict import verdict
 
 PREVIEW_FILE = "preview.png"
+_TIMED_STEPS = 5
 _CELL = 256  # side of a picture in the preview, in pixels
 
 
@@ -55,7 +66,10 @@ def parser(words: Sequence[str] | None = None, prog: str | None = None) -> Parse
     run = made.add_argument_group("the run")
     run.add_argument("--out", type=Path, required=True, help="folder to write the segmenter into")
     run.add_argument(
-        "--preset", default="paper", choices=sorted(PRESETS), help="settings to start from (default: %(default)s)"
+        "--preset",
+        choices=sorted(PRESETS),
+        help="settings to start from (default: what the backbone's slime.json names, best for the embedded one; else "
+        f"{FALLBACK})",
     )
     run.add_argument(
         "--backbone",
@@ -115,12 +129,12 @@ def run(arguments: argparse.Namespace, checkpoint: Checkpoint, command: str) -> 
     """Check the input before the backbone, which takes longer to load; then optimise and write."""
     training = _training(arguments)
     examples, validation = _split(arguments, training)
-    chosen(arguments, PRESETS[arguments.preset])
+    chosen(arguments, PRESETS[arguments.preset] if arguments.preset else Settings())
     out: Path = arguments.out
-    if out.exists() and not out.is_dir():
-        raise InputError(f"--out {out}: is a file, expected a folder to write into")
+    _check_out(out)
     backbone = load_backbone(arguments.backbone, choose_device(arguments.device), tiny=arguments.tiny_encoder)
-    settings = chosen(arguments, preset(arguments.preset, backbone.recommended))
+    name, source = chosen_preset(arguments.preset, backbone.recommended)
+    settings = chosen(arguments, preset(name, backbone.recommended))
     if arguments.tiny_encoder and settings.encoder != "tiny":
         raise InputError("tiny encoder: got --tiny-encoder with encoder vae, expected --encoder tiny beside it")
     this = Run(
@@ -129,42 +143,79 @@ def run(arguments: argparse.Namespace, checkpoint: Checkpoint, command: str) -> 
         parts=training.parts,
         settings=settings,
         seed=arguments.seed,
-        preset=arguments.preset,
+        preset=name,
+        preset_from=source,
         validation=validation,
     )
+    made_from = hashlib.sha256(json.dumps(this.identity, sort_keys=True).encode()).hexdigest()
     if arguments.restart:
         checkpoint.remove()
+    elif not checkpoint.path.exists() and _finished(out) == made_from:
+        print(f"{out / JSON_FILE}: this run has finished already; add --restart to learn it anew")
+        return
     state = checkpoint.load(this.identity)
     if validation and validation.held_back:
         print(f"{validation.examples[0].name}: held back to choose the embeddings by", flush=True)
+    print(_plan(this, out), flush=True)
     if state:
         print(f"{checkpoint.path}: goes on after step {state.step} of {this.steps}", flush=True)
-    learned = learn(this, checkpoint=checkpoint, state=state, progress=not arguments.quiet)
-    learned.segmenter.save(out)
+    learned = learn(this, checkpoint=checkpoint, state=state, progress=not arguments.quiet, stepped=_Clock().step)
+    metrics = {**learned.segmenter.metrics, "made_from": made_from}
+    replace(learned.segmenter, metrics=metrics).save(out)
     training_image.save(out, this.examples[0].image_HW3, backbone.image_size)
     _save_preview(learned, this, out / PREVIEW_FILE)
+    (out / REPORT_FILE).unlink(missing_ok=True)  # of other weights
     if not arguments.no_report:
-        write_text(out / REPORT_FILE, report_html(learned, this, command))
+        write_text(out / REPORT_FILE, report_html(learned, this, out.resolve().name, command))
     checkpoint.remove()
-    print(f"{out / JSON_FILE}: {_summary(learned)}")
+    print("\n".join([f"{out / JSON_FILE}: {_summary(learned)}", *verdict(learned, this).lines()]))
+
+
+def _check_out(out: Path) -> None:
+    """Raise InputError where the results cannot be written, which would else be seen after the run."""
+    there = next(path for path in (out, *out.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise InputError(
+            f"--out {out}: {'is' if there == out else f'{there} is'} a file, expected a folder to write into"
+        )
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise InputError(
+            f"--out {out}: nothing can be written into {there}; give another folder, or the right to write"
+        )
+
+
+def _finished(out: Path) -> str | None:
+    """Return what the finished segmenter in the folder was made from; None without one."""
+    try:
+        found = json.loads((out / JSON_FILE).read_text(encoding="utf-8"))["metrics"].get("made_from")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+    return found if (out / WEIGHTS_FILE).is_file() else None
 
 
 def _training(arguments: argparse.Namespace) -> Annotated:
     """Return the images to learn from; InputError unless every part is painted in one of them."""
     if arguments.data is None:
-        wanted = ("image", "mask") if arguments.legend else ("image", "mask", "parts")
-        missing = [f"--{name}" for name in wanted if not getattr(arguments, name)]
+        missing = [f"--{name}" for name in ("image", "mask") if not getattr(arguments, name)]
         if missing:
+            missing += [] if arguments.parts or arguments.legend else ["--parts"]
             raise InputError(
                 f"training data: got no {', '.join(missing)}, expected --image, --mask and --parts, or --data"
             )
-        parts = check_parts(arguments.parts or load_legend(arguments.legend).parts)
+        beside = arguments.mask[0].parent
+        own = load_legend(arguments.legend).parts if arguments.legend else read_parts(beside)
+        if not (arguments.parts or own):
+            raise InputError(
+                f"training data: nothing names the parts, expected --parts, --legend, or parts.json in {beside}; "
+                "name them by the numbers in the mask, background first"
+            )
+        parts = check_parts(arguments.parts or own or ())
         examples = load_training(arguments.image, arguments.mask, parts, arguments.legend)
         return Annotated(parts=parts, examples=tuple(examples))
     if arguments.image or arguments.mask:
         raise InputError("training data: got --data and --image or --mask, expected one or the other")
     found = read(arguments.data, arguments.parts, legend=arguments.legend)
-    check_painted(found.examples, found.parts, f"data {arguments.data}")
+    check_painted(found, f"data {arguments.data}")
     return found
 
 
@@ -179,6 +230,33 @@ def _split(arguments: argparse.Namespace, training: Annotated) -> tuple[Sequence
     if spared is None:
         return examples, None
     return examples, Validation(examples=(spared,), every=arguments.validate_every, held_back=True)
+
+
+def _plan(this: Run, out: Path) -> str:
+    """Return what is about to happen, in one line."""
+    backbone, settings, side = this.backbone, this.settings, this.backbone.image_size
+    images = f"{len(this.examples)} image{'s' if len(this.examples) > 1 else ''}"
+    views = f" of {settings.batch_size} views" if settings.batch_size > 1 else ""
+    return (
+        f"backbone {backbone.id} on {backbone.device}, preset {this.preset} ({this.preset_from}), {images} at "
+        f"{side} x {side} pixels, {this.steps} steps{views}, {len(this.parts)} parts ({', '.join(this.parts)}) -> {out}"
+    )
+
+
+class _Clock:
+    """Tells once, from a few steps after the first, which is slower, what the rest of a run will take."""
+
+    def __init__(self) -> None:
+        self._ends: list[float] = []
+
+    def step(self, left: int) -> None:
+        """Take the time of a step that has ended; `left` more are to come."""
+        self._ends.append(time.monotonic())
+        if len(self._ends) == 1 + _TIMED_STEPS:
+            a_step = (self._ends[-1] - self._ends[0]) / _TIMED_STEPS
+            # Above the progress bar.
+            tqdm.write(f"{a_step:.2f} s a step: about {duration(left * a_step)} for the {left} steps that are left")
+            sys.stdout.flush()
 
 
 def _save_preview(learned: Learned, this: Run, path: Path) -> None:

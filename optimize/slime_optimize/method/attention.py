@@ -17,14 +17,15 @@ T text tokens, D text width, d head width, P parts (the first P tokens).
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch.nn.functional as F
 from torch import Tensor
 
+from slime_optimize.layers import Layers
 from slime_optimize.method.processors import (
     AttentionStore,
     QueryKeys,
@@ -33,7 +34,6 @@ from slime_optimize.method.processors import (
     accumulate_pairs,
     capture,
 )
-from slime_optimize.settings import Layers
 
 # Subtracted from a logit, it leaves nothing of its share of the softmax; it fits into half precision.
 _NO_SHARE = 3e4
@@ -65,80 +65,71 @@ class Attended:
         return mean([accumulate_pairs(query, key, values_BPhw) for query, key in self.query_keys])
 
 
-def attention_maps(
-    unet: Any,
-    latents_B4hw: Tensor,
-    timestep: Tensor,
-    text_1TD: Tensor,
-    num_parts: int,
-    layers: Layers,
-    *,
-    over_parts: bool = False,
-    present_BP: Tensor | None = None,
-) -> Maps:
-    """Return the averaged maps of one conditional pass over noised latents (eq. 3 and 5).
+Answer = TypeVar("Answer")
 
-    timestep: int64, () or (B,); text: (1,T,D) or (B,T,D). Cross maps are in [0, 1] and sum to at most 1 over the parts;
-    rows of the self map sum to 1. Differentiable with respect to the text. With `over_parts`, the cross maps are one
-    softmax over the parts alone, of the mean logits, which is what the published code trains. Parts for which
-    present_BP (B,P) is 0, not 1, are 0 everywhere.
-    Raises BackboneError for a missing layer, or a self layer that is not at the latents' size.
+
+@dataclass(frozen=True, kw_only=True)
+class _MapsFunction(Generic[Answer]):
+    """One of the three functions: the processor of the self layers, and what is returned of a pass.
+
+    `answer` is given the store, cross maps and mean raw logits (B,P,h,w), and the UNet's output (B,4,h,w).
     """
-    with capture(unet, _store(latents_B4hw, num_parts, layers), WholeMaps) as store:
-        unet(latents_B4hw, timestep, encoder_hidden_states=text_1TD, return_dict=False)
-    cross_BPhw, logits_BPhw = _cross_maps(store, over_parts, present_BP)
+
+    reader: type[QueryKeys]
+    answer: Callable[[AttentionStore, Tensor, Tensor, Tensor], Answer]
+
+    def __call__(
+        self,
+        unet: Any,
+        latents_B4hw: Tensor,
+        timestep: Tensor,
+        text_1TD: Tensor,
+        num_parts: int,
+        layers: Layers,
+        *,
+        over_parts: bool = False,
+        present_BP: Tensor | None = None,
+    ) -> Answer:
+        """Return the maps of one conditional pass over noised latents (eq. 3, and 5 or 6).
+
+        timestep: int64, () or (B,); text: (1,T,D) or (B,T,D). Cross maps are in [0, 1] and sum to at most 1 over the
+        parts; rows of the self map sum to 1. Differentiable with respect to the text. With `over_parts`, the cross maps
+        are one softmax over the parts alone, of the mean logits, which is what the published code trains. Parts for
+        which present_BP (B,P) is 0, not 1, are 0 everywhere.
+        Raises BackboneError for a missing layer, or a self layer that is not at the latents' size.
+        """
+        # int(): while a graph is traced, sizes are tensors, but the size of maps has to be a constant.
+        size = (int(latents_B4hw.shape[-2]), int(latents_B4hw.shape[-1]))
+        with capture(unet, AttentionStore(layers=layers, num_parts=num_parts, size=size), self.reader) as store:
+            cross_maps = cache(lambda: _cross_maps(store, over_parts, present_BP))
+            store.values = cache(lambda: cross_maps()[0].flatten(2).transpose(1, 2))
+            (predicted_B4hw,) = unet(latents_B4hw, timestep, encoder_hidden_states=text_1TD, return_dict=False)
+        return self.answer(store, *cross_maps(), predicted_B4hw)
+
+
+def _whole_maps(store: AttentionStore, cross_BPhw: Tensor, logits_BPhw: Tensor, _: Tensor) -> Maps:
     return Maps(cross_BPhw=cross_BPhw, self_BNN=store.self_mean, logits_BPhw=logits_BPhw)
 
 
-def attend(
-    unet: Any,
-    latents_B4hw: Tensor,
-    timestep: Tensor,
-    text_1TD: Tensor,
-    num_parts: int,
-    layers: Layers,
-    *,
-    over_parts: bool = False,
-    present_BP: Tensor | None = None,
-) -> Attended:
-    """Return as `attention_maps`, with queries and keys, from which eq. 6 is computed, in place of the self map."""
-    with capture(unet, _store(latents_B4hw, num_parts, layers), QueryKeys) as store:
-        (predicted,) = unet(latents_B4hw, timestep, encoder_hidden_states=text_1TD, return_dict=False)
-    pairs = tuple(store.query_key[name] for name in layers.self_)
-    cross, logits = _cross_maps(store, over_parts, present_BP)
-    return Attended(cross_BPhw=cross, logits_BPhw=logits, query_keys=pairs, predicted_B4hw=predicted)
+def _attended(store: AttentionStore, cross_BPhw: Tensor, logits_BPhw: Tensor, predicted_B4hw: Tensor) -> Attended:
+    pairs = tuple(store.query_key[name] for name in store.layers.self_)
+    return Attended(cross_BPhw=cross_BPhw, logits_BPhw=logits_BPhw, query_keys=pairs, predicted_B4hw=predicted_B4hw)
 
 
-def weighted_maps(
-    unet: Any,
-    latents_B4hw: Tensor,
-    timestep: Tensor,
-    text_1TD: Tensor,
-    num_parts: int,
-    layers: Layers,
-    *,
-    over_parts: bool = False,
-    present_BP: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Return cross maps and WAS maps (eq. 3 and 6), (B,P,h,w) each; arguments as in `attention_maps`.
+def _weighted(store: AttentionStore, cross_BPhw: Tensor, *_: Tensor) -> tuple[Tensor, Tensor]:
+    """Return cross maps and WAS maps (B,P,h,w).
 
     The attention of self layers before the last cross layer, whose maps are not known there, is computed a second time
     with the maps as its values.
     """
-    with capture(unet, _store(latents_B4hw, num_parts, layers), WeightedSelfAttnProcessor) as store:
-        cross = cache(lambda: _cross_maps(store, over_parts, present_BP)[0])
-        store.values = cache(lambda: cross().flatten(2).transpose(1, 2))
-        unet(latents_B4hw, timestep, encoder_hidden_states=text_1TD, return_dict=False)
-    cross_BPhw = cross()
     at_once = [was_BNP.transpose(1, 2).reshape(cross_BPhw.shape) for was_BNP in store.was.values()]
     again = [accumulate_pairs(query, key, cross_BPhw) for query, key in store.query_key.values()]
     return cross_BPhw, mean([*at_once, *again])
 
 
-def _store(latents_B4hw: Tensor, num_parts: int, layers: Layers) -> AttentionStore:
-    # int(): while a graph is traced, sizes are tensors, but the size of maps has to be a constant.
-    size = (int(latents_B4hw.shape[-2]), int(latents_B4hw.shape[-1]))
-    return AttentionStore(layers=layers, num_parts=num_parts, size=size)
+attention_maps = _MapsFunction(reader=WholeMaps, answer=_whole_maps)
+attend = _MapsFunction(reader=QueryKeys, answer=_attended)
+weighted_maps = _MapsFunction(reader=WeightedSelfAttnProcessor, answer=_weighted)
 
 
 def _cross_maps(store: AttentionStore, over_parts: bool, present_BP: Tensor | None) -> tuple[Tensor, Tensor]:

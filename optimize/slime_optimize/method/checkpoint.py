@@ -25,7 +25,7 @@ from torch import Tensor
 from slime_optimize.data.annotations import Example
 from slime_optimize.data.validation import Measured
 from slime_optimize.errors import InputError, first_line
-from slime_optimize.settings import in_current_words
+from slime_optimize.old_names import in_current_words
 
 CHECKPOINT_FILE = "checkpoint.safetensors"
 FORMAT = 1

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from slime_optimize.errors import BackboneError
-from slime_optimize.settings import Layers
+from slime_optimize.layers import Layers
 
 
 @dataclass(kw_only=True)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -51,6 +51,7 @@ class Run:
     settings: Settings
     seed: int = 0
     preset: str = "paper"
+    preset_from: str = ""
     validation: Validation | None = None
 
     def __post_init__(self) -> None:
@@ -128,13 +129,21 @@ def optimise(
 
 
 def learn(
-    run: Run, *, checkpoint: Checkpoint | None = None, state: State | None = None, progress: bool = True
+    run: Run,
+    *,
+    checkpoint: Checkpoint | None = None,
+    state: State | None = None,
+    progress: bool = True,
+    stepped: Callable[[int], object] = lambda left: None,
 ) -> Learned:
-    """Carry out the run, from `state` on where there is one, saving to `checkpoint` on the way and at the end."""
+    """Carry out the run, from `state` on where there is one, saving to `checkpoint` on the way and at the end.
+
+    `stepped` is told after each step how many are left.
+    """
     run.settings.layers.validate(run.backbone.unet)
     trainer = Trainer(run, state)
     try:
-        trainer.train(checkpoint, progress)
+        trainer.train(checkpoint, progress, stepped)
     except OptimisationError:
         if checkpoint:
             checkpoint.remove()  # a run that continued from it would only fail at the same step again
@@ -170,9 +179,25 @@ class Trainer:
         self._measured = state.measured if state else Measured()
         self._began = time.monotonic() - (state.seconds if state else 0)
         self._snapshot_steps = {max(1, round(share * run.steps)) for share in _SNAPSHOTS if share}
-        self._untrained = _untrained(run, self._start_1TD)
+        self._untrained = Segmenter(
+            text_embedding=self._start_1TD.float().cpu(),
+            noise=sampled_noise(run.backbone.latent_size, run.seed, run.settings.noise_samples),
+            parts=run.parts,
+            colours=palette(len(run.parts)),
+            backbone_id=run.backbone.id,
+            backbone_hash=run.backbone.hash,
+            tiny=run.backbone.tiny_name(run.settings.encoder),
+            image_size=run.backbone.image_size,
+            latent_size=run.backbone.latent_size,
+            settings=run.settings,
+            preset=run.preset,
+            preset_from=run.preset_from,
+            seed=run.seed,
+            training_images=tuple(example.digest for example in run.examples),
+            versions=library_versions(),
+        )
 
-    def train(self, checkpoint: Checkpoint | None, progress: bool) -> None:
+    def train(self, checkpoint: Checkpoint | None, progress: bool, stepped: Callable[[int], object]) -> None:
         """Take the steps that are left. Raises OptimisationError when a loss is not finite."""
         run = self.run
         stepper = Stepper(backbone=run.backbone, settings=run.settings, parts=len(run.parts), seed=run.seed)
@@ -189,6 +214,7 @@ class Trainer:
                     shown["best"] = f"{self._measured.iou_by_step[self._measured.step]:.1f}%"
                 bar.set_postfix(shown, refresh=False)
                 bar.update()
+                stepped(run.steps - self.finished)
 
     def step(self, losses: Losses) -> None:
         """Take one step of Adam. Raises OptimisationError when the loss is not finite."""
@@ -206,13 +232,14 @@ class Trainer:
 
     def learned(self) -> Learned:
         """Return the segmenter with the best embeddings, or the last ones without validation, and its metrics."""
-        seconds, run, measured = self._seconds(), self.run, self._measured
+        seconds, run, measured = time.monotonic() - self._began, self.run, self._measured
         segmenter = self._untrained.with_embeddings(
             self._embeddings() if measured.learned_KD is None else measured.learned_KD
         )
         masks = Predictor(segmenter, run.backbone).masks([example.image_HW3 for example in run.examples])
         metrics: dict[str, Any] = {
             "losses": self._mean_losses(),
+            "losses_at_first": self._mean_losses(first=True),
             "step": measured.step or self.finished,
             "training": compared(run.examples, masks, run.parts).as_json(),
         }
@@ -253,12 +280,13 @@ class Trainer:
             losses_SL=self._loss_rows(),
             snapshots=self._snapshots,
             measured=self._measured,
-            seconds=self._seconds(),
+            seconds=time.monotonic() - self._began,
         )
 
-    def _mean_losses(self) -> dict[str, float]:
-        """Return the mean of each loss over the last tenth of the run: a single step is too noisy."""
-        rows = self._losses[-max(1, self.run.steps // 10) :]
+    def _mean_losses(self, *, first: bool = False) -> dict[str, float]:
+        """Return the mean of each loss over the last tenth of the run, or the first: a single step is too noisy."""
+        tenth = max(1, self.run.steps // 10)
+        rows = self._losses[:tenth] if first else self._losses[-tenth:]
         return dict(zip(LOSSES, (sum(column) / len(rows) for column in zip(*rows, strict=True)), strict=True))
 
     def _loss_rows(self) -> Tensor:
@@ -267,27 +295,3 @@ class Trainer:
     def _embeddings(self) -> Tensor:
         """Return a copy of the learned rows, (K-1,D) float32, on the CPU."""
         return self._learned_KD.detach().float().cpu().clone()
-
-    def _seconds(self) -> float:
-        return time.monotonic() - self._began
-
-
-def _untrained(run: Run, text_1TD: Tensor) -> Segmenter:
-    """Return the run's segmenter with embeddings that have not learned yet."""
-    backbone = run.backbone
-    return Segmenter(
-        text_embedding=text_1TD.float().cpu(),
-        noise=sampled_noise(backbone.latent_size, run.seed, run.settings.noise_samples),
-        parts=run.parts,
-        colours=palette(len(run.parts)),
-        backbone_id=backbone.id,
-        backbone_hash=backbone.hash,
-        tiny=backbone.tiny_name(run.settings.encoder),
-        image_size=backbone.image_size,
-        latent_size=backbone.latent_size,
-        settings=run.settings,
-        preset=run.preset,
-        seed=run.seed,
-        training_images=tuple(example.digest for example in run.examples),
-        versions=library_versions(),
-    )

@@ -17,7 +17,7 @@ from slime_optimize.data.annotations.example import (
     check_parts,
     ignored_line,
 )
-from slime_optimize.data.annotations.folders import PARTS_FILE, dataset
+from slime_optimize.data.annotations.folders import PARTS_FILE, dataset, read_parts
 from slime_optimize.data.annotations.legend import Legend, find_legend, load_legend
 from slime_optimize.data.annotations.masks import load_example, load_mask, load_pairs, load_training
 from slime_optimize.data.annotations.reading import read
@@ -41,4 +41,5 @@ __all__ = [
     "load_pairs",
     "load_training",
     "read",
+    "read_parts",
 ]

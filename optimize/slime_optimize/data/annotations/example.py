@@ -5,32 +5,38 @@ Shape suffixes: H, W image sides.
 
 from __future__ import annotations
 
-import logging
+import re
+import shlex
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from unicodedata import normalize
 
 import numpy as np
 import numpy.typing as npt
 
-from slime_optimize.errors import InputError, note
+from slime_optimize.errors import InputError, tell
 from slime_was.options import MAX_PARTS
 
 # The value in masks of pixels that count nowhere: in no loss, class weight or IoU. No part has so large an index.
 IGNORED = 255
-# With or without the underscores that LabelMe and some COCO sets put around such names.
+# In any case, and with or without underscores, spaces and the like, as LabelMe's __ignore__ and "don't care".
 _BACKGROUND = ("background", "bg")
-_VOID = ("void", "ignore", "ignored", "dontcare", "don't care")
-_LOG = logging.getLogger(__name__)
+_VOID = ("void", "ignore", "ignored", "dontcare")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Example:
-    """An image (H,W,3) uint8 RGB, its mask (H,W) uint8 of part indices or IGNORED, and the sha256 of the image file."""
+    """An image (H,W,3) uint8 RGB, its mask (H,W) uint8 of part indices or IGNORED, and the sha256 of the image file.
+
+    remarks: what was decided in reading the image, for the person.
+    """
 
     name: str
     image_HW3: npt.NDArray[np.uint8]
     mask_HW: npt.NDArray[np.uint8]
     digest: str = ""
+    remarks: tuple[str, ...] = ()
 
     @property
     def ignored(self) -> int:
@@ -40,10 +46,14 @@ class Example:
 
 @dataclass(frozen=True, kw_only=True)
 class Annotated:
-    """Part names by index, background first, and the examples whose masks hold these indices."""
+    """Part names by index, background first, and the examples whose masks hold these indices.
+
+    by_number: whether nothing but the person's list says what the numbers in the masks mean.
+    """
 
     parts: tuple[str, ...]
     examples: tuple[Example, ...]
+    by_number: bool = False
 
 
 class NoAreaError(InputError):
@@ -55,12 +65,15 @@ def tell_left_out(without: Sequence[NoAreaError], others: Sequence[object]) -> N
     if without and not others:
         raise without[0]
     for error in without:
-        note(f"{str(error).rpartition('; ')[0]}; left out")
+        tell(f"{str(error).rpartition('; ')[0]}; left out")
 
 
 def check_parts(names: Sequence[str]) -> tuple[str, ...]:
-    """Return the part names, stripped; InputError for too few, too many, an empty name, or one that occurs twice."""
-    parts = tuple(name.strip() for name in names)
+    """Return the part names as `spelled`; InputError for too few, too many, an empty name, or one that occurs twice.
+
+    The background, where a name says which it is, has to be the first.
+    """
+    parts = tuple(map(spelled, names))
     if not 2 <= len(parts) <= MAX_PARTS:
         raise InputError(
             f"parts: got {len(parts)} names, expected 2 to {MAX_PARTS}, background first "
@@ -73,6 +86,8 @@ def check_parts(names: Sequence[str]) -> tuple[str, ...]:
             raise InputError(f"parts: {name!r} is named twice, expected each part once")
         if index and is_background(name) and is_background(parts[0]):
             raise InputError(f"parts: {name!r} is another name of {parts[0]!r}, expected one background; leave it out")
+        if index and is_background(name):
+            raise InputError(f"parts: {name!r} is number {index}, expected the background first; put it first")
     return parts
 
 
@@ -81,9 +96,11 @@ def check_ids(mask_HW: npt.NDArray[np.uint8], parts: Sequence[str], subject: str
     beyond = sorted(set(np.unique(mask_HW).tolist()) - {*range(len(parts)), IGNORED})
     if beyond:
         some = ", ".join(map(str, beyond[:5])) + (", …" if len(beyond) > 5 else "")
+        first = "" if is_background(parts[0]) else f", of which the first, {parts[0]!r}, is the background"
+        step = "repaint the mask without smoothing" if len(beyond) > 5 else f"paint what counts nowhere as {IGNORED}"
         raise InputError(
-            f"{subject}: has the part ids {some}, expected 0 to {len(parts) - 1} for {len(parts)} parts; "
-            "name every part, or repaint the mask without smoothing"
+            f"{subject}: has the part ids {some}, expected 0 to {len(parts) - 1} for {len(parts)} parts{first}; "
+            f"learn with a name for every part, or {step}"
         )
 
 
@@ -98,24 +115,26 @@ def check_not_empty(mask_HW: npt.NDArray[np.uint8], subject: str) -> None:
         )
 
 
-def check_painted(examples: Sequence[Example], parts: Sequence[str], subject: str) -> None:
+def check_painted(found: Annotated, subject: str) -> None:
     """Raise InputError where a part other than the background is in no mask: it could not be learned."""
-    painted: set[int] = set().union(*(np.unique(example.mask_HW).tolist() for example in examples))
-    missing = [f"{name!r} (id {index})" for index, name in enumerate(parts) if index and index not in painted]
+    painted: set[int] = set().union(*(np.unique(example.mask_HW).tolist() for example in found.examples))
+    missing = [f"{name!r} (id {index})" for index, name in enumerate(found.parts) if index and index not in painted]
     if missing:
+        others = " ".join(shlex.quote(name) for index, name in enumerate(found.parts) if index in {0, *painted})
+        advice = (
+            "write the names by number into parts.json beside the masks, and give --data without --parts"
+            if found.by_number
+            else f"give --parts {others}"
+        )
         raise InputError(
-            f"{subject}: has no pixel of {', '.join(missing)}; paint the part, or take its name out of the list of "
-            "parts (in masks of numbers, the numbers after it then fall by one)"
+            f"{subject}: has no pixel of {', '.join(missing)}; paint what is missing, or to learn without it {advice}"
         )
 
 
-def tell(line: str) -> None:
-    """Log a choice that was made for the person, at the level that commands show on stderr."""
-    _LOG.warning(line)
-
-
-def tell_ignored(examples: Iterable[Example], subject: str) -> None:
-    """Tell how many pixels count nowhere, where there are any."""
+def tell_remarks(examples: Sequence[Example], subject: str) -> None:
+    """Tell what was decided in reading the images, and how many pixels count nowhere, where there are any."""
+    for remark, images in Counter(remark for example in examples for remark in example.remarks).items():
+        tell(f"{subject}: {images} of {len(examples)} images have {remark}")
     counts = [example.ignored for example in examples if example.ignored]
     if counts:
         tell(ignored_line(sum(counts), len(counts), subject))
@@ -138,21 +157,32 @@ def is_void(name: str) -> bool:
 
 
 def _plain(name: str) -> str:
-    return name.strip().strip("_").casefold()
+    return re.sub(r"[\W_]+", "", name).casefold()
+
+
+def spelled(name: str) -> str:
+    """Return a name without spaces around it, in the one of Unicode's forms that names are compared in."""
+    return normalize("NFC", name).strip()
 
 
 def parts_from(names: Iterable[str], background: str = "background") -> tuple[str, ...]:
     """Return a source's own part names in their order, each once, after the background; void is no part."""
-    others = dict.fromkeys(name.strip() for name in names if not is_background(name) and not is_void(name))
+    others = dict.fromkeys(spelled(name) for name in names if not is_background(name) and not is_void(name))
     return check_parts((background, *(name for name in others if name != background)))
 
 
 def index_of(name: str, parts: Sequence[str], subject: str) -> int:
     """Return the part's index, 0 for every common name of the background, IGNORED for those of void.
 
-    A name among `parts` is a part whatever it is. Raises InputError for a name that is no part.
+    A name among `parts` is a part whatever it is. Raises InputError for a name that is no part, and for one that would
+    be the background because a list without a background begins with it.
     """
-    stripped = name.strip()
+    stripped = spelled(name)
+    if stripped == parts[0] and not is_background(stripped):
+        raise InputError(
+            f"{subject}: is painted as {stripped!r}, which the list of parts begins with, where the background is "
+            f"expected; give --parts background {' '.join(map(shlex.quote, parts))}"
+        )
     if stripped in parts:
         return parts.index(stripped)
     if is_background(stripped):
@@ -161,23 +191,5 @@ def index_of(name: str, parts: Sequence[str], subject: str) -> int:
         return IGNORED
     raise InputError(
         f"{subject}: has the name {stripped!r}, expected one of the parts {', '.join(parts)}; "
-        "rename it in the annotations, or learn with it among the parts"
+        "rename it in the annotations, to void where it is to count nowhere, or learn with it among the parts"
     )
-
-
-def agreed_parts(asked: Sequence[str] | None, own: Sequence[str] | None, subject: str) -> tuple[str, ...]:
-    """Return the part names for masks of part numbers: those asked for, or the source's own.
-
-    Raises InputError where there are neither, or both and they differ.
-    """
-    if asked is None and own is None:
-        raise InputError(
-            f"{subject}: names no parts, expected parts.json (a JSON list, background first) beside the masks; "
-            "write it, or name the parts with --parts"
-        )
-    if asked is not None and own is not None and tuple(asked) != tuple(own):
-        raise InputError(
-            f"{subject}: its parts are {', '.join(own)}, those asked for are {', '.join(asked)}; "
-            "expected the same, in the same order"
-        )
-    return check_parts(asked if asked is not None else own or ())

@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from slime_optimize.data.annotations.example import Annotated, check_parts, parts_from
-from slime_optimize.data.annotations.folders import MASK_SUFFIXES, files
+from slime_optimize.data.annotations.example import Annotated, check_parts, parts_from, spelled
 from slime_optimize.data.annotations.layers import load_layers
 from slime_optimize.data.annotations.locating import Locator, spellings
+from slime_optimize.data.annotations.matching import MASK_SUFFIXES, files
 from slime_optimize.data.annotations.pictures import IMAGE_SUFFIXES
 from slime_optimize.errors import InputError
 
@@ -63,7 +63,7 @@ def strokes(folder: Path) -> list[Stroke]:
         name = _NAME.fullmatch(path.stem)
         if name is not None:
             task, annotation = int(name["task"]), int(name["annotation"])
-            found.append(Stroke(path=path, task=task, annotation=annotation, rest=name["rest"]))
+            found.append(Stroke(path=path, task=task, annotation=annotation, rest=spelled(name["rest"])))
     return found
 
 
@@ -101,7 +101,7 @@ def _labels(content: object) -> set[str]:
     """Return the labels of all brush strokes in a project's JSON."""
     if isinstance(content, Mapping):
         given = content.get("brushlabels")
-        own = {label for label in given if isinstance(label, str)} if isinstance(given, list) else set()
+        own = {spelled(label) for label in given if isinstance(label, str)} if isinstance(given, list) else set()
         return own.union(*(_labels(value) for value in content.values()))
     if isinstance(content, list):
         return set().union(*(_labels(value) for value in content if isinstance(value, (Mapping, list))))

@@ -15,7 +15,6 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
-from unicodedata import normalize
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -27,6 +26,7 @@ from slime_optimize.data.annotations.example import (
     check_not_empty,
     index_of,
     parts_from,
+    spelled,
     tell_left_out,
 )
 from slime_optimize.data.annotations.locating import Locator
@@ -56,7 +56,7 @@ def read_labelme(contents: Mapping[Path, Json], folder: Path, parts: Sequence[st
     try:
         if parts is None:
             shapes = (shape for content in contents.values() for shape in content["shapes"])
-            labels = sorted({normalize("NFC", shape["label"]) for shape in shapes})
+            labels = sorted({spelled(shape["label"]) for shape in shapes})
             if not labels:
                 raise InputError(
                     f"LabelMe {folder}: no file has a shape, all masks are empty; draw the parts, then save"
@@ -82,14 +82,14 @@ def _example(path: Path, content: Json, locator: Locator, parts: Sequence[str]) 
     for number, shape in enumerate(content["shapes"]):
         this = f"{subject}: shape {number} ({shape['label']})"
         try:
-            _draw(canvas, shape, index_of(normalize("NFC", shape["label"]), parts, this), this)
+            _draw(canvas, shape, index_of(shape["label"], parts, this), this)
             drawn.append(number)
         except NoAreaError as error:
             without.append(error)
     tell_left_out(without, drawn)
     mask_HW = np.array(canvas)
     check_not_empty(mask_HW, subject)
-    return Example(name=path.stem, image_HW3=picture.image_HW3, mask_HW=mask_HW, digest=picture.digest)
+    return picture.example(path.stem, mask_HW)
 
 
 def _picture(path: Path, content: Json, locator: Locator) -> Picture:

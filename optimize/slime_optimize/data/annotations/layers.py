@@ -26,11 +26,10 @@ from slime_optimize.data.annotations.example import (
     index_of,
     is_background,
     is_void,
-    tell,
 )
-from slime_optimize.data.annotations.masks import load_array, open_png
+from slime_optimize.data.annotations.masks import load_array, open_mask
 from slime_optimize.data.annotations.pictures import Picture, fitted, read_picture
-from slime_optimize.errors import InputError
+from slime_optimize.errors import InputError, tell
 
 Bits = npt.NDArray[np.bool_]
 # RectLabel writes NAME_class_PART.png.
@@ -60,7 +59,7 @@ def load_layers(
     if covered:
         names = ", ".join(repr(parts[index]) if index != IGNORED else "void" for index in covered)
         tell(f"masks of {image}: {names} cannot be seen, other parts cover all of it; name last what lies on top")
-    return Example(name=image.stem, image_HW3=picture.image_HW3, mask_HW=mask_HW, digest=picture.digest)
+    return picture.example(image.stem, mask_HW)
 
 
 def _together(paths: Sequence[Path], picture: Picture) -> Bits:
@@ -81,7 +80,7 @@ def painted(path: Path) -> Bits:
         if array.ndim != 2:
             raise InputError(f"mask {path}: is of shape {array.shape}, expected (height, width)")
         return _brighter(array, path)
-    with open_png(path) as image:
+    with open_mask(path) as image:
         if image.has_transparency_data:
             alpha_HW = np.array(image.convert("RGBA"))[..., 3]
             if (alpha_HW < 255).any():
@@ -153,4 +152,4 @@ def own_names(rests: Iterable[str]) -> dict[str, str]:
     """Return the part that each rest of a file's name says, where no list names the parts."""
     found = list(dict.fromkeys(rests))
     prefixed = all(_PREFIX.match(rest) for rest in found)
-    return {rest: _PREFIX.sub("", rest, count=1) if prefixed else rest for rest in found}
+    return {rest: (_PREFIX.sub("", rest, count=1) if prefixed else rest).lstrip("_- ") or rest for rest in found}

@@ -1,7 +1,8 @@
 """Colour legends: which colour stands for which part. Read from JSON, or from CVAT's labelmap.txt.
 
 JSON:          {"#000000": "background", "#ff0000": "body"}     or the other way round: {"body": [255, 0, 0]}
-labelmap.txt:  one line for each label, NAME:R,G,B:: (what follows the colour is not used); # begins a comment
+labelmap.txt:  one line for each label, NAME:R,G,B:: (what follows the colour is not used); # begins a comment. Where no
+               label has a colour, as Datumaro writes it, they have PASCAL VOC's in the order of the lines
 
 Several colours may have one name: they are the same part. Colours called void or ignore count nowhere, unless they are
 the black of a legend without a background.
@@ -20,7 +21,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from slime_optimize.data.annotations.example import index_of, is_background, parts_from
+from slime_optimize.data.annotations.example import index_of, is_background, parts_from, spelled
+from slime_optimize.data.annotations.palettes import voc_colour
 from slime_optimize.errors import InputError, first_line
 
 Colour = tuple[int, int, int]
@@ -88,14 +90,14 @@ def hexadecimal(colour: Colour) -> str:
 
 
 def _labelmap(path: Path, text: str) -> Iterator[tuple[Colour, str]]:
-    for number, line in enumerate(text.splitlines(), 1):
-        if not line.strip() or line.lstrip().startswith("#"):
-            continue
+    lines = [(n, line) for n, line in enumerate(text.splitlines(), 1) if line.strip() and line.lstrip()[0] != "#"]
+    bare = all(re.fullmatch(r"[^:]+:::?\s*", line) for _, line in lines)
+    for index, (number, line) in enumerate(lines):
         name, _, rest = line.partition(":")
-        colour = _colour(rest.partition(":")[0])
+        colour = voc_colour(index) if bare else _colour(rest.partition(":")[0])
         if colour is None or not name.strip():
             raise InputError(f"legend {path}: line {number} is {line.strip()[:80]!r}, expected name:r,g,b::")
-        yield colour, name.strip()
+        yield colour, spelled(name)
 
 
 def _json(path: Path, text: str) -> Iterator[tuple[Colour, str]]:
@@ -111,7 +113,7 @@ def _json(path: Path, text: str) -> Iterator[tuple[Colour, str]]:
         if colour is None or not isinstance(name, str) or not name.strip():
             entry = f"{json.dumps(key)}: {json.dumps(value)}"[:80]
             raise InputError(f'legend {path}: has {entry}, expected "#rrggbb": "name" or "name": [r, g, b]')
-        yield colour, name.strip()
+        yield colour, spelled(name)
 
 
 def _colour(value: object) -> Colour | None:
@@ -160,4 +162,4 @@ def _index(legend: Legend, colour: Colour, parts: Sequence[str] | None, subject:
     """Return the colour's part index; the legend's background is part 0, whatever the two call it."""
     name, own = legend.name(colour) or "", legend.parts
     names = own if parts is None else parts
-    return 0 if name == own[0] and name not in names else index_of(name, names, subject)
+    return 0 if name == own[0] and name not in names[1:] else index_of(name, names, subject)

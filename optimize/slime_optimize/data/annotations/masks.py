@@ -1,4 +1,4 @@
-"""Mask files that hold all parts, PNG or .npy, and the image beside them.
+"""Mask files that hold all parts, PNG, TIFF, BMP, GIF or .npy, and the image beside them.
 
 Without a legend, the values of a mask of all parts are part indices, but for palettes and colours that are known: there
 colours decide. With one, every PNG is read by its colours, palette and grey alike.
@@ -19,22 +19,25 @@ from PIL import Image
 
 from slime_optimize.data.annotations.example import (
     IGNORED,
+    Annotated,
     Example,
     check_ids,
     check_not_empty,
     check_painted,
-    tell,
-    tell_ignored,
+    tell_remarks,
 )
 from slime_optimize.data.annotations.legend import Colour, Legend, by_colour, hexadecimal, load_legend
 from slime_optimize.data.annotations.palettes import known_palette, own_palette
 from slime_optimize.data.annotations.pictures import fitted, read_picture
-from slime_optimize.errors import InputError, first_line
+from slime_optimize.errors import InputError, first_line, tell
 from slime_was.options import MAX_PARTS
 
 _GREY = ("1", "L", "I;16", "I;16B", "I")
 _COLOURED = ("RGB", "RGBA", "LA")
+_LOSSLESS = ("PNG", "TIFF", "BMP", "GIF")
+_LOSSY = ("jpeg", "tiff_jpeg", "webp")  # of TIFF
 _BIT_DEPTH = 24  # where a PNG says how many bits a value has
+_BITS_PER_SAMPLE = 258  # the tag of TIFF for that
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +55,7 @@ def load_mask(path: Path, legend: Legend | None = None, parts: Sequence[str] | N
     """
     if path.suffix.lower() == ".npy":
         return _from_array(load_array(path), path, legend, parts)
-    with open_png(path) as image:
+    with open_mask(path) as image:
         if legend is not None:
             return Mask(values_HW=by_colour(_rgba(image, path), legend, parts, f"mask {path}"), colours={})
         count = MAX_PARTS if parts is None else len(parts)
@@ -63,11 +66,11 @@ def load_mask(path: Path, legend: Legend | None = None, parts: Sequence[str] | N
         if image.mode not in _GREY:
             raise _unknown_colours(image, path)
         values_HW = _indices(np.array(image), f"mask {path}")
-    return Mask(values_HW=_grey(values_HW, path, count), colours={})
+        return Mask(values_HW=_grey(values_HW, _depth(image, path), count), colours={})
 
 
-def open_png(path: Path) -> Image.Image:
-    """Open and decode a PNG; InputError for anything else, such as JPEG, which does not keep pixels' values."""
+def open_mask(path: Path) -> Image.Image:
+    """Open and decode a PNG, TIFF, BMP or GIF; InputError for anything that does not keep pixels' values, as JPEG."""
     try:
         image = Image.open(path)
         image.load()
@@ -77,12 +80,16 @@ def open_png(path: Path) -> Image.Image:
         raise InputError(
             f"mask {path}: not a readable picture ({first_line(error)}); expected a PNG or .npy"
         ) from error
-    if image.format != "PNG":
-        raise InputError(
-            f"mask {path}: is a {image.format} of mode {image.mode}, expected a PNG or .npy, "
-            "which keep every pixel's value; save it as PNG"
-        )
-    return image
+    frames = getattr(image, "n_frames", 1)
+    if image.format in _LOSSLESS and str(image.info.get("compression")) not in _LOSSY and frames == 1:
+        return image
+    image.close()
+    if frames > 1:
+        raise InputError(f"mask {path}: has {frames} frames, expected one; save the one as PNG")
+    raise InputError(
+        f"mask {path}: is a {image.format} of mode {image.mode}, expected a PNG or .npy, "
+        "which keep every pixel's value; save it as PNG"
+    )
 
 
 def load_array(path: Path) -> npt.NDArray[Any]:
@@ -137,14 +144,20 @@ def _indices(values_HW: npt.NDArray[Any], subject: str) -> npt.NDArray[np.uint8]
     return values_HW.astype(np.uint8)
 
 
-def _grey(values_HW: npt.NDArray[np.uint8], path: Path, count: int) -> npt.NDArray[np.uint8]:
-    """Return the numbers of a grey PNG: those of 2 and 4 bits were spread over 0..255 to show them as grey."""
+def _grey(values_HW: npt.NDArray[np.uint8], depth: int, count: int) -> npt.NDArray[np.uint8]:
+    """Return the numbers of a grey picture: those of 2 and 4 bits were spread over 0..255 to show them as grey."""
     spread_HW = _black_and_white(values_HW, count)
-    with path.open("rb") as file:
-        depth = file.read(_BIT_DEPTH + 1)[_BIT_DEPTH]
     if depth in (2, 4) and spread_HW is values_HW:
         return values_HW // np.uint8(255 // (2**depth - 1))
     return spread_HW
+
+
+def _depth(image: Image.Image, path: Path) -> int:
+    """Return how many bits the file has for a value of a PNG or TIFF; 8 for others."""
+    if image.format == "PNG":
+        with path.open("rb") as file:
+            return file.read(_BIT_DEPTH + 1)[_BIT_DEPTH]
+    return int(getattr(image, "tag_v2", {}).get(_BITS_PER_SAMPLE, (8,))[0])
 
 
 def _black_and_white(values_HW: npt.NDArray[np.uint8], count: int) -> npt.NDArray[np.uint8]:
@@ -255,8 +268,8 @@ def load_training(
     pairs = zip(images, masks, strict=True)
     examples = load_pairs(pairs, parts, load_legend(legend) if legend is not None else None)
     subject = f"mask {', '.join(str(mask) for mask in masks)}"
-    check_painted(examples, parts, subject)
-    tell_ignored(examples, subject)
+    check_painted(Annotated(parts=tuple(parts), examples=examples, by_number=legend is None), subject)
+    tell_remarks(examples, subject)
     return list(examples)
 
 
@@ -265,8 +278,7 @@ def _load(image: Path, mask: Path, parts: Sequence[str], legend: Legend | None) 
     loaded = load_mask(mask, legend, parts)
     mask_HW = fitted(loaded.values_HW, picture, f"mask {mask}")
     check_ids(mask_HW, parts, f"mask {mask}")
-    example = Example(name=image.stem, image_HW3=picture.image_HW3, mask_HW=mask_HW, digest=picture.digest)
-    return example, loaded.colours
+    return picture.example(image.stem, mask_HW), loaded.colours
 
 
 def _check_palette(mask: Path, colours: Mapping[int, Colour], shown: dict[int, tuple[Path, Colour]]) -> None:

@@ -59,12 +59,12 @@ def _palettes() -> tuple[Palette, ...]:
     grey = {(index, index, index): index for index in (*range(MAX_PARTS), IGNORED)}
     return (
         Palette(name="SLiMe Serve's", numbers=own),
-        Palette(name="PASCAL VOC's", numbers={_voc(index): index for index in range(256)}),
+        Palette(name="PASCAL VOC's", numbers={voc_colour(index): index for index in range(256)}),
         Palette(name="grey", numbers=grey),
     )
 
 
-def _voc(index: int) -> Colour:
+def voc_colour(index: int) -> Colour:
     """Return PASCAL VOC's colour of a label: bits 0, 1 and 2 of each three of the index give red, green and blue."""
     colour = [0, 0, 0]
     for place in range(3):

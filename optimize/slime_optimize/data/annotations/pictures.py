@@ -15,10 +15,14 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps
 
-from slime_image import ImageError, decode, load
+from slime_image import FILE_FORMATS, ImageError, decode, load, opened
+from slime_optimize.data.annotations.example import Example
+from slime_optimize.data.annotations.palettes import own_palette
 from slime_optimize.errors import InputError
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+# What is an image whatever lies beside it, and what may be the mask of one as well.
+ALWAYS_IMAGES = (".jpg", ".jpeg", ".webp", ".avif", ".heic", ".heif")
+IMAGE_SUFFIXES = (*ALWAYS_IMAGES, ".png", ".tif", ".tiff", ".bmp", ".gif")
 _ORIENTATION_TAG = 0x0112
 _QUARTER_TURNS = (5, 6, 7, 8)
 Point = tuple[float, float]
@@ -26,12 +30,16 @@ Point = tuple[float, float]
 
 @dataclass(frozen=True, kw_only=True)
 class Picture:
-    """An upright image (H,W,3) uint8 RGB, the EXIF orientation it was turned by (1: none), and the file's sha256."""
+    """An upright image (H,W,3) uint8 RGB, the EXIF orientation it was turned by (1: none), and the file's sha256.
+
+    remarks: what was decided in reading it, for the person.
+    """
 
     subject: str
     image_HW3: npt.NDArray[np.uint8]
     orientation: int
     digest: str
+    remarks: tuple[str, ...] = ()
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -39,20 +47,51 @@ class Picture:
         height, width, _ = self.image_HW3.shape
         return height, width
 
+    def example(self, name: str, mask_HW: npt.NDArray[np.uint8]) -> Example:
+        """Return the example of this picture and its mask (H,W)."""
+        image_HW3 = self.image_HW3
+        return Example(name=name, image_HW3=image_HW3, mask_HW=mask_HW, digest=self.digest, remarks=self.remarks)
+
 
 def read_picture(path: Path) -> Picture:
     """Load the picture at `path`. Raises ImageError, naming the path."""
     image_HW3 = load(path)
-    with Image.open(path) as image:
+    data = path.read_bytes()
+    with opened(data) as image:
+        _check_no_mask(image, path)
         orientation = _orientation(image)
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    return Picture(subject=f"image {path}", image_HW3=image_HW3, orientation=orientation, digest=digest)
+        remarks = {
+            "several frames, of which the first is taken": getattr(image, "n_frames", 1) > 1 and image.format != "MPO",
+            "16 bits of grey, of which 0..65535 becomes 0..255": image.mode.startswith("I"),
+        }
+    return Picture(
+        subject=f"image {path}",
+        image_HW3=image_HW3,
+        orientation=orientation,
+        digest=hashlib.sha256(data).hexdigest(),
+        remarks=tuple(remark for remark, holds in remarks.items() if holds),
+    )
+
+
+def _check_no_mask(image: Image.Image, path: Path) -> None:
+    """Raise InputError for a mask that slime segment wrote, which lies beside its COCO JSON under the image's name."""
+    if image.format != "PNG" or image.mode != "P":
+        return
+    flat, own = image.getpalette("RGB") or [], own_palette().numbers
+    used = [index for _, index in image.getcolors() or [] if isinstance(index, int)]
+    if len(used) > 1 and all(
+        own.get((flat[3 * index], flat[3 * index + 1], flat[3 * index + 2])) == index for index in used
+    ):
+        raise InputError(
+            f"image {path}: is a mask as slime segment writes it, expected the picture that was segmented; "
+            "put that one in its place"
+        )
 
 
 def decode_picture(data: bytes, subject: str) -> Picture:
     """Decode a picture that lies inside an annotation file. Raises InputError."""
     try:
-        image_HW3 = decode(data)
+        image_HW3 = decode(data, formats=FILE_FORMATS)
     except ImageError as error:
         raise InputError(f"{subject}: {error}") from error
     digest = hashlib.sha256(data).hexdigest()

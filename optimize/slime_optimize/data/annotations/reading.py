@@ -1,7 +1,7 @@
 """The reader of annotated images: it recognises what a source is by its content, and reads it.
 
-a folder    images with masks · COCO JSON (also in annotations/) · LabelMe JSON · Label Studio's brush masks
-a file      COCO JSON · one LabelMe JSON
+a folder    images with masks · COCO JSON (also in annotations/) · LabelMe JSON · YOLO labels · Label Studio's brushes
+a file      COCO JSON · one LabelMe JSON · YOLO's data.yaml, for its folder
 """
 
 from __future__ import annotations
@@ -11,18 +11,19 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-from unicodedata import normalize
 
 from slime_optimize.data.annotations.coco import is_coco, read_coco
-from slime_optimize.data.annotations.example import Annotated, check_parts, tell_ignored
-from slime_optimize.data.annotations.folders import files, places, read_folder
+from slime_optimize.data.annotations.example import Annotated, check_parts, tell_remarks
+from slime_optimize.data.annotations.folders import read_folder
 from slime_optimize.data.annotations.label_studio import is_tasks, read_brush, strokes
 from slime_optimize.data.annotations.labelme import is_labelme, read_labelme
 from slime_optimize.data.annotations.legend import load_legend
 from slime_optimize.data.annotations.locating import JSON_FOLDERS, Locator
-from slime_optimize.errors import InputError, first_line, note
+from slime_optimize.data.annotations.matching import files, places
+from slime_optimize.data.annotations.yolo import YAML, labels, read_yolo
+from slime_optimize.errors import InputError, first_line, tell
 
-WANTED = "expected a folder of images with masks, COCO JSON, or LabelMe JSON; docs/annotations.md shows each"
+WANTED = "expected a folder of images with masks, COCO or LabelMe JSON, or YOLO labels; docs/annotations.md shows each"
 _OURS = ("parts.json", "legend.json")
 
 
@@ -32,14 +33,16 @@ def read(source: Path, parts: Sequence[str] | None = None, *, legend: Path | Non
     `legend` says what the colours of masks mean. Raises InputError or slime_image's ImageError, in one line.
     """
     source = Path(source)
-    names = None if parts is None else check_parts([normalize("NFC", name) for name in parts])
+    names = None if parts is None else check_parts(parts)
     if not source.exists():
         raise InputError(f"data {source}: no such file or folder, {WANTED}")
+    if source.suffix.lower() in YAML and source.is_file():
+        source = source.parent
     documents = _documents(source)
     if legend is not None and (documents or source.is_file()):
         raise InputError(f"legend {legend}: is for masks of colours, but {source} names its parts itself; leave it out")
     found = read_folder(source, names, load_legend(legend)) if legend else _annotated(source, documents, names)
-    tell_ignored(found.examples, f"data {source}")
+    tell_remarks(found.examples, f"data {source}")
     return found
 
 
@@ -60,6 +63,8 @@ def _annotated(source: Path, documents: dict[Path, Any], parts: Sequence[str] | 
             f'data {source}: is Label Studio\'s own JSON; choose the export "COCO with Images" for polygons, '
             'or "Brush labels to COCO" or "Brush labels to PNG" for brushes'
         )
+    if yolo := _labels(source):
+        return read_yolo(yolo, source, parts)
     _check_readable(source)
     return read_folder(source, parts, None)
 
@@ -73,7 +78,7 @@ def _documents(source: Path) -> dict[Path, Any]:
         paths = [path for folder in folders for path in files(folder, (".json",)) if path.name not in _OURS]
     contents = {path: _json(path) for path in paths}
     known = {path: content for path, content in contents.items() if _kind(content)}
-    if paths and not known and (source.is_file() or _masks_below(source) is None):
+    if paths and not known and (source.is_file() or (_masks_below(source) is None and not _labels(source))):
         raise InputError(
             f"data {paths[0]}: is neither COCO (images, annotations, categories) nor LabelMe (shapes); "
             "export one of the two, or move the file away"
@@ -145,7 +150,7 @@ def _with_regions(documents: dict[Path, Any]) -> dict[Path, Any]:
     if not used:
         return documents
     for path in sorted(documents.keys() - used.keys()):
-        note(f"data {path}: has key points or no annotation; left out")
+        tell(f"data {path}: has key points or no annotation; left out")
     return used
 
 
@@ -156,6 +161,11 @@ def _check_alone(source: Path, kind: str) -> None:
             f"data {source}: mixes {kind} JSON and the masks of {masks}, expected one kind; "
             "keep them in folders of their own"
         )
+
+
+def _labels(source: Path) -> dict[Path, Path]:
+    """Return YOLO's label files by image, where there are no masks besides."""
+    return labels(source) if source.is_dir() and _masks_below(source) is None else {}
 
 
 def _masks_below(source: Path) -> Path | None:
