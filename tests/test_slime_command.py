@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
-from importlib import import_module, metadata
+from importlib import import_module
 
 import pytest
+import tomllib
 import torch
 
 from painting import ROOT
@@ -120,7 +121,7 @@ def test_the_clients_own_program_says_what_it_needs(capfd: pytest.CaptureFixture
 
 
 def test_every_extra_that_is_named_exists() -> None:
-    extras = set(metadata.metadata("slime-serve").get_all("Provides-Extra"))
+    extras = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"])
     folders = ("optimize", "export", "serve", "client", "backbone", "cli", "model_repository", "benchmarks", "docs")
     pages = [*ROOT.glob("*.md"), *(path for folder in folders for path in (ROOT / folder).rglob("*.[mp][dy]"))]
     named = {
