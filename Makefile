@@ -4,7 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 LOWEST := .venv-lowest
-# Processes that tests run in; those of one file share a process.
+# Processes that tests run in; those of one file share a process. (pytest-xdist's groups have no effect since pytest 9.2,
+# which computes the name of a test that pytest-xdist 3.8 writes the group into.)
 JOBS ?= 2
 PYTEST := -m pytest -n $(JOBS) --dist loadfile
 NUMERIC := tests/was tests/image tests/optimize tests/reference tests/export tests/backbone
@@ -14,7 +15,7 @@ NUMPY ?= 1
 CLIENT := build/client-$(notdir $(PYTHON))-numpy$(NUMPY)
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo test test-fast test-processors test-lowest test-client test-client-numpy2 lint wheel results speed performance serve clean
+.PHONY: demo test test-fast test-processors test-lowest test-client test-client-numpy2 lint types wheel results speed performance serve clean
 
 demo: $(INSTALLED)
 	$(BIN)/python demo.py
@@ -49,10 +50,12 @@ test-client:
 test-client-numpy2:
 	$(MAKE) test-client NUMPY=2
 
-# The served models and backends are programs of their own, all called model.py: one call each.
-lint: $(INSTALLED)
+lint: $(INSTALLED) types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+# The served models and backends are programs of their own, all called model.py: one call each.
+types: $(INSTALLED)
 	$(BIN)/mypy
 	for model in model_repository/*/1/model.py serve/backends/*/model.py; do $(BIN)/mypy $$model || exit 1; done
 

@@ -21,7 +21,7 @@ from slime_export.pipeline import export
 from slime_optimize.backbone import load_backbone
 from slime_optimize.method.prediction import load_predictor
 
-# Seeds of embeddings whose masks have a margin: over some random images each part they find covers a third of the
+# Seeds of embeddings whose masks have a margin: over some random images, each part that they find covers a third of the
 # pixels or more, and weights rounded to fp16 change under a thousandth of them. With others a part may cover two
 # pixels, which the last bits of another processor's sums take away, and with them a fifth of the mean IoU.
 WITH_A_MARGIN = {"sd15": 3, "sd21": 15}

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pytest
 import torch
 from PIL import Image
 
@@ -91,6 +92,11 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "patch_side": 0.75,
     },
 }
+
+
+def names(options: Iterable[str]) -> list[Any]:
+    """The options' names as parameters; those of several passes, each a UNet of its own in one graph, are slow."""
+    return [pytest.param(name, marks=pytest.mark.slow) if name == "passes" else name for name in options]
 
 
 def changed(folder: Path, settings: dict[str, Any]) -> Segmenter:

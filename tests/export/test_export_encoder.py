@@ -57,6 +57,7 @@ def test_a_backbone_without_one(backbone: Backbone, tmp_path: Path) -> None:
         Encoder(plain, "tiny")
 
 
+@pytest.mark.slow
 def test_a_tiny_segmenter_is_served_with_its_own(make_segmenter: Callable[..., Path], tmp_path: Path) -> None:
     folder, repository = make_segmenter(tmp_path), tmp_path / "repository"
     elsewhere = backbones.build_tiny(tmp_path / "elsewhere")

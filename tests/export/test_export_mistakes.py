@@ -46,6 +46,7 @@ def test_a_disk_without_room_is_seen_before_the_work(
 
 
 @ONE_KIND
+@pytest.mark.slow
 def test_an_export_killed_half_way(exported: Exported, tmp_path: Path, snapshot: Callable[[Path], Snapshot]) -> None:
     repository = shutil.copytree(exported.repository, tmp_path / "models")
     before = snapshot(repository)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from exporting import OPTIONS, changed
+from exporting import OPTIONS, changed, names
 
 from slime_export.errors import ExportError, ServerError
 from slime_export.graph.runtimes import OnnxModel
@@ -21,7 +21,7 @@ from slime_optimize.method.prediction import load_predictor
 from slime_repository.variant import Variant
 
 
-@pytest.mark.parametrize("name", sorted(OPTIONS))
+@pytest.mark.parametrize("name", names(OPTIONS))
 def test_exported_with_the_same_masks(name: str, tmp_path: Path, make_segmenter: Callable[..., Path]) -> None:
     folder = make_segmenter(tmp_path)
     segmenter = changed(folder, OPTIONS[name])
@@ -34,7 +34,7 @@ def test_exported_with_the_same_masks(name: str, tmp_path: Path, make_segmenter:
     assert ("GUIDE_IMAGE" in (tmp_path / "repository" / "car" / "config.pbtxt").read_text()) == (name == "best")
 
 
-@pytest.mark.parametrize("name", sorted(OPTIONS))
+@pytest.mark.parametrize("name", names(OPTIONS))
 def test_the_weighted_form_gives_the_same_masks(name: str, tmp_path: Path, make_segmenter: Callable[..., Path]) -> None:
     folder = make_segmenter(tmp_path)
     changed(folder, OPTIONS[name])

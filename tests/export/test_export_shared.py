@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from exporting import shared_segmenter
+from exporting import names, shared_segmenter
 
 from backbones import LATENT_SIZE
 from slime_export.forms import AsBaked, entry_of, group_of
@@ -38,7 +38,7 @@ def backbone(tmp_path_factory: pytest.TempPathFactory, make_segmenter: Callable[
 
 
 @pytest.mark.parametrize("maps", ["averaged", "weighted"])
-@pytest.mark.parametrize("name", OPTIONS)
+@pytest.mark.parametrize("name", names(OPTIONS))
 def test_one_graph_for_segmenters_of_different_parts(name: str, maps: str, backbone: Backbone, tmp_path: Path) -> None:
     variant = Variant(maps=maps)
     two = [shared_segmenter(backbone, seed, parts, OPTIONS[name]) for seed, parts in ((1, 3), (2, 6))]

@@ -23,6 +23,7 @@ def build() -> ModuleType:
     return module
 
 
+@pytest.mark.slow
 def test_the_graph_is_made_once(
     build: ModuleType, tmp_path: Path, make_segmenter: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
