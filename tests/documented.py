@@ -136,9 +136,8 @@ def prepare(command: Command, folder: Path) -> None:
     if named := re.search(r"--image .*--parts ((?:\w+ )+)", command.line):
         count = len(named[1].split())
         Image.fromarray(np.minimum(scene("car", "train-1", 0).mask, count - 1)).save(folder / "car-parts.png")
-    match = re.search(
-        r"--data (cars|annotations|labelled|unpacked-export|dataset|data/car/test|data/car)\b", command.line
-    )
+    sources = "cars|annotations|labelled|unpacked-export|dataset|data/car/test|data/car"
+    match = re.search(rf"--data ({sources})\b", command.line)
     if match is None:
         return
     source = folder / match[1]

@@ -33,12 +33,12 @@ class Terminal:
 
     def type(self, command: Command) -> str:
         """Run a command; returns what it printed. A server stays until the next one, or the end."""
-        if " upgrade REPO" in command.line and not (self.folder / "repository" / "car").exists():
-            # The guide's last command has removed it.
-            self.type(Command(command.page, "slime export segmenters/car --repository REPO --url HOST:PORT"))
+        serving = re.match(r"slime serve|python serve/launch.py", command.line)
+        if serving and not (self.folder / "repository" / "car").exists():  # The guide's last command has removed it.
+            self.type(Command(command.page, "slime export segmenters/car --repository REPO"))
         documented.prepare(command, self.folder)
         words = command.runnable(self.url, self.http)
-        if re.match(r"slime serve|python serve/launch.py", command.line):
+        if serving:
             return self._serve(words)
         done = subprocess.run(words, cwd=self.folder, capture_output=True, text=True, check=False, timeout=MINUTES * 60)
         assert done.returncode == 0, f"{' '.join(words)}\n{done.stdout[-2000:]}\n{done.stderr[-3000:]}"
