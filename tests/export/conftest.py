@@ -6,6 +6,7 @@ import importlib.util
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache, partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -48,16 +49,25 @@ def make_segmenter() -> Callable[..., Path]:
     return make
 
 
+@pytest.fixture(scope="session")
+def export_of(tmp_path_factory: pytest.TempPathFactory, make_segmenter: Callable[..., Path]) -> Callable[..., Exported]:
+    """(kind) -> its export, which is made once. A fixture with parameters would forget it at each change of kind."""
+    return cache(partial(_exported, tmp_path_factory, make_segmenter))
+
+
 @pytest.fixture(scope="session", params=sorted(KINDS))
-def exported(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, make_segmenter: Callable[..., Path]
-) -> Exported:
-    root = tmp_path_factory.mktemp(request.param)
-    folder = make_segmenter(root, request.param)
+def exported(request: pytest.FixtureRequest, export_of: Callable[..., Exported]) -> Exported:
+    """Each kind in turn."""
+    return export_of(request.param)
+
+
+def _exported(tmp_path_factory: pytest.TempPathFactory, make_segmenter: Callable[..., Path], kind: str) -> Exported:
+    root = tmp_path_factory.mktemp(kind)
+    folder = make_segmenter(root, kind)
     lines: list[str] = []
     published, report = export(ExportOptions(folder=folder, repository=root / "repository"), lines.append)
     return Exported(
-        kind=request.param,
+        kind=kind,
         folder=folder,
         repository=root / "repository",
         predictor=load_predictor(folder),
