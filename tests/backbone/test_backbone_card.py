@@ -27,6 +27,7 @@ def weights(state: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_card_is_written_from_facts(state: Path, weights: Path, tmp_path: Path, card_script: ModuleType) -> None:
     few = [word for name in ("steps", "prompts", "scenes") for word in (f"--{name}", "1")]
     arguments = ["--state", str(state), "--weights", str(weights), "--out", str(tmp_path), *few]

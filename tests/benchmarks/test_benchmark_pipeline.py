@@ -66,6 +66,7 @@ def _masks(exports: Exports, tmp_path: Path, kind: str, encoder: str = "", unet:
     return masks
 
 
+@pytest.mark.slow
 def test_exact_variants_give_the_same_masks(exports: Exports, tmp_path: Path) -> None:
     expected = _masks(exports, tmp_path, "torch", "encoder")
     for form, session in (("averaged", "served"), ("weighted", "no arena")):

@@ -58,6 +58,7 @@ def test_the_training_image_goes_along(
 
 
 @ONE_KIND
+@pytest.mark.slow
 def test_for_a_cpu(
     command: ModuleType,
     exported: Exported,

@@ -200,6 +200,7 @@ def test_a_segmenter_through_engines_is_equal_to_pytorch(trt: ModuleType, export
     assert report.failures == []
 
 
+@pytest.mark.slow
 def test_an_export_as_engines(
     trt: ModuleType, exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

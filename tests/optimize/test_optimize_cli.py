@@ -107,6 +107,7 @@ def test_several_images(run: Main, options: dict[str, list[str]], files: Files, 
     assert np.abs(fit(kept, made.image_size) - fit(load(files.image), made.image_size)).max() <= 0.5 / 127.5 + 1e-6
 
 
+@pytest.mark.slow
 def test_as_a_command(options: dict[str, list[str]], tmp_path: Path) -> None:
     command = [sys.executable, str(ROOT / "optimize" / "run.py"), *line(options, seed=5)]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=dict(os.environ), timeout=120)
