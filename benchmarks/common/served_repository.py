@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -13,15 +12,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 from benchmarks.common.sides import BenchmarkError, python, script
+from google.protobuf import text_format
+from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from slime_repository import layout
 from slime_repository.contract import is_encoder, is_unet
 from slime_repository.shared_store import names, store_of
 from slime_repository.variant import MAPS
 
-_BATCH = re.compile(r"max_batch_size: [1-9]\d*")
-# A server does not load a model that has a warm-up larger than its largest batch.
-_LARGER_WARM_UP = re.compile(r"^model_warmup .* batch_size: (?!1 ).*\n", re.MULTILINE)
 Target = tuple[str, str | None]
 
 
@@ -85,11 +83,18 @@ def copied(repository: Path) -> Iterator[Path]:
 
 @contextmanager
 def without_batches(repository: Path) -> Iterator[Path]:
-    """Make a copy whose networks compute one image at a time."""
+    """Make a copy whose networks compute one image at a time.
+
+    A server does not load a model that has a warm-up larger than its largest batch.
+    """
     with copied(repository) as copy:
         (copy / "manifest.json").unlink(missing_ok=True)
         for config in copy.glob("*/config.pbtxt"):
-            text = config.read_text()
+            settings = text_format.Parse(config.read_text(), ModelConfig())
+            settings.max_batch_size = min(settings.max_batch_size, 1)
+            smaller = [each for each in settings.model_warmup if each.batch_size <= 1]
+            del settings.model_warmup[:]
+            settings.model_warmup.extend(smaller)
             config.unlink()
-            config.write_text(_LARGER_WARM_UP.sub("", _BATCH.sub("max_batch_size: 1", text)))
+            config.write_text(text_format.MessageToString(settings))
         yield copy
