@@ -17,6 +17,8 @@ from benchmarks.load import recovery, shared
 from benchmarks.publishing.run import spread_evenly
 from toy import build_repository
 
+from slime_repository.config import parsed
+
 load = import_module("benchmarks.load.__main__")
 publishing = import_module("benchmarks.publishing.__main__")
 pytestmark = [pytest.mark.triton, pytest.mark.slow, pytest.mark.alone]
