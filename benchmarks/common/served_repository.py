@@ -8,14 +8,14 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from pathlib import Path
 from typing import NamedTuple
 
 from benchmarks.common.sides import BenchmarkError, python, script
-from google.protobuf import text_format
-from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from slime_repository import layout
+from slime_repository.config import as_text, parsed
 from slime_repository.contract import is_encoder, is_unet
 from slime_repository.shared_store import names, store_of
 from slime_repository.variant import MAPS
@@ -90,11 +90,11 @@ def without_batches(repository: Path) -> Iterator[Path]:
     with copied(repository) as copy:
         (copy / "manifest.json").unlink(missing_ok=True)
         for config in copy.glob("*/config.pbtxt"):
-            settings = text_format.Parse(config.read_text(), ModelConfig())
+            settings = deepcopy(parsed(config.read_text()))
             settings.max_batch_size = min(settings.max_batch_size, 1)
             smaller = [each for each in settings.model_warmup if each.batch_size <= 1]
             del settings.model_warmup[:]
             settings.model_warmup.extend(smaller)
             config.unlink()
-            config.write_text(text_format.MessageToString(settings))
+            config.write_text(as_text(settings))
         yield copy
