@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 
 import yaml
 
 from slime_optimize.data.annotations.example import Annotated, Example, NoAreaError, index_of, spelled, tell_left_out
+from slime_optimize.data.annotations.matching import files
 from slime_optimize.data.annotations.pictures import IMAGE_SUFFIXES, read_picture
 from slime_optimize.data.annotations.regions import Region, drawn_parts, example_of, region_of
 from slime_optimize.errors import InputError, first_line, tell
@@ -32,6 +34,7 @@ def labels(folder: Path) -> dict[Path, Path]:
     Raises InputError for one whose image is not there, or not one alone.
     """
     found: dict[Path, Path] = {}
+    images_in = cache(_images_by_name)  # each folder is listed once, however many labels it has
     for path in sorted(folder.rglob("*.txt")):
         lines = _numbered(path)
         if not lines or not _LINE.fullmatch(lines[0][1]):
@@ -41,14 +44,7 @@ def labels(folder: Path) -> dict[Path, Path]:
         if "labels" in steps:  # the last of them, as Ultralytics looks for the images
             at = len(steps) - 1 - steps[::-1].index("labels")
             places = [folder.joinpath(*steps[:at], "images", *steps[at + 1 :]), path.parent]
-        beside = [
-            each
-            for place in places
-            if place.is_dir()
-            for each in place.iterdir()
-            if spelled(each.stem) == spelled(path.stem)
-        ]
-        images = [each for each in beside if each.suffix.lower() in IMAGE_SUFFIXES]
+        images = [image for place in places for image in images_in(place).get(spelled(path.stem), ())]
         if len(images) != 1:
             raise InputError(f"YOLO {path}: has {len(images)} images of its name in {places[0]}, expected one")
         found[images[0]] = path
@@ -62,11 +58,19 @@ def read_yolo(found: Mapping[Path, Path], folder: Path, parts: Sequence[str] | N
     drawn = {name for each in rows.values() for name, _, _ in each}
     names = tuple(parts) if parts is not None else drawn_parts(classes, drawn, f"YOLO {folder}")
     places = {image.parent for image in found}
-    images = {path for place in places for path in place.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES}
-    if len(images) > len(found):
-        tell(f"YOLO {folder}: {len(images) - len(found)} images without labels are left out")
+    unlabelled = sum(len(files(place, IMAGE_SUFFIXES)) for place in places) - len(found)
+    if unlabelled > 0:
+        tell(f"YOLO {folder}: {unlabelled} images without labels are left out")
     examples = tuple(_example(image, rows[image], names, found[image]) for image in sorted(found))
     return Annotated(parts=names, examples=examples)
+
+
+def _images_by_name(folder: Path) -> dict[str, list[Path]]:
+    """Return the images in a folder by their names without suffix; none where there is no such folder."""
+    found: dict[str, list[Path]] = {}
+    for path in files(folder, IMAGE_SUFFIXES) if folder.is_dir() else ():
+        found.setdefault(spelled(path.stem), []).append(path)
+    return found
 
 
 Row = tuple[str, list[float], str]  # the class's name, the numbers after it, and where it stands, for messages
