@@ -68,7 +68,7 @@ def test_what_a_stopping_server_cancels_is_tried_again() -> None:
     cancelled = Failed(grpc.StatusCode.CANCELLED, "CANCELLED")
     steps, answer = asked(Retry(), iter([cancelled, "mask"]))
     assert answer == "mask"
-    steps, error = asked(Retry(attempts=1), iter([cancelled]))
+    _, error = asked(Retry(attempts=1), iter([cancelled]))
     assert error.code == "UNAVAILABLE"
 
 
