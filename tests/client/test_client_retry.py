@@ -66,7 +66,7 @@ def test_what_triton_calls_unavailable_but_is_not(details: str) -> None:
 
 def test_what_a_stopping_server_cancels_is_tried_again() -> None:
     cancelled = Failed(grpc.StatusCode.CANCELLED, "CANCELLED")
-    steps, answer = asked(Retry(), iter([cancelled, "mask"]))
+    _, answer = asked(Retry(), iter([cancelled, "mask"]))
     assert answer == "mask"
     _, error = asked(Retry(attempts=1), iter([cancelled]))
     assert error.code == "UNAVAILABLE"
