@@ -39,10 +39,52 @@ _SNAPSHOTS = (0, 0.05, 0.1, 0.25, 0.5, 1)
 
 
 @dataclass(frozen=True, kw_only=True)
+class Begin:
+    """A segmenter whose embeddings a run starts from, and the folder that it was loaded from."""
+
+    segmenter: Segmenter
+    folder: str = ""
+
+    @property
+    def record(self) -> dict[str, str]:
+        """What is kept of it in the segmenter that is learned."""
+        return {"segmenter": self.folder, "hash": self.segmenter.hash}
+
+    def check(self, backbone: Backbone, parts: Sequence[str], settings: Settings) -> None:
+        """Raise InputError where its embeddings mean something else in a run with this backbone, parts and settings.
+
+        Embeddings belong to one backbone, each to one part, and were learned between the other rows of the text: the
+        background's, and those of the tokens that no part has.
+        """
+        begin, subject = self.segmenter, f"--begin {self.folder}"
+        if begin.backbone_hash != backbone.hash:
+            raise InputError(
+                f"{subject}: was learned on backbone {begin.backbone_id} ({begin.backbone_hash[:12]}), this run is on "
+                f"{backbone.id} ({backbone.hash[:12]}); give --backbone {begin.backbone_id}, or leave --begin out"
+            )
+        if begin.parts != tuple(parts):
+            raise InputError(
+                f"{subject}: has the parts {', '.join(begin.parts)}, this run {', '.join(parts)}; expected the same "
+                "parts in the same order, or leave --begin out"
+            )
+        text_1TD = initial_text(backbone, settings, len(parts)).cpu()
+        if begin.text_embedding.shape != text_1TD.shape or not torch.allclose(
+            in_place(text_1TD, begin.embeddings), begin.text_embedding, rtol=1e-3, atol=1e-3
+        ):
+            made = begin.settings
+            raise InputError(
+                f"{subject}: its text around the parts is another (prompt word {made.prompt_word!r} for each of the "
+                f"{made.prompt_times}, here {settings.prompt_word!r} for each of the {settings.prompt_times}); give "
+                f"--prompt-word {made.prompt_word} --prompt-times {made.prompt_times}, or leave --begin out"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
 class Run:
     """What a run learns, from what, and how.
 
-    Raises InputError for parts that cannot be learned and for no images, BackboneError for a missing tiny encoder.
+    begin: where its embeddings start, in place of the prompt word's. Raises InputError for parts that cannot be
+    learned, for no images and for a `begin` that does not fit, BackboneError for a missing tiny encoder.
     """
 
     backbone: Backbone
@@ -53,12 +95,15 @@ class Run:
     preset: str = "paper"
     preset_from: str = ""
     validation: Validation | None = None
+    begin: Begin | None = None
 
     def __post_init__(self) -> None:
         check_parts(self.parts)
         self.backbone.tiny_name(self.settings.encoder)
         if not self.examples:
             raise InputError("training data: got no image, expected one or more with their masks")
+        if self.begin:
+            self.begin.check(self.backbone, self.parts, self.settings)
 
     @property
     def steps(self) -> int:
@@ -78,6 +123,7 @@ class Run:
             "training images": [digest(example) for example in self.examples],
             "validation images": [digest(example) for example in validation.examples] if validation else [],
             "validated every": validation.every if validation else None,
+            **({"begins from": self.begin.segmenter.hash} if self.begin else {}),
             **self.settings.as_json(),
             "torch": torch.__version__,
             "device": self.backbone.device.type,
@@ -134,11 +180,11 @@ def learn(
     checkpoint: Checkpoint | None = None,
     state: State | None = None,
     progress: bool = True,
-    stepped: Callable[[int], object] = lambda left: None,
+    stepped: Callable[[Trainer], object] = lambda trainer: None,
 ) -> Learned:
     """Carry out the run, from `state` on where there is one, saving to `checkpoint` on the way and at the end.
 
-    `stepped` is told after each step how many are left.
+    `stepped` is called after each step.
     """
     run.settings.layers.validate(run.backbone.unet)
     trainer = Trainer(run, state)
@@ -170,7 +216,11 @@ class Trainer:
         self.run = run
         self.finished = state.step if state else 0
         self._start_1TD = initial_text(run.backbone, run.settings, len(run.parts))
-        start_KD = state.learned_KD.to(run.backbone.device) if state else self._start_1TD[0, 1 : len(run.parts)]
+        start_KD = self._start_1TD[0, 1 : len(run.parts)]
+        if state:
+            start_KD = state.learned_KD.to(start_KD)
+        elif run.begin:
+            start_KD = run.begin.segmenter.embeddings.to(start_KD)
         self._learned_KD = start_KD.clone().requires_grad_(True)
         self._adam = torch.optim.Adam([self._learned_KD], lr=run.settings.learning_rate)
         restore_adam(self._adam, state.adam if state else {})
@@ -194,10 +244,11 @@ class Trainer:
             preset_from=run.preset_from,
             seed=run.seed,
             training_images=tuple(example.digest for example in run.examples),
+            begun_from=run.begin.record if run.begin else None,
             versions=library_versions(),
         )
 
-    def train(self, checkpoint: Checkpoint | None, progress: bool, stepped: Callable[[int], object]) -> None:
+    def train(self, checkpoint: Checkpoint | None, progress: bool, stepped: Callable[[Trainer], object]) -> None:
         """Take the steps that are left. Raises OptimisationError when a loss is not finite."""
         run = self.run
         stepper = Stepper(backbone=run.backbone, settings=run.settings, parts=len(run.parts), seed=run.seed)
@@ -209,12 +260,12 @@ class Trainer:
                 validated = self._record()
                 if checkpoint and (checkpoint.is_due or validated or self.finished == run.steps):
                     checkpoint.save(self._state(), run.identity)
-                shown = {name: f"{value:.3f}" for name, value in self._mean_losses().items()}
+                shown = {name: f"{value:.3f}" for name, value in self.mean_losses().items()}
                 if self._measured.learned_KD is not None:
                     shown["best"] = f"{self._measured.iou_by_step[self._measured.step]:.1f}%"
                 bar.set_postfix(shown, refresh=False)
                 bar.update()
-                stepped(run.steps - self.finished)
+                stepped(self)
 
     def step(self, losses: Losses) -> None:
         """Take one step of Adam. Raises OptimisationError when the loss is not finite."""
@@ -230,6 +281,15 @@ class Trainer:
         self._losses.append(torch.stack([losses.cross_entropy, losses.was, losses.diffusion]).detach().tolist())
         self.finished += 1
 
+    @property
+    def left(self) -> int:
+        """Number of steps that are still to come."""
+        return self.run.steps - self.finished
+
+    def segmenter(self) -> Segmenter:
+        """Return a segmenter with the embeddings as they are now, without metrics."""
+        return self._untrained.with_embeddings(self._embeddings())
+
     def learned(self) -> Learned:
         """Return the segmenter with the best embeddings, or the last ones without validation, and its metrics."""
         seconds, run, measured = time.monotonic() - self._began, self.run, self._measured
@@ -238,8 +298,8 @@ class Trainer:
         )
         masks = Predictor(segmenter, run.backbone).masks([example.image_HW3 for example in run.examples])
         metrics: dict[str, Any] = {
-            "losses": self._mean_losses(),
-            "losses_at_first": self._mean_losses(first=True),
+            "losses": self.mean_losses(),
+            "losses_at_first": self.mean_losses(first=True),
             "step": measured.step or self.finished,
             "training": compared(run.examples, masks, run.parts).as_json(),
         }
@@ -283,7 +343,7 @@ class Trainer:
             seconds=time.monotonic() - self._began,
         )
 
-    def _mean_losses(self, *, first: bool = False) -> dict[str, float]:
+    def mean_losses(self, *, first: bool = False) -> dict[str, float]:
         """Return the mean of each loss over the last tenth of the run, or the first: a single step is too noisy."""
         tenth = max(1, self.run.steps // 10)
         rows = self._losses[:tenth] if first else self._losses[-tenth:]
