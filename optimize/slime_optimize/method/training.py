@@ -313,7 +313,7 @@ class Trainer:
         metrics["seconds"] = round(seconds, 1)
         return Learned(
             segmenter=replace(segmenter, metrics=metrics, created=now_in_utc()),
-            losses_SL=self._loss_rows(),
+            losses_SL=self.losses_SL,
             snapshots=self._snapshots,
             measured=measured,
             masks_HW=tuple(masks),
@@ -337,7 +337,7 @@ class Trainer:
             step=self.finished,
             learned_KD=self._embeddings(),
             adam=adam_state(self._adam),
-            losses_SL=self._loss_rows(),
+            losses_SL=self.losses_SL,
             snapshots=self._snapshots,
             measured=self._measured,
             seconds=time.monotonic() - self._began,
@@ -349,7 +349,9 @@ class Trainer:
         rows = self._losses[:tenth] if first else self._losses[-tenth:]
         return dict(zip(LOSSES, (sum(column) / len(rows) for column in zip(*rows, strict=True)), strict=True))
 
-    def _loss_rows(self) -> Tensor:
+    @property
+    def losses_SL(self) -> Tensor:
+        """The losses of the steps so far, float64 (S,L) in the order of LOSSES."""
         return torch.tensor(self._losses, dtype=torch.float64).reshape(-1, len(LOSSES))
 
     def _embeddings(self) -> Tensor:
