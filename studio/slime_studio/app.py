@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Awaitable, Callable
+from dataclasses import asdict
 from importlib.resources import files as package_files
 from typing import Any
 
@@ -48,19 +49,27 @@ def make_app(studio: Studio, token: str, port: int, hosts: frozenset[str] | None
     async def state(request: Request) -> Response:
         return JSONResponse(await run_in_threadpool(studio.state))
 
-    async def parts(request: Request) -> Response:
-        wanted = await _json(request)
-        if not isinstance(wanted, list) or not all(isinstance(each, dict) for each in wanted):
-            raise StudioError("parts: expected a list of objects with value, name and colour")
-        await run_in_threadpool(project.set_parts, wanted)
-        studio.events.tell("state", tab=_tab(request))
-        return JSONResponse(await run_in_threadpool(lambda: studio.state()["parts"]))
+    async def add_part(request: Request) -> Response:
+        part = await run_in_threadpool(project.add_part, _text(await _json(request), "name") or "")
+        studio.events.tell("state")
+        return JSONResponse(asdict(part))
+
+    async def change_part(request: Request) -> Response:
+        value, facts = request.path_params["value"], await _json(request)
+        await run_in_threadpool(project.change_part, value, _text(facts, "name"), _text(facts, "colour"))
+        studio.events.tell("state")
+        return JSONResponse({})
+
+    async def remove_part(request: Request) -> Response:
+        await run_in_threadpool(project.remove_part, request.path_params["value"])
+        studio.events.tell("state")
+        return JSONResponse({})
 
     async def add_image(request: Request) -> Response:
         name = request.query_params.get("name", "image")
         data = await _body(request, MAX_BYTES, name)
         made = await run_in_threadpool(lambda: project.add_image(take(data, name), name))
-        studio.events.tell("state", tab=_tab(request))
+        studio.events.tell("state")
         return JSONResponse({"id": made})
 
     async def image(request: Request) -> Response:
@@ -75,7 +84,7 @@ def make_app(studio: Studio, token: str, port: int, hosts: frozenset[str] | None
     async def change_image(request: Request) -> Response:
         name, facts = request.path_params["image"], await _json(request)
         await run_in_threadpool(project.set_example, name, _flag(facts, "example"))
-        studio.events.tell("state", tab=_tab(request))
+        studio.events.tell("state")
         return JSONResponse({})
 
     async def remove_image(request: Request) -> Response:
@@ -93,7 +102,9 @@ def make_app(studio: Studio, token: str, port: int, hosts: frozenset[str] | None
         left, top, width, height = (_number(query.get(each), each) for each in ("x", "y", "w", "h"))
         data = await _body(request, facts["width"] * facts["height"], "patch")
         number = _number(query.get("number", 0), "number")
-        revision = await run_in_threadpool(project.patch, name, left, top, width, height, data, _tab(request), number)
+        revision = await run_in_threadpool(
+            lambda: project.patch(name, left, top, width, height, data, tab=_tab(request), number=number)
+        )
         studio.events.tell("mask", image=name, revision=revision, tab=_tab(request))
         return JSONResponse({"revision": revision})
 
@@ -210,7 +221,9 @@ def make_app(studio: Studio, token: str, port: int, hosts: frozenset[str] | None
         "/api/results/{result}/{form}": download,
     }
     post: dict[str, Endpoint] = {
-        "/api/parts": parts,
+        "/api/parts": add_part,
+        "/api/parts/{value:int}": change_part,
+        "/api/parts/{value:int}/remove": remove_part,
         "/api/images": add_image,
         "/api/images/{image}": change_image,
         "/api/images/{image}/remove": remove_image,
@@ -267,11 +280,14 @@ async def _body(request: Request, most: int, subject: str) -> bytes:
     return b"".join(pieces)
 
 
-async def _json(request: Request) -> Any:
+async def _json(request: Request) -> dict[str, Any]:
     try:
-        return json.loads(await _body(request, _JSON_BYTES, "request") or b"{}")
+        found = json.loads(await _body(request, _JSON_BYTES, "request") or b"{}")
     except ValueError as error:
         raise StudioError(f"request: is no JSON ({error})") from error
+    if not isinstance(found, dict):
+        raise StudioError(f"request: is a {type(found).__name__}, expected a JSON object")
+    return found
 
 
 def _mask(mask_HW: Mask, revision: str) -> Response:

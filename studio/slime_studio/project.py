@@ -17,7 +17,7 @@ import re
 import shutil
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -86,47 +86,58 @@ class Project:
         """Colours by value."""
         return {part.value: part.colour for part in self.parts}
 
-    def set_parts(self, wanted: Sequence[Mapping[str, Any]]) -> None:
-        """Take the names and colours as the page has them; a part without a value is new, one left out is removed.
+    def add_part(self, name: str) -> Part:
+        """Add a part of this name, in a colour of its own. Raises StudioError for a name that cannot be learned."""
+        with self._turn:
+            value = int(self._facts["next"])
+            if value > _LAST_VALUE:
+                raise StudioError(f"parts: {_LAST_VALUE} were made in this project already; begin another project")
+            part = Part(value=value, name=name.strip(), colour=_given_colour(len(self.parts)))
+            self._set_parts([*self.parts, part], value + 1)
+            return part
 
-        Raises StudioError for names that cannot be learned: an empty one, one given twice, more than 77.
-        """
+    def change_part(self, value: int, name: str | None = None, colour: str | None = None) -> None:
+        """Give a part another name or colour. Raises StudioError for one that cannot be."""
+        with self._turn:
+            if colour is not None and not _COLOUR.fullmatch(colour):
+                raise StudioError(f"parts: got the colour {colour[:20]!r}, expected one such as #4285f4")
+            old = self._part(value)
+            new = replace(old, name=old.name if name is None else name.strip(), colour=colour or old.colour)
+            self._set_parts([new if part == old else part for part in self.parts], int(self._facts["next"]))
+
+    def remove_part(self, value: int) -> None:
+        """Take a part away: what is painted of it counts as background."""
+        with self._turn:
+            old = self._part(value)
+            self._set_parts([part for part in self.parts if part != old], int(self._facts["next"]))
+
+    def _part(self, value: int) -> Part:
+        found = next((part for part in self.parts if part.value == value and value), None)
+        if found is None:
+            raise StudioError(f"parts: {value} is none of this project's; load the page again", 404)
+        return found
+
+    def _set_parts(self, parts: Sequence[Part], following: int) -> None:
         from slime_optimize.data.annotations import check_parts
         from slime_optimize.errors import InputError
 
-        with self._turn:
-            known, following = self.colours, int(self._facts["next"])
-            parts: list[dict[str, Any]] = []
-            for place, each in enumerate(wanted):
-                value = each.get("value")
-                if value is None:
-                    value, following = following, following + 1
-                elif value not in known:
-                    raise StudioError(
-                        f"parts: got the value {value!r}, expected one of the project's; load the page again"
-                    )
-                colour = str(each.get("colour") or _given_colour(len(parts))).lower()
-                if not _COLOUR.fullmatch(colour):
-                    raise StudioError(f"parts: got the colour {colour!r}, expected one such as #4285f4")
-                name = str(each.get("name", "")).strip()
-                if len(name) > _LONGEST_NAME:
-                    raise StudioError(
-                        f"parts: name {place} has {len(name)} characters, expected {_LONGEST_NAME} at most"
-                    )
-                parts.append({"value": int(value), "name": name, "colour": colour})
-            if not parts or parts[0]["value"] != 0:
-                raise StudioError("parts: got no background, expected it first")
-            if len({part["value"] for part in parts}) < len(parts):
-                raise StudioError("parts: one is there twice; load the page again")
-            try:
-                if len(parts) > 1:
-                    check_parts([part["name"] for part in parts])
-            except InputError as error:
-                raise StudioError(str(error)) from error
-            if following > _LAST_VALUE + 1:
-                raise StudioError(f"parts: {_LAST_VALUE} were made in this project already; begin another project")
-            self._facts |= {"parts": parts, "next": following}
+        long = [part.name for part in parts if len(part.name) > _LONGEST_NAME]
+        if long:
+            raise StudioError(
+                f"parts: a name has {len(long[0])} characters, expected {_LONGEST_NAME} at most; give a shorter one"
+            )
+        try:
+            if len(parts) > 1:
+                check_parts([part.name for part in parts])
+        except InputError as error:
+            raise StudioError(str(error)) from error
+        before = self._facts
+        self._facts = {**before, "parts": [asdict(part) for part in parts], "next": following}
+        try:
             self._keep()
+        except StudioError:
+            self._facts = before
+            raise
 
     def images(self) -> list[dict[str, Any]]:
         """Return what is known of each image: id, name, width, height, example, and its mask's revision."""
@@ -147,14 +158,14 @@ class Project:
     def add_image(self, taken: Taken, name: str) -> str:
         """Keep an image and return its id; that of the same picture where it is there already."""
         with self._turn:
-            for each, facts in self._images.items():
-                if facts["pixels"] == taken.digest:
+            for each, known in self._images.items():
+                if known["pixels"] == taken.digest:
                     return each
             made = _free(slug(Path(name).stem), self._images)
             file = f"{made}.{taken.ending}"
             files.write(self.folder / "small" / f"{made}.jpg", taken.small)
             files.write(self.folder / "images" / file, taken.data)
-            self._images[made] = {
+            facts = {
                 "name": name[-200:],
                 "file": file,
                 "width": taken.width,
@@ -162,7 +173,7 @@ class Project:
                 "pixels": taken.digest,
                 "example": False,
             }
-            self._keep_image(made)
+            self._keep_image(made, facts)
         return made
 
     def remove_image(self, name: str) -> None:
@@ -177,8 +188,8 @@ class Project:
     def set_example(self, name: str, example: bool) -> None:
         """Say whether the next run learns from this image."""
         with self._turn:
-            self.image(name)["example"] = example
-            self._keep_image(name)
+            facts = {**self.image(name), "example": example}
+            self._keep_image(name, facts)
 
     def mask_path(self, name: str) -> Path:
         """Return where the image's mask is, or would be."""
@@ -214,13 +225,13 @@ class Project:
             return self._last[0][1]
 
     def patch(
-        self, name: str, left: int, top: int, width: int, height: int, data: bytes, tab: str = "", number: int = 0
+        self, name: str, left: int, top: int, width: int, height: int, data: bytes, *, tab: str = "", number: int = 0
     ) -> str:
         """Change the pixels of a rectangle, row by row, but for those of the value 254; return the revision.
 
         So two tabs that paint on one image each keep what the other painted. A tab numbers its edits: one that comes
-        after a later one, which has it all, is left out, as is one that comes twice. Raises StudioError for a rectangle that
-        is not on the image, and for values of no part.
+        after a later one, which has it all, is left out, as is one that comes twice. Raises StudioError for a rectangle
+        that is not on the image, and for values of no part.
         """
         with self._turn:
             facts = self.image(name)
@@ -282,8 +293,9 @@ class Project:
     def _keep(self) -> None:
         files.write_json(self.folder / "project.json", self._facts)
 
-    def _keep_image(self, name: str) -> None:
-        files.write_json(self.folder / "images" / f"{name}.json", self._images[name])
+    def _keep_image(self, name: str, facts: dict[str, Any]) -> None:
+        files.write_json(self.folder / "images" / f"{name}.json", facts)
+        self._images[name] = facts
 
 
 def slug(name: str) -> str:

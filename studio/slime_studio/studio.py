@@ -267,7 +267,9 @@ class Studio:
             raise StudioError(str(error).replace(f"{folder}/", "").replace(str(folder), "the folder")) from error
         finally:
             shutil.rmtree(folder, ignore_errors=True)
-        self._add_parts(found.parts)
+        for name in found.parts[1:]:
+            if name not in names:
+                self.project.add_part(name)
         kept = 0
         for example in found.examples:
             made = self.project.add_image(take(encoded(example.image_HW3), example.name), example.name)
@@ -300,12 +302,6 @@ class Studio:
                 f"{facts['width']}x{facts['height']} as the image; open the mask of this image"
             )
         return self.project.values(numbers_HW, names)
-
-    def _add_parts(self, names: tuple[str, ...]) -> None:
-        there = [asdict(part) for part in self.project.parts]
-        new = [{"name": name} for name in names[1:] if name not in {part["name"] for part in there}]
-        if new:
-            self.project.set_parts([*there, *new])
 
     def _follow(self, job: Mapping[str, Any]) -> None:
         """What was learned segments all images, to be looked at."""

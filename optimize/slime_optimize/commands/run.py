@@ -51,6 +51,7 @@ from slime_optimize.verdict import verdict
 
 PREVIEW_FILE = "preview.png"
 _TIMED_STEPS = 5
+_ON_SHARE = 3  # learning on takes a third of the steps, unless they are given
 _CELL = 256  # side of a picture in the preview, in pixels
 
 
@@ -83,7 +84,8 @@ def parser(words: Sequence[str] | None = None, prog: str | None = None) -> Parse
         "--begin",
         type=Path,
         metavar="SEGMENTER",
-        help="start from the embeddings of this segmenter, of the same parts and backbone, as after correcting a mask",
+        help="start from the embeddings of this segmenter, of the same parts and backbone, as after correcting a mask; "
+        "takes a third of the steps unless they are given",
     )
     run.add_argument("--restart", action="store_true", help="begin anew where a stopped run could continue")
     run.add_argument("--no-report", action="store_true", help=f"do not write {REPORT_FILE}")
@@ -148,6 +150,8 @@ def run(
     backbone = load_backbone(arguments.backbone, choose_device(arguments.device), tiny=arguments.tiny_encoder)
     name, source = chosen_preset(arguments.preset, backbone.recommended)
     settings = chosen(arguments, preset(name, backbone.recommended))
+    if begin and not {"steps", "epochs"} & vars(arguments).keys():
+        settings = settings.changed({"steps": -(-settings.total_steps(len(examples)) // _ON_SHARE)})
     if arguments.tiny_encoder and settings.encoder != "tiny":
         raise InputError("tiny encoder: got --tiny-encoder with encoder vae, expected --encoder tiny beside it")
     this = Run(

@@ -350,7 +350,7 @@ class Trainer:
         return dict(zip(LOSSES, (sum(column) / len(rows) for column in zip(*rows, strict=True)), strict=True))
 
     @property
-    def losses_SL(self) -> Tensor:
+    def losses_SL(self) -> Tensor:  # noqa: N802 (a shape suffix)
         """The losses of the steps so far, float64 (S,L) in the order of LOSSES."""
         return torch.tensor(self._losses, dtype=torch.float64).reshape(-1, len(LOSSES))
 

@@ -9,7 +9,7 @@ export function h(tag, facts = {}, ...children) {
     else if (name === "value" || name === "checked" || name === "disabled" || name === "selected") made[name] = value;
     else made.setAttribute(name, value === true ? "" : value);
   }
-  made.append(...children.flat().filter((child) => child !== null && child !== undefined && child !== false));
+  made.append(...children.flat(Infinity).filter((child) => child !== null && child !== undefined && child !== false));
   return made;
 }
 
@@ -17,7 +17,7 @@ export function h(tag, facts = {}, ...children) {
 export function fill(parent, ...children) {
   const focused = document.activeElement;
   const key = parent.contains(focused) ? focused.id || focused.getAttribute("aria-label") : null;
-  parent.replaceChildren(...children.flat().filter((child) => child !== null && child !== undefined && child !== false));
+  parent.replaceChildren(...children.flat(Infinity).filter((child) => child !== null && child !== undefined && child !== false));
   if (key) (document.getElementById(key) || parent.querySelector(`[aria-label="${CSS.escape(key)}"]`))?.focus();
 }
 

@@ -131,7 +131,7 @@ export class Paint {
     if (!all.some((part) => part.value === painter.value)) painter.value = state.parts[1]?.value ?? 0;
     fill(this.parts, all.map((part, number) => {
       const fixed = part.value === 0 || part.value === VOID;
-      const change = (facts) => this.setParts(state.parts.map((each) => (each === part ? { ...each, ...facts } : each)));
+      const change = (facts) => this.changeParts(`/${part.value}`, facts);
       return h("li", { class: painter.value === part.value ? "chosen" : null },
         h("input", { type: "color", value: part.colour, "aria-label": `Colour of ${part.name}`, disabled: fixed, id: `colour-${part.value}`,
           onchange: (event) => change({ colour: event.target.value }) }),
@@ -139,7 +139,7 @@ export class Paint {
           { class: "part", "aria-pressed": String(painter.value === part.value), id: `part-${part.value}`, title: number < 10 ? `Key ${number}` : null }),
         !fixed && button("✎", () => this.rename(part, change), { class: "small", "aria-label": `Rename ${part.name}` }),
         !fixed && button("×", async () => {
-          if (await ask(`Remove the part ${part.name}? What is painted of it becomes background.`, "Remove")) this.setParts(state.parts.filter((each) => each !== part));
+          if (await ask(`Remove the part ${part.name}? What is painted of it becomes background.`, "Remove")) this.changeParts(`/${part.value}/remove`);
         }, { class: "small", "aria-label": `Remove ${part.name}` }));
     }));
   }
@@ -155,18 +155,18 @@ export class Paint {
     input.select();
   }
 
-  async setParts(parts) {
-    await trying(() => post("/api/parts", parts));
+  async changeParts(which, facts) {
+    await trying(() => post(`/api/parts${which}`, facts));
     await this.page.refresh();
   }
 
   async addPart() {
     const name = this.new.value.trim();
     if (!name) return;
-    const made = await trying(() => post("/api/parts", [...this.state.parts, { name }]));
+    const made = await trying(() => post("/api/parts", { name }));
     if (!made) return;
     this.new.value = "";
-    this.painter.value = made[made.length - 1].value;
+    this.painter.value = made.value;
     await this.page.refresh();
     this.new.focus();
   }
