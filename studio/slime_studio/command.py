@@ -8,6 +8,7 @@ What is painted is in PROJECT as it is painted. Exit codes: 0 it was stopped, 2 
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import errno
 import ipaddress
@@ -35,20 +36,27 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
     """Run the command with the words `argv` (default: the command line's); return its exit code."""
     options = _parser(prog).parse_args(argv)
     try:
-        address = ipaddress.IPv4Address(options.host)
+        ipaddress.IPv4Address(options.host)
     except ValueError:
         return _failed(f"--host: got {options.host!r}, expected an IPv4 address of this machine, or 0.0.0.0 for all")
-    try:
-        listening = _listen(options.host, options.port)
-        port = int(listening.getsockname()[1])
-        project = Project(options.project, options.backbone)
-        token = project_token(project.folder)
-    except StudioError as error:
-        return _failed(str(error))
-    except OSError as error:
-        return _failed(f"project {options.project}: cannot be written ({error.strerror}); give another folder")
-    studio = Studio(project, options.repository)
-    local = address.is_loopback
+    with contextlib.ExitStack() as opened:
+        try:
+            listening = opened.enter_context(_listen(options.host, options.port))
+            studio = Studio(Project(options.project, options.backbone), options.repository)
+            opened.callback(studio.close)
+            token = project_token(studio.project.folder)
+        except StudioError as error:
+            return _failed(str(error))
+        except OSError as error:
+            return _failed(f"project {options.project}: cannot be written ({error.strerror}); give another folder")
+        _serve(studio, token, listening, options)
+    return 0
+
+
+def _serve(studio: Studio, token: str, listening: socket.socket, options: argparse.Namespace) -> None:
+    """Tell the page's address, and answer until Ctrl-C."""
+    port = int(listening.getsockname()[1])
+    local = ipaddress.IPv4Address(options.host).is_loopback
     hosts = frozenset(f"{name}:{port}" for name in (options.host, "localhost", "127.0.0.1")) if local else None
     shown = options.host if options.host != "0.0.0.0" else socket.gethostname()
     page = f"http://{shown}:{port}/?token={token}"
@@ -56,7 +64,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
         print(
             "warning: images and the token go out in plain text, to whoever can listen on the network", file=sys.stderr
         )
-    print(f"studio {page} project={project.folder}", flush=True)
+    print(f"studio {page} project={studio.project.folder}", flush=True)
     threading.Thread(target=_warm, daemon=True).start()
     if options.open:
         threading.Timer(0.5, webbrowser.open, [page]).start()
@@ -69,8 +77,6 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
     )
     with contextlib.suppress(KeyboardInterrupt):
         _Server(config, studio).run(sockets=[listening])
-    studio.close()
-    return 0
 
 
 class _Server(uvicorn.Server):

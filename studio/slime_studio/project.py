@@ -54,6 +54,13 @@ class Project:
         self._numbers: dict[tuple[str, str], int] = {}  # of the last edit, by tab and image
         self._last: tuple[tuple[str, str], Mask] = (("", ""), np.zeros((0, 0), np.uint8))  # painted last, decoded
         self._lock = _locked(self.folder)
+        try:
+            self._open(backbone)
+        except StudioError:
+            self.close()
+            raise
+
+    def _open(self, backbone: str | None) -> None:
         self._facts = files.read_json(self.folder / "project.json") or {"format": 1, "next": 1, "parts": []}
         if backbone:
             self._facts["backbone"] = backbone

@@ -255,14 +255,14 @@ class Studio:
         if not ID.fullmatch(batch):
             raise StudioError("batch: is no name")
         folder = self.project.folder / "opened" / batch
-        names = [part.name for part in self.project.parts]
+        names, by_number = [part.name for part in self.project.parts], False
         try:
             try:
                 found = read(folder)
             except InputError:
                 if len(names) < 2:
                     raise
-                found = read(folder, names)  # masks of numbers, whose parts are the project's
+                found, by_number = read(folder, names), True  # masks of numbers that nothing but the project names
         except (InputError, ImageError) as error:
             raise StudioError(str(error).replace(f"{folder}/", "").replace(str(folder), "the folder")) from error
         finally:
@@ -279,7 +279,7 @@ class Studio:
             self.project.set_mask(made, self.project.values(example.mask_HW, found.parts))
             self.project.set_example(made, True)
         self.events.tell("state")
-        return {"images": len(found.examples), "kept": kept}
+        return {"images": len(found.examples), "kept": kept, "by_number": by_number, "parts": list(found.parts)}
 
     def open_mask(self, image: str, name: str, data: bytes) -> Mask:
         """Return the mask in a file of part numbers or known colours (PNG, TIFF, BMP, GIF, .npy) in part values."""

@@ -199,7 +199,8 @@ export class Paint {
       }
       const found = await post(`/api/opened/${batch}/read`);
       await this.page.refresh();
-      say(`${found.images} annotated images opened${found.kept ? `; ${found.kept} that were painted here keep their masks` : ""}.`, false);
+      say(`${found.images} annotated images opened${found.kept ? `; ${found.kept} that were painted here keep their masks` : ""}.`
+        + (found.by_number ? ` Nothing there names the parts: the masks' numbers were taken for ${found.parts.map((name, number) => `${number} ${name}`).join(", ")}.` : ""), found.by_number);
     });
   }
 
