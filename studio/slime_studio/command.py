@@ -12,6 +12,7 @@ import argparse
 import contextlib
 import errno
 import ipaddress
+import signal
 import socket
 import sys
 import threading
@@ -75,6 +76,9 @@ def _serve(studio: Studio, token: str, listening: socket.socket, options: argpar
         server_header=False,
         timeout_graceful_shutdown=_LINGER_SECONDS,
     )
+    # Uvicorn stops at SIGINT and SIGTERM, and raises what it got again: what was opened is to be closed then too.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, lambda number, frame: signal.raise_signal(signal.SIGTERM))
     with contextlib.suppress(KeyboardInterrupt):
         _Server(config, studio).run(sockets=[listening])
 

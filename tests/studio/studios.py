@@ -76,8 +76,15 @@ class Running:
         """End it as a power cut would, but for its jobs."""
         self.process.send_signal(signal.SIGKILL)
         self.process.wait()
+        self._close()
 
     def stop(self) -> None:
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGINT)
             assert self.process.wait(timeout=60) == 0
+        self._close()
+
+    def _close(self) -> None:
+        self.client.close()
+        assert self.process.stdout
+        self.process.stdout.close()

@@ -22,7 +22,7 @@ export class Learn {
       h("p", {}, examples.length ? `Learns ${parts.map((part) => part.name).join(", ") || "no part yet"} from ${count}, on the backbone ${state.backbone}.`
         : "Paint the parts of an image first; it is then learned from."),
       h("div", { class: "strip" }, examples.map((image) => h("img", { src: `/api/images/${image.id}/small`, alt: image.name, title: image.name }))),
-      h("label", { class: "field" }, "Steps", this.steps, h("small", { id: "steps-hint" }, "Empty: 200 on the embedded backbone anew, a third of it on from a segmenter.")),
+      h("label", { class: "field" }, "Steps", this.steps, h("small", { id: "steps-hint" }, "Empty: as the preset has (200 on the embedded backbone), a third of it when learning on.")),
       h("p", { class: "row" },
         button("Learn", () => this.learn(null), { class: "main", disabled: !examples.length, id: "learn-anew" }),
         fits && button(`Learn on from ${newest.name}`, () => this.learn(newest.name), { disabled: !examples.length, id: "learn-on" })),

@@ -27,7 +27,7 @@ export class Paint {
     this.parts = h("ul", { class: "parts", "aria-label": "Parts" });
     this.about = h("p", { class: "about" });
     this.empty = h("div", { class: "empty" }, h("h2", {}, "Paint the parts of one image"),
-      h("p", {}, "Drop images here, or add them on the left. Name the parts on the right, and paint them over one image. Everything is saved as you paint."));
+      h("p", {}, "Drop images here, or press Add images. Name the parts, and paint them over one image. Everything is saved as you paint."));
     const add = (files) => this.add(files);
     const [pick, pickButton] = choosing("Add images", add, { accept: "image/*,.heic,.heif,.avif,.tif,.tiff", id: "add-images" }, { class: "main" });
     const [folder, folderButton] = choosing("Add a folder of images", add, { webkitdirectory: true, id: "add-folder" });
