@@ -99,14 +99,28 @@ class Hand:
         self.page.keyboard.press("Enter")
 
 
-def corners(ring: list[list[float]]) -> list[list[float]]:
-    """An outline without points that lie on a line between their neighbours, or within two pixels of the one before."""
-    kept = [ring[0]]
-    for before, point, after in zip(ring, ring[1:-1], ring[2:], strict=False):
-        straight = (point[0] - before[0]) * (after[1] - point[1]) == (point[1] - before[1]) * (after[0] - point[0])
-        if not straight and abs(point[0] - kept[-1][0]) + abs(point[1] - kept[-1][1]) >= 2:
-            kept.append(point)
-    return kept
+def corners(ring: list[list[float]], far: float = 0.7) -> list[list[float]]:
+    """The corners of a closed outline: no point of it is further than `far` pixels from the lines between them.
+
+    Those that lie so near to the first that a click on them closes the polygon are left out.
+    """
+
+    def between(first: int, last: int) -> list[int]:
+        start, direction = points[first], points[last] - points[first]
+        length = np.hypot(*direction) or 1.0
+        offsets = points[first : last + 1] - start
+        away = np.abs(direction[0] * offsets[:, 1] - direction[1] * offsets[:, 0]) / length
+        if not direction.any():
+            away = np.hypot(*offsets.T)
+        most = first + int(away.argmax())
+        return [*between(first, most), *between(most, last)[1:]] if away.max() > far else [first, last]
+
+    points = np.array(ring)
+    kept = points[between(0, len(points) - 1)][:-1]
+    while len(kept) > 3 and np.hypot(*(kept[-1] - kept[0])) < 3:
+        kept = kept[:-1]
+    found: list[list[float]] = kept.tolist()
+    return found
 
 
 def saved(page: Page) -> None:
@@ -158,7 +172,7 @@ def test_the_whole_way(page: Page, running: list[Running], tmp_path: Path) -> No
     assert painted.mean > 80
 
     page.get_by_role("link", name="Learn").click()
-    page.fill("#steps", "12")
+    page.fill("#steps", "20")
     page.click("#learn-anew")
     expect(page.get_by_role("article", name="Learn anew from 1 image: done")).to_be_visible(timeout=LONG_MS)
     assert page.locator("#learn figure img").count() >= 3
@@ -171,9 +185,9 @@ def test_the_whole_way(page: Page, running: list[Running], tmp_path: Path) -> No
     other = page.locator("#look .picture").filter(has=page.locator("img[alt^='car-3.png']"))
     other.click()
     expect(page.locator(".about")).to_contain_text("car-3.png")
-    expect(page.locator("#example")).to_be_checked()
     page.keyboard.press("2")
     Hand(page).drag((3.5, 3.5), (9.5, 3.5))
+    expect(page.locator("#example")).to_be_checked()
     saved(page)
     assert mask_of(studio, "car-3")[3, 3] == 2 and len(np.unique(mask_of(studio, "car-3"))) > 2
     page.get_by_role("link", name="Look").click()
@@ -325,5 +339,5 @@ def test_a_small_screen_and_the_keyboard(scheme: str, browser: Browser, running:
     page.keyboard.press("ArrowRight")
     page.keyboard.press("Enter")
     saved(page)
-    assert np.count_nonzero(mask_of(studio, "car-0") == 1) >= 5
+    assert np.count_nonzero(mask_of(studio, "car-0") == 1) == 9
     context.close()

@@ -13,7 +13,7 @@ const page = {
   async refresh() {
     page.state = await get("/api/state");
     document.getElementById("project").textContent = page.state.project;
-    for (const step of Object.values(views)) step.show(page.state);
+    views[document.body.dataset.step].show(page.state);
   },
   go(step) {
     window.location.hash = step;
@@ -40,6 +40,7 @@ function route() {
   }
   document.body.dataset.step = step;
   views[step].entered?.();
+  if (page.state) views[step].show(page.state);
 }
 
 let asking = null, again = false;

@@ -13,11 +13,29 @@ export function h(tag, facts = {}, ...children) {
   return made;
 }
 
-/** Put `children` in place of what is in `parent`, keeping the focus on the element of the same id or label. */
+const shown = new WeakMap();
+
+/** Return whether what a part of the page is made from is as it was the last time: then it is left alone. */
+export function unchanged(owner, ...facts) {
+  const key = JSON.stringify(facts), same = shown.get(owner) === key;
+  shown.set(owner, key);
+  return same;
+}
+
+/**
+ * Put `children` in place of what is in `parent`. The focus stays on the element of the same id or label; what has an id
+ * stays open, and scrolled as it was.
+ */
 export function fill(parent, ...children) {
   const focused = document.activeElement;
+  const kept = [...parent.querySelectorAll("[id]")].filter((each) => each.open || each.scrollLeft).map(({ id, open, scrollLeft }) => ({ id, open, scrollLeft }));
   const key = parent.contains(focused) ? focused.id || focused.getAttribute("aria-label") : null;
   parent.replaceChildren(...children.flat(Infinity).filter((child) => child !== null && child !== undefined && child !== false));
+  for (const { id, open, scrollLeft } of kept) {
+    const now = document.getElementById(id);
+    if (now && open) now.open = true;
+    if (now) now.scrollLeft = scrollLeft;
+  }
   if (key) (document.getElementById(key) || parent.querySelector(`[aria-label="${CSS.escape(key)}"]`))?.focus();
 }
 

@@ -1,6 +1,6 @@
 // The second step: what is learned from, one click, and how the runs get on.
 import { post } from "./api.js";
-import { button, duration, fill, h, trying } from "./dom.js";
+import { button, duration, fill, h, trying, unchanged } from "./dom.js";
 
 const STATES = { queued: "waiting", running: "running", done: "done", failed: "failed", cancelled: "cancelled", stopped: "stopped" };
 
@@ -17,6 +17,11 @@ export class Learn {
     const examples = state.images.filter((image) => image.example), parts = state.parts.slice(1);
     const newest = state.segmenters[0];
     const fits = newest && newest.parts.join("\n") === state.parts.map((part) => part.name).join("\n");
+    if (!unchanged(this.from, examples, state.parts, state.segmenters.map((each) => each.name), state.backbone)) this.showFrom(state, examples, parts, newest, fits);
+    fill(this.jobs, state.jobs.length ? state.jobs.map((job) => this.job(job)) : h("p", { class: "hint" }, "None yet."));
+  }
+
+  showFrom(state, examples, parts, newest, fits) {
     const count = `${examples.length} image${examples.length === 1 ? "" : "s"}`;
     fill(this.from, h("h2", {}, "Learn"),
       h("p", {}, examples.length ? `Learns ${parts.map((part) => part.name).join(", ") || "no part yet"} from ${count}, on the backbone ${state.backbone}.`
@@ -27,7 +32,6 @@ export class Learn {
         button("Learn", () => this.learn(null), { class: "main", disabled: !examples.length, id: "learn-anew" }),
         fits && button(`Learn on from ${newest.name}`, () => this.learn(newest.name), { disabled: !examples.length, id: "learn-on" })),
       fits && h("p", { class: "hint" }, `Learning on starts from what ${newest.name} knows: after correcting a mask or two it takes a third of the time.`));
-    fill(this.jobs, state.jobs.length ? state.jobs.map((job) => this.job(job)) : h("p", { class: "hint" }, "None yet."));
   }
 
   async learn(begin) {
@@ -53,9 +57,9 @@ export class Learn {
       progress.losses && h("dl", { class: "losses" }, Object.entries(progress.losses).map(([name, value]) => [
         h("dt", {}, { ce: "cross entropy", was: "WAS loss", diffusion: "diffusion loss" }[name] || name), h("dd", {}, value.toFixed(3))])),
       progress.curve?.length > 1 && curve(progress.curve),
-      pictures.length > 0 && h("div", { class: "strip large" }, pictures.map((each) => h("figure", {},
+      pictures.length > 0 && h("div", { class: "strip large", id: `pictures-${job.number}`, tabindex: 0, role: "group", "aria-label": "As the first image was segmented on the way" }, pictures.map((each) => h("figure", {},
         h("img", { src: `/api/jobs/${job.number}/${each.file}`, alt: `The first image as segmented after step ${each.step}` }), h("figcaption", {}, `step ${each.step}`)))),
-      h("details", {}, h("summary", {}, "Details"), job.words && h("pre", { tabindex: 0 }, command(job)),
+      h("details", { id: `details-${job.number}` }, h("summary", {}, "Details"), job.words && h("pre", { tabindex: 0 }, command(job)),
         h("a", { href: `/api/jobs/${job.number}/log.txt`, target: "_blank", rel: "noopener" }, "What it printed")));
   }
 }

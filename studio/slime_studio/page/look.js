@@ -1,6 +1,8 @@
 // The third step: the images as a segmenter sees them, the least certain first; one click corrects a mask.
 import { getMask, post } from "./api.js";
-import { button, fill, h, trying } from "./dom.js";
+import { button, fill, h, trying, unchanged } from "./dom.js";
+
+const looks = (state) => state.jobs.filter((job) => job.kind === "look").map((job) => [job.state, job.progress?.step]);
 
 export class Look {
   constructor(root, page) {
@@ -12,6 +14,7 @@ export class Look {
 
   show(state) {
     const names = state.segmenters.map((each) => each.name);
+    if (unchanged(this.grid, names, this.chosen, state.images, state.segmenters, state.parts, looks(state))) return;
     if (!names.includes(this.chosen) || this.followed !== names[0]) this.chosen = names[0];
     this.followed = names[0];
     const segmenter = state.segmenters.find((each) => each.name === this.chosen);

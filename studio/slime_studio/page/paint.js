@@ -1,7 +1,7 @@
 // The first step: images on the left, the one that is open in the middle, parts on the right.
 import { post, send, sendForMask } from "./api.js";
 import { View } from "./canvas.js";
-import { ask, button, choosing, dropping, fill, h, say, trying } from "./dom.js";
+import { ask, button, choosing, dropping, fill, h, say, trying, unchanged } from "./dom.js";
 import { VOID } from "./raster.js";
 import { Painter } from "./tools.js";
 
@@ -26,6 +26,8 @@ export class Paint {
     this.tools = h("div", { class: "tools", role: "toolbar", "aria-label": "Tools" });
     this.parts = h("ul", { class: "parts", "aria-label": "Parts" });
     this.about = h("p", { class: "about" });
+    // Over the image, so that nothing moves under the pointer when it appears.
+    this.closing = button("Close the polygon", () => this.painter.close(), { class: "main closing", hidden: true });
     this.empty = h("div", { class: "empty" }, h("h2", {}, "Paint the parts of one image"),
       h("p", {}, "Drop images here, or press Add images. Name the parts, and paint them over one image. Everything is saved as you paint."));
     const add = (files) => this.add(files);
@@ -37,7 +39,7 @@ export class Paint {
       h("aside", { class: "side left" }, h("h2", {}, "Images"), pick, pickButton, this.images,
         h("details", {}, h("summary", {}, "More ways to add"), folder, folderButton, opened, openedButton,
           h("p", { class: "hint" }, "Annotated: COCO, LabelMe, YOLO outlines, what CVAT and Label Studio export, or masks beside images."))),
-      h("div", { class: "middle" }, this.tools, h("div", { class: "stage" }, this.canvas, this.empty), this.about),
+      h("div", { class: "middle" }, this.tools, h("div", { class: "stage" }, this.canvas, this.closing, this.empty), this.about),
       h("aside", { class: "side right" }, h("h2", {}, "Parts"), this.parts,
         h("form", { class: "row", onsubmit: (event) => { event.preventDefault(); this.addPart(); } }, this.new, h("button", {}, "Add")),
         h("p", { class: "hint" }, "The background is what you leave unpainted. Void is for pixels that are to count nowhere."),
@@ -53,6 +55,7 @@ export class Paint {
 
   show(state) {
     this.state = state;
+    if (unchanged(this.images, state.parts, state.images.map(({ id, name, example, revision }) => [id, name, example, Boolean(revision)]), this.painter.image?.id)) return;
     this.view.setColours(state.parts);
     const painted = (image) => image.example ? "learned from" : image.revision ? "painted" : "";
     fill(this.images, state.images.map((image) => h("li", {},
@@ -85,6 +88,7 @@ export class Paint {
   showTools() {
     const { painter, view, state } = this;
     if (!state) return;
+    this.closing.hidden = view.points.length < 3;
     const image = state.images.find((each) => each.id === painter.image?.id);
     const size = h("input", { type: "range", min: 1, max: 100, value: painter.size, id: "size", "aria-label": "Size of the brush, in pixels of the image",
       oninput: (event) => { painter.size = Number(event.target.value); event.target.nextSibling.textContent = `${painter.size} px`; } });
@@ -93,7 +97,6 @@ export class Paint {
     fill(this.tools,
       h("span", { class: "group" }, TOOLS.map(([name, text, key]) => button(text, () => painter.choose(name),
         { "aria-pressed": String(painter.tool === name), title: `${text} (${key})`, id: `tool-${name}` }))),
-      view.points.length > 2 && button("Close the polygon", () => painter.close(), { class: "main" }),
       h("span", { class: "group" },
         button("Undo", () => painter.undo(), { disabled: !painter.done?.length, title: "Undo (Ctrl Z)", id: "undo" }),
         button("Redo", () => painter.redo(), { disabled: !painter.undone?.length, title: "Redo (Ctrl Shift Z)", id: "redo" })),

@@ -1,6 +1,6 @@
 // The fourth step: publish a segmenter, serve it, try it on images, take the masks away.
 import { get, post, send } from "./api.js";
-import { button, choosing, dropping, fill, h, say, trying } from "./dom.js";
+import { button, choosing, dropping, fill, h, say, trying, unchanged } from "./dom.js";
 
 const FORMS = [["palette", "PNG"], ["coco", "COCO"], ["geojson", "GeoJSON"], ["npz", "NPZ"]];
 const SERVER = { stopped: "No server runs here.", starting: "The server is starting …", ready: "The server answers at", failed: "The server failed:" };
@@ -28,6 +28,19 @@ export class Publish {
     if (!this.name.value && !this.named) { this.name.value = state.project.toLowerCase().replace(/[^a-z0-9_]+/g, "_") || "segmenter"; this.named = true; }
     const publishing = state.jobs.find((job) => ["publish", "rollback"].includes(job.kind));
     const busy = publishing && ["queued", "running"].includes(publishing.state);
+    if (!unchanged(this.make, state.segmenters.map((each) => each.name), state.repository, publishing?.number, publishing?.state)) this.showMake(state, publishing, busy);
+    this.showServer(state.server);
+    this.showTry();
+    const done = state.jobs.filter((job) => ["publish", "rollback"].includes(job.kind) && job.state === "done").length;
+    if (this.counted !== done) {
+      this.counted = done;
+      this.published = await trying(() => get("/api/published")) || [];
+      this.showPublished();
+      this.showTry();
+    }
+  }
+
+  showMake(state, publishing, busy) {
     fill(this.make, h("h2", {}, "Publish"),
       state.segmenters.length ? [
         h("div", { class: "fields" },
@@ -41,20 +54,10 @@ export class Publish {
         h("p", { class: "hint" }, `Goes into ${state.repository}, once it equals PyTorch. A running server switches over without losing a request.`),
       ] : h("p", {}, "Learn a segmenter first."));
     this.make.querySelector("select")?.addEventListener("change", (event) => { this.picked = event.target.value; });
-    this.showServer(state.server);
-    this.showTry();
-    const done = state.jobs.filter((job) => ["publish", "rollback"].includes(job.kind) && job.state === "done").length;
-    if (this.counted !== done) {
-      this.counted = done;
-      this.published = await trying(() => get("/api/published")) || [];
-      this.showPublished();
-      this.showTry();
-    }
   }
 
   entered() {
-    this.counted = null;
-    if (this.state) this.show(this.state);
+    this.counted = null; // another program may have published since
   }
 
   showServer(server) {

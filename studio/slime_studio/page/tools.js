@@ -216,7 +216,9 @@ export class Painter {
   key(dx, dy) {
     if (!this.mask) return;
     const { view } = this, step = Math.max(1, Math.round(this.size / 2));
-    const at = view.pointer || { x: this.mask.width / 2, y: this.mask.height / 2 };
+    const middle = (value) => Math.floor(value) + 0.5; // of a pixel
+    const { x, y } = view.pointer || { x: this.mask.width / 2, y: this.mask.height / 2 };
+    const at = { x: middle(x), y: middle(y) };
     view.pointer = {
       x: Math.max(0, Math.min(this.mask.width - 0.5, at.x + dx * step)),
       y: Math.max(0, Math.min(this.mask.height - 0.5, at.y + dy * step)),
