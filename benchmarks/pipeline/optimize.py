@@ -19,7 +19,7 @@ from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
-from benchmarks.common import keeping, machine
+from benchmarks.common import command_line, keeping, machine
 from benchmarks.common.figures import Goal
 from benchmarks.common.random_backbone import written
 from benchmarks.common.sides import BenchmarkError, Side, python, reported, started
@@ -152,7 +152,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line.parser(__doc__)
     parser.add_argument("--shape", choices=list(SHAPES), default="embedded")
     parser.add_argument("--backbone", help="a folder in diffusers layout, in place of the shape's weights")
     parser.add_argument("--steps", type=int, help=f"of each, after one to warm up (embedded: 16, else {_FEW})")

@@ -11,7 +11,6 @@ Shape suffixes: B batch, S image side, h, w latent sides, T tokens, D width, K p
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import json
 import sys
@@ -25,7 +24,7 @@ from typing import Any, TextIO
 
 import numpy as np
 import torch
-from benchmarks.common import machine
+from benchmarks.common import command_line, machine
 from benchmarks.common.sides import work
 from benchmarks.pipeline.published import PublishedStep, sampled
 from diffusers import DDIMScheduler, UNet2DConditionModel
@@ -237,7 +236,7 @@ def serve(taught: dict[str, Lesson], orders: TextIO | None = None, answers: Text
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line.parser(__doc__)
     parser.add_argument("side", choices=["published", "ours", "forecast"])
     parser.add_argument("backbone", help="embedded, or a folder in diffusers layout")
     parser.add_argument("--pixels", type=int, help="of an image's side")
