@@ -7,7 +7,6 @@ import json
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict
 from importlib.resources import files as package_files
-from typing import Any
 
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
@@ -20,10 +19,10 @@ from slime_image import MAX_BYTES
 from slime_studio.errors import StudioError, disk_error
 from slime_studio.files import Mask
 from slime_studio.pictures import take
+from slime_studio.requests import body, flag, json_body, number, tab, text
 from slime_studio.security import Guard
 from slime_studio.studio import Studio
 
-_JSON_BYTES = 1_000_000
 _TYPES = {"html": "text/html", "js": "text/javascript", "css": "text/css", "svg": "image/svg+xml"}
 _FORMS = {"palette": "image/png", "coco": "application/json", "geojson": "application/geo+json"}
 Endpoint = Callable[[Request], Awaitable[Response]]
@@ -50,13 +49,13 @@ def make_app(studio: Studio, token: str, port: int, hosts: frozenset[str] | None
         return JSONResponse(await run_in_threadpool(studio.state))
 
     async def add_part(request: Request) -> Response:
-        part = await run_in_threadpool(project.add_part, _text(await _json(request), "name") or "")
+        part = await run_in_threadpool(project.add_part, text(await json_body(request), "name") or "")
         studio.events.tell("state")
         return JSONResponse(asdict(part))
 
     async def change_part(request: Request) -> Response:
-        value, facts = request.path_params["value"], await _json(request)
-        await run_in_threadpool(project.change_part, value, _text(facts, "name"), _text(facts, "colour"))
+        value, facts = request.path_params["value"], await json_body(request)
+        await run_in_threadpool(project.change_part, value, text(facts, "name"), text(facts, "colour"))
         studio.events.tell("state")
         return JSONResponse({})
 
@@ -67,7 +66,7 @@ def make_app(studio: Studio, token: str, port: int, hosts: frozenset[str] | None
 
     async def add_image(request: Request) -> Response:
         name = request.query_params.get("name", "image")
-        data = await _body(request, MAX_BYTES, name)
+        data = await body(request, MAX_BYTES, name)
         made = await run_in_threadpool(lambda: project.add_image(take(data, name), name))
         studio.events.tell("state")
         return JSONResponse({"id": made})
@@ -82,8 +81,8 @@ def make_app(studio: Studio, token: str, port: int, hosts: frozenset[str] | None
         return FileResponse(project.folder / "small" / f"{name}.jpg")
 
     async def change_image(request: Request) -> Response:
-        name, facts = request.path_params["image"], await _json(request)
-        await run_in_threadpool(project.set_example, name, _flag(facts, "example"))
+        name, facts = request.path_params["image"], await json_body(request)
+        await run_in_threadpool(project.set_example, name, flag(facts, "example"))
         studio.events.tell("state")
         return JSONResponse({})
 
@@ -99,34 +98,36 @@ def make_app(studio: Studio, token: str, port: int, hosts: frozenset[str] | None
     async def patch(request: Request) -> Response:
         name = request.path_params["image"]
         facts, query = project.image(name), request.query_params
-        left, top, width, height = (_number(query.get(each), each) for each in ("x", "y", "w", "h"))
-        data = await _body(request, facts["width"] * facts["height"], "patch")
-        number = _number(query.get("number", 0), "number")
+        left, top, width, height = (number(query.get(each), each) for each in ("x", "y", "w", "h"))
+        data = await body(request, facts["width"] * facts["height"], "patch")
+        edit = number(query.get("number", 0), "number")
         revision = await run_in_threadpool(
-            lambda: project.patch(name, left, top, width, height, data, tab=_tab(request), number=number)
+            lambda: project.patch(name, left, top, width, height, data, tab=tab(request), number=edit)
         )
-        studio.events.tell("mask", image=name, revision=revision, tab=_tab(request))
+        studio.events.tell("mask", image=name, revision=revision, tab=tab(request))
         return JSONResponse({"revision": revision})
 
     async def open_mask(request: Request) -> Response:
         image, name = request.path_params["image"], request.query_params.get("name", "mask.png")
-        data = await _body(request, MAX_BYTES, name)
-        return _mask(await run_in_threadpool(studio.open_mask, image, name, data), "")
+        data = await body(request, MAX_BYTES, name)
+        return _mask(await run_in_threadpool(studio.opening.open_mask, image, name, data), "")
 
     async def take_file(request: Request) -> Response:
         path = request.query_params.get("path", "")
-        data = await _body(request, MAX_BYTES, path)
-        await run_in_threadpool(studio.take_file, request.path_params["batch"], path, data)
+        data = await body(request, MAX_BYTES, path)
+        await run_in_threadpool(studio.opening.take_file, request.path_params["batch"], path, data)
         return JSONResponse({})
 
     async def read_annotations(request: Request) -> Response:
-        return JSONResponse(await run_in_threadpool(studio.read_annotations, request.path_params["batch"]))
+        found = await run_in_threadpool(studio.opening.read_annotations, request.path_params["batch"])
+        studio.events.tell("state")
+        return JSONResponse(found)
 
     async def learn(request: Request) -> Response:
-        facts = await _json(request)
-        steps = None if facts.get("steps") is None else _number(facts["steps"], "steps")
-        seed = _number(facts.get("seed", 0), "seed")
-        return JSONResponse({"job": await run_in_threadpool(studio.learn, steps, _text(facts, "begin"), seed)})
+        facts = await json_body(request)
+        steps = None if facts.get("steps") is None else number(facts["steps"], "steps")
+        seed = number(facts.get("seed", 0), "seed")
+        return JSONResponse({"job": await run_in_threadpool(studio.learn, steps, text(facts, "begin"), seed)})
 
     async def look(request: Request) -> Response:
         return JSONResponse({"job": await run_in_threadpool(studio.look, request.path_params["segmenter"])})
@@ -140,12 +141,12 @@ def make_app(studio: Studio, token: str, port: int, hosts: frozenset[str] | None
         return _mask(await run_in_threadpool(studio.look_mask, segmenter, image), "")
 
     async def job_file(request: Request) -> Response:
-        number, name = request.path_params["number"], request.path_params["name"]
-        told = await run_in_threadpool(studio.jobs.one, number)
+        job, name = request.path_params["number"], request.path_params["name"]
+        told = await run_in_threadpool(studio.jobs.one, job)
         allowed = {"log.txt", *(each["file"] for each in told["progress"].get("pictures", []))}
-        path = studio.jobs.folder(number) / name
+        path = studio.jobs.folder(job) / name
         if name not in allowed or not path.exists():
-            raise StudioError(f"job {number}: has no file {name[:80]!r}", 404)
+            raise StudioError(f"job {job}: has no file {name[:80]!r}", 404)
         return FileResponse(path)
 
     async def cancel(request: Request) -> Response:
@@ -160,16 +161,16 @@ def make_app(studio: Studio, token: str, port: int, hosts: frozenset[str] | None
         return JSONResponse(await run_in_threadpool(studio.published))
 
     async def publish(request: Request) -> Response:
-        facts = await _json(request)
-        segmenter, name = _text(facts, "segmenter") or "", _text(facts, "name") or ""
-        force = _flag(facts, "force")
-        job = await run_in_threadpool(studio.publish, segmenter, name, _text(facts, "url"), force)
+        facts = await json_body(request)
+        segmenter, name = text(facts, "segmenter") or "", text(facts, "name") or ""
+        force = flag(facts, "force")
+        job = await run_in_threadpool(studio.publish, segmenter, name, text(facts, "url"), force)
         return JSONResponse({"job": job})
 
     async def roll_back(request: Request) -> Response:
-        facts = await _json(request)
-        version = _number(facts.get("version"), "version")
-        job = await run_in_threadpool(studio.roll_back, _text(facts, "name") or "", version, _text(facts, "url"))
+        facts = await json_body(request)
+        version = number(facts.get("version"), "version")
+        job = await run_in_threadpool(studio.roll_back, text(facts, "name") or "", version, text(facts, "url"))
         return JSONResponse({"job": job})
 
     async def server(request: Request) -> Response:
@@ -190,7 +191,7 @@ def make_app(studio: Studio, token: str, port: int, hosts: frozenset[str] | None
             data, label = await run_in_threadpool(path.read_bytes), project.image(known)["name"]
         else:
             label = query.get("name", "image")
-            data = await _body(request, MAX_BYTES, label)
+            data = await body(request, MAX_BYTES, label)
         url, name = query.get("url") or None, query.get("segmenter", "")
         return JSONResponse(await run_in_threadpool(studio.segment, url, name, data, label))
 
@@ -263,61 +264,8 @@ def _answered(endpoint: Endpoint) -> Endpoint:
     return answered
 
 
-async def _body(request: Request, most: int, subject: str) -> bytes:
-    """Return the request's body. Raises StudioError (413) as soon as it is longer than `most` bytes."""
-    told = request.headers.get("content-length", "")
-    pieces: list[bytes] = []
-    size = int(told) if told.isdecimal() else 0
-    if size <= most:
-        size = 0
-        async for piece in request.stream():
-            size += len(piece)
-            if size > most:
-                break
-            pieces.append(piece)
-    if size > most:
-        raise StudioError(f"{subject[:200]}: is over {most / 1e6:.3g} MB, expected at most that; make it smaller", 413)
-    return b"".join(pieces)
-
-
-async def _json(request: Request) -> dict[str, Any]:
-    try:
-        found = json.loads(await _body(request, _JSON_BYTES, "request") or b"{}")
-    except ValueError as error:
-        raise StudioError(f"request: is no JSON ({error})") from error
-    if not isinstance(found, dict):
-        raise StudioError(f"request: is a {type(found).__name__}, expected a JSON object")
-    return found
-
-
 def _mask(mask_HW: Mask, revision: str) -> Response:
     """Answer with a mask's values, row by row."""
     height, width = mask_HW.shape
     headers = {"X-Width": str(width), "X-Height": str(height), "X-Revision": revision}
     return Response(mask_HW.tobytes(), media_type="application/octet-stream", headers=headers)
-
-
-def _tab(request: Request) -> str:
-    """Return which tab asks, so that it need not load again what it has just sent."""
-    return request.headers.get("x-tab", "")[:40]
-
-
-def _number(value: Any, name: str) -> int:
-    try:
-        return int(value)
-    except (TypeError, ValueError) as error:
-        raise StudioError(f"{name}: got {str(value)[:40]!r}, expected a whole number") from error
-
-
-def _text(facts: dict[str, Any], name: str) -> str | None:
-    value = facts.get(name)
-    if value is not None and not isinstance(value, str):
-        raise StudioError(f"{name}: got {type(value).__name__}, expected text")
-    return value or None
-
-
-def _flag(facts: dict[str, Any], name: str) -> bool:
-    value = facts.get(name, False)
-    if not isinstance(value, bool):
-        raise StudioError(f"{name}: got {str(value)[:40]!r}, expected true or false")
-    return value

@@ -17,7 +17,7 @@ import re
 import shutil
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -26,23 +26,13 @@ import numpy as np
 from slime_studio import files
 from slime_studio.errors import StudioError
 from slime_studio.files import VOID, Mask
+from slime_studio.parts import Part, check, given_colour
 from slime_studio.pictures import Taken
 from slime_was.options import MAX_PARTS
 
 ID = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
-_COLOUR = re.compile(r"#[0-9a-f]{6}")
 _UNTOUCHED = 254  # in a patch: this pixel stays as it is
 _LAST_VALUE = 253
-_LONGEST_NAME = 60
-
-
-@dataclass(frozen=True, kw_only=True)
-class Part:
-    """A part: its value in masks, its name, and its colour, "#rrggbb"; value 0 is the background."""
-
-    value: int
-    name: str
-    colour: str
 
 
 class Project:
@@ -66,7 +56,7 @@ class Project:
             self._facts["backbone"] = backbone
         self._images = {path.stem: files.read_json(path) for path in sorted((self.folder / "images").glob("*.json"))}
         if not self._facts["parts"]:
-            self._facts["parts"] = [{"value": 0, "name": "background", "colour": _given_colour(0)}]
+            self._facts["parts"] = [{"value": 0, "name": "background", "colour": given_colour(0)}]
         self._keep()
 
     def close(self) -> None:
@@ -99,15 +89,13 @@ class Project:
             value = int(self._facts["next"])
             if value > _LAST_VALUE:
                 raise StudioError(f"parts: {_LAST_VALUE} were made in this project already; begin another project")
-            part = Part(value=value, name=name.strip(), colour=_given_colour(len(self.parts)))
+            part = Part(value=value, name=name.strip(), colour=given_colour(len(self.parts)))
             self._set_parts([*self.parts, part], value + 1)
             return part
 
     def change_part(self, value: int, name: str | None = None, colour: str | None = None) -> None:
         """Give a part another name or colour. Raises StudioError for one that cannot be."""
         with self._turn:
-            if colour is not None and not _COLOUR.fullmatch(colour):
-                raise StudioError(f"parts: got the colour {colour[:20]!r}, expected one such as #4285f4")
             old = self._part(value)
             new = replace(old, name=old.name if name is None else name.strip(), colour=colour or old.colour)
             self._set_parts([new if part == old else part for part in self.parts], int(self._facts["next"]))
@@ -125,19 +113,7 @@ class Project:
         return found
 
     def _set_parts(self, parts: Sequence[Part], following: int) -> None:
-        from slime_optimize.data.annotations import check_parts
-        from slime_optimize.errors import InputError
-
-        long = [part.name for part in parts if len(part.name) > _LONGEST_NAME]
-        if long:
-            raise StudioError(
-                f"parts: a name has {len(long[0])} characters, expected {_LONGEST_NAME} at most; give a shorter one"
-            )
-        try:
-            if len(parts) > 1:
-                check_parts([part.name for part in parts])
-        except InputError as error:
-            raise StudioError(str(error)) from error
+        check(parts)
         before = self._facts
         self._facts = {**before, "parts": [asdict(part) for part in parts], "next": following}
         try:
@@ -326,12 +302,6 @@ def _free(name: str, taken: Mapping[str, Any]) -> str:
         number += 1
         made = f"{name}-{number}"
     return made
-
-
-def _given_colour(place: int) -> str:
-    from slime_optimize.picture import palette
-
-    return "#{:02x}{:02x}{:02x}".format(*palette(place + 1)[place])
 
 
 def _locked(folder: Path) -> IO[str]:

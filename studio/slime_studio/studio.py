@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import shutil
-import tempfile
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import asdict
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,8 +23,9 @@ from slime_studio.errors import StudioError, disk_error
 from slime_studio.events import Events
 from slime_studio.files import Mask
 from slime_studio.jobs import Jobs
-from slime_studio.pictures import encoded, small, take
-from slime_studio.project import ID, Project, copied
+from slime_studio.opening import Opening
+from slime_studio.pictures import small, take
+from slime_studio.project import Project, copied
 from slime_studio.serving import Serving
 
 _RESULTS = 200  # masks of the served model that are kept for downloading
@@ -38,7 +37,7 @@ class Studio:
     """A project that is open, its jobs, its server, and the pages that look at it."""
 
     def __init__(self, project: Project, repository: Path | None = None) -> None:
-        self.project, self.events = project, Events()
+        self.project, self.opening, self.events = project, Opening(project), Events()
         self.repository = (repository or project.folder / "repository").resolve()
         self.serving = Serving(project.folder / "server", self.repository)
         self._results: OrderedDict[str, tuple[ServedMask, str]] = OrderedDict()
@@ -237,71 +236,6 @@ class Studio:
             return FORMATS[form].encode(mask, name), FORMATS[form].path(Path(), Path(name).stem).name
         except SegmenterError as error:
             raise StudioError(str(error), 500) from error
-
-    def take_file(self, batch: str, path: str, data: bytes) -> None:
-        """Keep a file of an annotated folder, under the path that it has in it, until `read_annotations`."""
-        words = PurePosixPath(path)
-        climbs = words.is_absolute() or not words.parts or {"..", "."} & set(path.split("/"))
-        if climbs or "\\" in path or "\0" in path or len(path) > 400 or not ID.fullmatch(batch):
-            raise StudioError(f"path: got {path[:80]!r}, expected one inside the folder that was opened")
-        files.write(self.project.folder / "opened" / batch / words, data)
-
-    def read_annotations(self, batch: str) -> dict[str, Any]:
-        """Add the annotated images of a folder that was sent, in any form that `slime optimize --data` reads."""
-        from slime_image import ImageError
-        from slime_optimize.data.annotations import read
-        from slime_optimize.errors import InputError
-
-        if not ID.fullmatch(batch):
-            raise StudioError("batch: is no name")
-        folder = self.project.folder / "opened" / batch
-        names, by_number = [part.name for part in self.project.parts], False
-        try:
-            try:
-                found = read(folder)
-            except InputError:
-                if len(names) < 2:
-                    raise
-                found, by_number = read(folder, names), True  # masks of numbers that nothing but the project names
-        except (InputError, ImageError) as error:
-            raise StudioError(str(error).replace(f"{folder}/", "").replace(str(folder), "the folder")) from error
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
-        for name in found.parts[1:]:
-            if name not in names:
-                self.project.add_part(name)
-        kept = 0
-        for example in found.examples:
-            made = self.project.add_image(take(encoded(example.image_HW3), example.name), example.name)
-            if self.project.revision(made):  # painted here already
-                kept += 1
-                continue
-            self.project.set_mask(made, self.project.values(example.mask_HW, found.parts))
-            self.project.set_example(made, True)
-        self.events.tell("state")
-        return {"images": len(found.examples), "kept": kept, "by_number": by_number, "parts": list(found.parts)}
-
-    def open_mask(self, image: str, name: str, data: bytes) -> Mask:
-        """Return the mask in a file of part numbers or known colours (PNG, TIFF, BMP, GIF, .npy) in part values."""
-        from slime_optimize.data.annotations import check_ids, load_mask
-        from slime_optimize.errors import InputError
-
-        facts = self.project.image(image)
-        names = [part.name for part in self.project.parts]
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / f"mask{Path(name).suffix.lower()}"
-            path.write_bytes(data)
-            try:
-                numbers_HW = load_mask(path, parts=names).values_HW
-                check_ids(numbers_HW, names, f"mask {name}")
-            except InputError as error:
-                raise StudioError(str(error).replace(str(path), name)) from error
-        if numbers_HW.shape != (facts["height"], facts["width"]):
-            raise StudioError(
-                f"mask {name}: is {numbers_HW.shape[1]}x{numbers_HW.shape[0]}, expected "
-                f"{facts['width']}x{facts['height']} as the image; open the mask of this image"
-            )
-        return self.project.values(numbers_HW, names)
 
     def _follow(self, job: Mapping[str, Any]) -> None:
         """What was learned segments all images, to be looked at."""

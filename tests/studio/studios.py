@@ -81,7 +81,7 @@ class Running:
     def stop(self) -> None:
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGINT)
-            assert self.process.wait(timeout=60) == 0
+            assert self.process.wait(timeout=SECONDS) == 0
         self._close()
 
     def _close(self) -> None:
