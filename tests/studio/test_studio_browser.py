@@ -5,6 +5,7 @@ Needs Debian's chromium (`apt install chromium`), which Playwright drives; skipp
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 from collections.abc import Iterator
@@ -212,8 +213,8 @@ def test_the_whole_way(page: Page, running: list[Running], tmp_path: Path) -> No
             page.get_by_role("link", name=f"Download car-1.png as {form}").click()
         contents[form] = Path(download.value.path()).read_bytes()
         assert download.value.suggested_filename.startswith("car-1.")
-    (tmp_path / "mask.png").write_bytes(contents["PNG"])
-    assert Image.open(tmp_path / "mask.png").size == (SIDE, SIDE)
+    with Image.open(io.BytesIO(contents["PNG"])) as mask:
+        assert mask.size == (SIDE, SIDE) and mask.mode == "P"
     assert json.loads(contents["COCO"])["images"][0]["file_name"] == "car-1.png"
     assert json.loads(contents["GeoJSON"])["type"] == "FeatureCollection"
     assert f'"{studio.state()["server"]["url"]}", "car"' in page.locator("#publish pre").first.inner_text()
