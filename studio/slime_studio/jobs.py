@@ -14,6 +14,7 @@ import contextlib
 import subprocess
 import sys
 import threading
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
@@ -24,6 +25,7 @@ from slime_studio.errors import StudioError
 
 QUEUED, RUNNING, DONE, FAILED, CANCELLED, STOPPED = "queued", "running", "done", "failed", "cancelled", "stopped"
 _POLL_SECONDS = 0.2
+_TROUBLED_SECONDS = 5.0
 _KINDS = ("learn", "look", "publish", "rollback")
 
 
@@ -39,10 +41,10 @@ class Jobs:
         self._process: subprocess.Popen[bytes] | None = None
         found = sorted(path.parent for path in folder.glob("*/job.json"))
         self._jobs = {int(path.name): files.read_json(path / "job.json") for path in found}
-        for job in self._jobs.values():
-            if job["state"] == RUNNING and not self._runs(job):
-                self._finish(job)
         self._thread = threading.Thread(target=self._work, name="jobs", daemon=True)
+
+    def start(self) -> None:
+        """Begin to run jobs, and to look after the one that an earlier studio left running."""
         self._thread.start()
 
     def close(self) -> None:
@@ -107,26 +109,33 @@ class Jobs:
             self._keep(job)
 
     def _work(self) -> None:
-        seen: dict[int, float] = {}
+        seen: tuple[int, float] | None = None  # of the progress that was told last
         while not self._ending.wait(_POLL_SECONDS):
-            with self._turn:
-                running = next((job for job in self._jobs.values() if job["state"] == RUNNING), None)
-                queued = next((job for _, job in sorted(self._jobs.items()) if job["state"] == QUEUED), None)
-                busy = (
-                    self._process is not None and self._process.poll() is None
-                )  # one that was cancelled may still end
-                with contextlib.suppress(StudioError):  # a full disk: what is in memory is right, the next turn writes
-                    if running and not self._runs(running):
-                        self._finish(running)
-                        running = None
-                    if not running and queued and not busy:
-                        self._start(queued)
-            if running:
-                with contextlib.suppress(OSError):
-                    changed = (self._path(running["number"]) / "progress.json").stat().st_mtime
-                    if changed != seen.get(running["number"]):
-                        seen[running["number"]] = changed
+            try:
+                with self._turn:
+                    running = self._step()
+                if running:
+                    now = (running["number"], (self._path(running["number"]) / "progress.json").stat().st_mtime)
+                    if now != seen:
+                        seen = now
                         self._changed(running["number"])
+            except FileNotFoundError:  # no progress yet
+                pass
+            except Exception:  # such as a full disk, which may have room again
+                traceback.print_exc()
+                self._ending.wait(_TROUBLED_SECONDS)
+
+    def _step(self) -> dict[str, Any] | None:
+        """Finish the job whose process has ended, start the next one; return the one that runs."""
+        running = next((job for job in self._jobs.values() if job["state"] == RUNNING), None)
+        if running and not self._runs(running):
+            self._finish(running)
+            running = None
+        ending = any(job["state"] == CANCELLED and "pid" in job and self._runs(job) for job in self._jobs.values())
+        queued = next((job for _, job in sorted(self._jobs.items()) if job["state"] == QUEUED), None)
+        if not running and not ending and queued:
+            self._start(queued)
+        return running
 
     def _start(self, job: dict[str, Any]) -> None:
         folder = self._path(job["number"])
@@ -147,15 +156,16 @@ class Jobs:
     def _finish(self, job: dict[str, Any]) -> None:
         """Say how a job ended whose process is gone."""
         folder = self._path(job["number"])
-        ended = files.read_json(folder / "ended.json")
+        ended, now = files.read_json(folder / "ended.json"), {"ended": _now()}
         if not ended:
-            job |= {"state": STOPPED, "error": "its process ended without a word; it can be taken up again"}
+            now |= {"state": STOPPED, "error": "its process ended without a word; it can be taken up again"}
         elif ended["code"]:
-            job |= {"state": FAILED, "error": last_error(folder / "log.txt")}
+            now |= {"state": FAILED, "error": last_error(folder / "log.txt")}
         else:
-            job |= {"state": DONE}
-        job["ended"] = _now()
-        self._keep(job)
+            now |= {"state": DONE}
+        self._keep({**job, **now})  # first: where the disk is full, the next turn tries again
+        job |= now
+        self._changed(job["number"])
         if job["state"] == DONE:
             self._done(job)
 

@@ -45,6 +45,7 @@ class Studio:
         self.jobs = Jobs(
             project.folder / "jobs", lambda number: self.events.tell("job", number=number), done=self._follow
         )
+        self.jobs.start()  # now that `_follow` can add to them
 
     def close(self) -> None:
         """End the studio; a job that runs goes on, the server it started is stopped."""

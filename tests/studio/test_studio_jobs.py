@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-from studios import Running, encoded, noise
+from studios import SECONDS, Running, encoded, noise
 
 import backbones
 from slime_optimize import Segmenter
+from slime_studio import files
 from slime_studio.errors import StudioError
 from slime_studio.jobs import Jobs
 
@@ -78,6 +80,8 @@ def test_a_job_whose_process_died_is_offered_again_and_goes_on(running: list[Run
     os.killpg(pid, signal.SIGKILL)
     second = Running(first.project)
     running.append(second)
+    with pytest.raises(AssertionError):  # it leaves the state `running` on its own
+        second.await_job(number, lambda job: False)
     assert second.job(number)["state"] == "stopped"
     second.post(f"/api/jobs/{number}/resume")
     second.await_job(number, lambda job: "goes on after step" in second.client.get(f"/api/jobs/{number}/log.txt").text)
@@ -118,4 +122,27 @@ def test_a_full_disk_queues_nothing(tmp_path: Path) -> None:
     with pytest.raises(StudioError, match="disk is full"):
         jobs.add("learn", "Learn", full)
     assert jobs.every() == []
+    jobs.start()
     jobs.close()
+
+
+@pytest.mark.parametrize(("ended", "state"), [({"code": 0}, "done"), ({"code": 2}, "failed"), ({}, "stopped")])
+def test_a_job_that_ended_while_no_studio_ran_is_finished_by_the_next(
+    ended: dict[str, int], state: str, tmp_path: Path
+) -> None:
+    folder = tmp_path / "jobs" / "0001"
+    job = {"number": 1, "kind": "learn", "title": "Learn", "state": "running", "pid": 2**22 + 1}
+    files.write_json(folder / "job.json", job)
+    if ended:
+        files.write_json(folder / "ended.json", ended)
+    (folder / "log.txt").write_text("reading\nerror: mask: is empty\n")
+    followed: list[int] = []
+    jobs = Jobs(tmp_path / "jobs", lambda number: None, lambda job: followed.append(job["number"]))
+    jobs.start()
+    deadline = time.monotonic() + SECONDS
+    while jobs.one(1)["state"] == "running":
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    jobs.close()
+    assert jobs.one(1)["state"] == state and followed == ([1] if state == "done" else [])
+    assert state != "failed" or jobs.one(1)["error"] == "mask: is empty"
