@@ -91,11 +91,11 @@ def test_shared(tmp_path: Path) -> None:
     assert "| shared | 2 |" in shared.page(json.loads(json.dumps(result, allow_nan=False)))
 
 
-@pytest.mark.parametrize("embedding", ["baked", "shared"])
-def test_publishing(embedding: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_publishing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The figures; tests/export/test_export_under_load.py takes the same steps in both forms."""
     monkeypatch.setattr(publishing, "SETTLED_S", 0.1)
     options = argparse.Namespace(requests=10, publishes=2, rollbacks=1, new_names=1)
-    result: dict[str, Any] = publishing.measured(embedding, publishing.load_backbone("embedded"), options)
+    result: dict[str, Any] = publishing.measured("baked", publishing.load_backbone("embedded"), options)
     assert result["requests"] >= 10 and not result["examples"]
     assert (result["publish_to_return_s"]["count"], result["rollback_to_return_s"]["count"]) == (2, 1)
     assert result["publish_to_first_answer_s"]["count"] >= 1  # on a slow machine the next change may come first
