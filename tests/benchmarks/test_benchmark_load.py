@@ -21,7 +21,7 @@ from slime_repository.config import parsed
 
 load = import_module("benchmarks.load.__main__")
 publishing = import_module("benchmarks.publishing.__main__")
-pytestmark = [pytest.mark.triton, pytest.mark.slow, pytest.mark.alone]
+pytestmark = [pytest.mark.triton, pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")
@@ -32,6 +32,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.alone
 def test_load(repository: Path) -> None:
     options = argparse.Namespace(
         repository=repository, segmenters=None, rounds=2, seconds=0.4, open_seconds=0.5, soak=40, soak_seconds=20.0,
@@ -71,6 +72,7 @@ def test_what_is_there_is_not_exported_again(repository: Path) -> None:
         target(repository, "bicycle")
 
 
+@pytest.mark.alone
 def test_recovery(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recovery, "CALM_S", 0.3)
     monkeypatch.setattr(recovery, "SETTLED_S", 1.0)
