@@ -42,6 +42,9 @@ _BY_WORDS = {
     "protocol is restricted": UNAUTHENTICATED,
     "is not healthy": UNAVAILABLE,
 }
+# gRPC's words for a call that this process itself gave up. Any other CANCELLED is a server's that stops: gRPC ends with
+# it what arrives while the server closes its port, and the next server can answer it.
+_GIVEN_UP_HERE = re.compile(r"locally cancell?ed|channel closed", re.IGNORECASE)
 
 
 class SegmenterError(Exception):
@@ -64,6 +67,8 @@ def from_grpc(error: grpc.RpcError, *, url: str, segmenter: str, subject: str, t
     """
     code, said = error.code().name, _quote(error.details())
     code = next((other for words, other in _BY_WORDS.items() if words in said), code)
+    if code == CANCELLED and not _GIVEN_UP_HERE.search(said):
+        code = UNAVAILABLE
     return SegmenterError(_explain(code, said, url, segmenter, subject, timeout), code)
 
 

@@ -129,9 +129,9 @@ def test_stopping_answers_what_is_under_way(toy_repository: Path) -> None:
     assert "OK" in {outcome.status for outcome in under_way}
     # What was begun just before may not have reached it yet.
     assert {outcome.status for outcome in under_way if outcome.begun < asked - SENT_S} <= {"OK"}
-    # Its models are unloaded before it closes its ports.
+    # Its models are unloaded before it closes its ports; gRPC cancels what arrives in the moment of closing.
     later = {outcome.status for outcome in outcomes if outcome.begun > asked - SENT_S}
-    assert later <= {"OK", "UNAVAILABLE", "NOT_FOUND"}
+    assert later <= {"OK", "UNAVAILABLE", "NOT_FOUND", "CANCELLED"}
 
 
 def wait_for_regions(pid: int, count: int) -> None:

@@ -49,7 +49,7 @@ def asked(retry: Retry, answers: Iterator[Any], seconds: float = 30) -> tuple[li
 def test_only_what_is_unavailable_is_tried_again() -> None:
     for code in grpc.StatusCode:
         if code not in (grpc.StatusCode.OK, grpc.StatusCode.UNAVAILABLE):
-            steps, error = asked(Retry(), iter([Failed(code)]))
+            steps, error = asked(Retry(), iter([Failed(code, "Locally cancelled by application!")]))
             assert len(steps) == 1, code
             assert error.code == code.name
     steps, answer = asked(Retry(), iter([UNAVAILABLE, UNAVAILABLE, "mask"]))
@@ -62,6 +62,14 @@ def test_what_triton_calls_unavailable_but_is_not(details: str) -> None:
     steps, error = asked(Retry(), iter([Failed(grpc.StatusCode.UNAVAILABLE, details)]))
     assert len(steps) == 1
     assert error.code in ("NOT_FOUND", "UNAUTHENTICATED")
+
+
+def test_what_a_stopping_server_cancels_is_tried_again() -> None:
+    cancelled = Failed(grpc.StatusCode.CANCELLED, "CANCELLED")
+    _, answer = asked(Retry(), iter([cancelled, "mask"]))
+    assert answer == "mask"
+    _, error = asked(Retry(attempts=1), iter([cancelled]))
+    assert error.code == "UNAVAILABLE"
 
 
 def test_a_process_that_died_is_tried_again() -> None:
