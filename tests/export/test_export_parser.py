@@ -75,7 +75,7 @@ def _known_resize(said: dict[str, object]) -> bool:
     )
 
 
-@pytest.fixture(scope="module", params=[*sorted(KINDS), EMBEDDED])
+@pytest.fixture(scope="module", params=[*sorted(KINDS), pytest.param(EMBEDDED, marks=pytest.mark.slow)])
 def graphs(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, export_of: Callable[..., Exported]
 ) -> dict[str, ModelProto]:
