@@ -174,42 +174,25 @@ def test_a_graph_is_replayed_on_new_pixels(monkeypatch: pytest.MonkeyPatch) -> N
     assert calls == ["wait", "wait"]
 
 
-@pytest.fixture(scope="module")
-def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the whole benchmark keeps its ONNX files."""
-    return tmp_path_factory.mktemp("whole")
-
-
-def _benchmark(folder: Path, work: Path, tmp_path: Path, *variants: str) -> Any:
-    words = ["--backbone", str(folder), "--rounds", "1", "--batches", "1", "2", "--threads", "1", "--parts", "3"]
-    places = ["--work", str(work), "--json", str(tmp_path / "kept.json"), "--page", str(tmp_path / "page.md")]
-    assert pipeline.main([*words, *places, "--variants", *variants]) == 0
-    return json.loads((tmp_path / "kept.json").read_text())["sd21"]
-
-
 @pytest.mark.slow
-def test_the_whole_benchmark(folders: dict[str, Path], work: Path, tmp_path: Path) -> None:
-    result = _benchmark(folders["sd21"], work, tmp_path, "published", "torch", "weighted", "tiny", "fp16_graph")
+@pytest.mark.parametrize("large", [False, True], ids=["resident", "in turns"])
+def test_the_whole_benchmark(
+    folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, large: bool
+) -> None:
+    if large:
+        monkeypatch.setattr(pipeline, "_LARGE", 0)
+    words = ["--backbone", str(folders["sd21"]), "--rounds", "1", "--batches", "1", "2", "--threads", "1"]
+    words += ["--parts", "3", "--variants", "published", "torch", "weighted", "tiny", "fp16_graph"]
+    places = ["--work", str(tmp_path), "--json", str(tmp_path / "kept.json"), "--page", str(tmp_path / "page.md")]
+    assert pipeline.main([*words, *places]) == 0
+    result = json.loads((tmp_path / "kept.json").read_text())["sd21"]
     assert set(result["rows"]) == {"published", "torch", "weighted"} and "tiny_vae" in result["missing"]["tiny"]
     assert result["missing"]["fp16_graph"] == "CUDA graphs need a GPU"
-    assert result["agreement"]["weighted"] > 0.999 and result["resident"]
+    assert result["agreement"]["weighted"] > 0.999 and result["resident"] != large
     assert result["rows"]["weighted"]["peak_gb"] < result["rows"]["published"]["peak_gb"]
     assert set(result["rows"]["torch"]["images_per_second"]) == {"1", "2"}
     assert result["machine"]["versions"]["onnxruntime"]
     assert (tmp_path / "page.png").exists() and "page.png" in (tmp_path / "page.md").read_text()
-
-
-@pytest.mark.slow
-def test_large_models_take_turns(
-    folders: dict[str, Path], work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A process for each turn, of which one is in memory at a time."""
-    monkeypatch.setattr(pipeline, "_LARGE", 0)
-    result = _benchmark(folders["sd21"], work, tmp_path, "torch", "weighted")
-    assert set(result["rows"]) == {"torch", "weighted"} and not result["resident"]
-    assert result["agreement"]["weighted"] > 0.999
-    assert result["rows"]["weighted"]["peak_gb"] < result["rows"]["torch"]["peak_gb"]
-    assert set(result["rows"]["torch"]["images_per_second"]) == {"1", "2"}
 
 
 @pytest.mark.slow
