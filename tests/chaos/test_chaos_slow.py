@@ -24,7 +24,7 @@ from slime_client import Segmenter
 from slime_client.cli import main
 
 pytestmark = [pytest.mark.triton, pytest.mark.slow, pytest.mark.alone]
-IMAGE_S, IMAGES = 3.0, 10
+IMAGE_S, IMAGES = 3.0, 20
 
 
 def masks_made(address: str) -> int:
