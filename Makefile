@@ -26,7 +26,7 @@ test: $(INSTALLED)
 	$(BIN)/python $(PYTEST) -m "not alone"
 	$(BIN)/python -m pytest -m alone
 
-# What needs no server and less than ten seconds a test.
+# What needs no server and less than five seconds of a core a test.
 test-fast: $(INSTALLED)
 	$(BIN)/python $(PYTEST) -m "$(FAST)"
 

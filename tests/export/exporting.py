@@ -96,7 +96,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 def names(options: Iterable[str]) -> list[Any]:
     """The options' names as parameters; as each has a UNet traced, those that others resemble are slow."""
-    slow = {"best", "passes", "suppressed"}
+    slow = {"best", "passes", "published", "suppressed"}
     return [pytest.param(name, marks=pytest.mark.slow) if name in slow else name for name in options]
 
 

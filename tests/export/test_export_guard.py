@@ -52,6 +52,7 @@ def test_what_failed_on_its_own_training_image(
     assert "published failed version 2" in told
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("without_tracing")
 def test_annotated_images_decide(
     mistake: Callable[..., str],

@@ -23,6 +23,7 @@ CHANGES = ("threshold=0.02", "edge_tolerance=0.2")
 CHANGED = {"threshold": 0.02, "edge_tolerance": 0.2}
 
 
+@pytest.mark.slow
 @ONE_KIND
 def test_a_baked_segmenter(
     command: ModuleType, exported: Exported, tmp_path: Path, capsys: pytest.CaptureFixture[str]
