@@ -15,7 +15,7 @@ from slime_export.publish.baked_segmenter import KEEP
 from slime_export.publish.lock import WAIT_S
 from slime_optimize.segmenter import Segmenter
 from slime_repository import layout
-from slime_repository.config import CPU
+from slime_repository.config import CPU, OPENVINO
 from slime_repository.variant import Variant
 
 # Baked into a graph of its own, or an input of one that many segmenters share.
@@ -30,7 +30,8 @@ class ExportOptions:
     segmenter's own are now, where they have moved. `changes`: test-time settings to change, each "NAME=VALUE".
     `encoder`: the one that the segmenter must have been made with; None takes its own.
 
-    `engine`: how a TensorRT engine is built. `accelerator`: ONNX Runtime's provider on the server. `calibration`:
+    `engine`: how a TensorRT engine is built. `accelerator`: ONNX Runtime's provider on the
+    server, or openvino. `calibration`:
     images that int8's ranges are measured on. `data`: annotated images for the mean IoU, which is to be `at_least`
     so many percent, or `not_worse` than that of the segmenter that serves. `force`: publish in its place what failed on
     its own training images. `keep`: how many versions
@@ -71,6 +72,11 @@ class ExportOptions:
             raise ExportError(f"--accelerator: got {self.accelerator!r}, expected {' or '.join(KINDS)}")
         if self.accelerator is not None and self.format != "onnx":
             raise ExportError(f"--accelerator {self.accelerator}: is for --format onnx, got {self.format}")
+        if self.accelerator == OPENVINO and self.precision == "fp16":
+            raise ExportError(
+                "--precision fp16: OpenVINO gains nothing by it on a CPU; give bf16 or int8 with "
+                "--accelerator openvino, or leave it out"
+            )
         is_plain = (self.precision, self.format, self.accelerator) == ("fp32", "onnx", None)
         if self.embedding == "shared" and not is_plain:
             raise ExportError(
@@ -95,6 +101,11 @@ class ExportOptions:
         return self.accelerator == CPU
 
     @property
+    def served_by(self) -> str:
+        """The variant's format: OpenVINO is one of its own, though it reads ONNX files."""
+        return OPENVINO if self.accelerator == OPENVINO else self.format
+
+    @property
     def held_to(self) -> Gate:
         """The limits past which nothing is published."""
         return self.gate or gate_of(self.precision)
@@ -108,7 +119,7 @@ class ExportOptions:
                 f"serve as well; leave it out, or optimise again with --encoder {self.encoder}"
             )
         try:
-            return Variant(maps=self.maps, precision=self.precision, encoder=own, format=self.format)
+            return Variant(maps=self.maps, precision=self.precision, encoder=own, format=self.served_by)
         except ValueError as error:
             raise ExportError(f"--{error}") from error
 
@@ -120,6 +131,9 @@ class ExportOptions:
     def check_machine(self) -> None:
         """Raise ExportError where this machine cannot make, or try, what is wanted."""
         runtimes.onnxruntime()
-        runtimes.providers_for(self.precision)
+        if self.accelerator == OPENVINO:
+            runtimes.require_openvino(self.precision)
+        else:
+            runtimes.providers_for(self.precision)
         if self.format == "tensorrt":
             engine_builder.module()

@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from slime_export.forms import FORMS
-from slime_export.graph import engine_builder, inspection, lowering, onnx_export, tracing
+from slime_export.graph import engine_builder, inspection, lowering, onnx_export, processor, tracing
 from slime_export.graph.runtimes import opened
 from slime_export.options import ExportOptions
 from slime_export.proof import drift, parity, references
@@ -31,6 +31,7 @@ from slime_optimize.errors import InputError
 from slime_optimize.evaluation import Data, read_data
 from slime_optimize.method.prediction import Predictor, load_predictor
 from slime_repository import layout
+from slime_repository.config import OPENVINO
 from slime_repository.variant import Variant
 from slime_was.tensors import LATENTS
 
@@ -68,6 +69,8 @@ class _Export:
     def run(self) -> tuple[Published, Report]:
         options, name = self.options, self.options.served_name
         options.check_machine()
+        if options.accelerator == OPENVINO:
+            self.say(f"this machine: {processor.described()}")
         # What can be refused before the work begins: the server, patches that are never served, another backbone.
         server = Server(options.url, options.access) if options.url else None
         predictor = self._loaded()
@@ -102,7 +105,7 @@ class _Export:
                 encoder=encoder if self.new_encoder else None,
                 check=self.answers.check(options.held_to.mask_agreement, self.is_training),
                 variant=self.variant,
-                accelerator=options.accelerator,
+                accelerator=None if options.accelerator == OPENVINO else options.accelerator,
                 shared=self.form.is_shared,
                 settings_changed=report.settings_changed,
             )
@@ -162,7 +165,7 @@ class _Export:
         if encoder is None:
             with self._stage("tracing the VAE encoder" if variant.encoder == "vae" else "tracing the tiny encoder"):
                 encoder = tracing.trace_encoder(predictor, work / "encoder", options.external_over)
-        elif options.accelerator:
+        elif options.accelerator and options.accelerator != OPENVINO:
             self.say(f"{variant.encoder_model}: the repository's own stays, as it was exported, for all its segmenters")
         if unet is None:
             with self._stage(f"tracing {self.form.unet_name}"):
@@ -171,13 +174,13 @@ class _Export:
 
     @property
     def _served_as_traced(self) -> bool:
-        return self.variant.precision == "fp32" and self.variant.format == "onnx" and not self.options.on_cpu
+        return self.variant.precision == "fp32" and self.variant.format != "tensorrt" and not self.options.on_cpu
 
     def _prove_exact(self) -> None:
         """Compare the fp32 graphs that others are made from; they are not published themselves."""
         with self._stage("comparing the fp32 graphs with PyTorch"):
-            latents = parity.encoded(self.answers, opened(self.encoder)) if self.new_encoder else None
-            comparisons = parity.measured(self.answers, self.form.opened(self.unet, "fp32"), latents)
+            latents = parity.encoded(self.answers, opened(self.encoder, Variant())) if self.new_encoder else None
+            comparisons = parity.measured(self.answers, self.form.opened(self.unet, Variant()), latents)
         report = Report(comparisons=comparisons, gate=EXACT, own_error=self.answers.own_error)
         if report.failures:
             replace(report, drift=self._drift_from_pytorch(report)).require()
@@ -210,13 +213,13 @@ class _Export:
 
     def _compared(self, encoder: Path, unet: Path) -> Report:
         """Compare the networks that will serve with PyTorch, and measure their mean IoU where there is data."""
-        variant, encoder_precision = self.variant, self.encoder_variant.precision
+        variant, encoder_variant = self.variant, self.encoder_variant
         with self._stage("comparing with PyTorch"):
-            latents = parity.encoded(self.answers, opened(encoder, encoder_precision))
-            comparisons = parity.measured(self.answers, self.form.opened(unet, variant.precision), latents)
+            latents = parity.encoded(self.answers, opened(encoder, encoder_variant))
+            comparisons = parity.measured(self.answers, self.form.opened(unet, variant), latents)
         score = None
         if self.data is not None and self.before is not None:
-            networks = opened(encoder, encoder_precision), self.form.opened(unet, variant.precision)
+            networks = opened(encoder, encoder_variant), self.form.opened(unet, variant)
             settings = self.segmenter.settings
             postprocess = settings.postprocess(self.segmenter.image_size)
             exported = parity.ExportedSegmenter(*networks, postprocess, settings.channel_order)
@@ -233,8 +236,9 @@ class _Export:
         )
 
     def _drift(self, report: Report, encoder: Path, unet: Path) -> Drift | None:
-        """Find the layer that drifts first in what would serve; None for an engine, whose layers cannot be read."""
-        if self.variant.format == "tensorrt":
+        """Find the layer that drifts first in what would serve; None where its precision is not that of the file."""
+        in_file = self.variant.format == "onnx" or self.variant.precision == "int8"
+        if self.variant.format == "tensorrt" or not in_file:
             return None
         if self._served_as_traced:
             return self._drift_from_pytorch(report)

@@ -2,8 +2,8 @@
 
 Keys and values are those of Triton's ONNX Runtime backend (its README, "ONNX Runtime with TensorRT optimization" and
 "with CUDA Execution Provider optimization"). Without an accelerator Triton takes the CUDA provider where there is a
-GPU, and the CPU elsewhere. `cpu` is the CPU everywhere, and graphs rewritten for it (lowering.for_cpu); with another,
-a machine without a GPU refuses the model.
+GPU, and the CPU elsewhere. `cpu` is the CPU everywhere, and graphs rewritten for it (lowering.for_cpu). `openvino` is
+a format of its own (slime_repository.contract). With another, a machine without a GPU refuses the model.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from slime_export.errors import ExportError
-from slime_repository.config import CPU, Accelerator
+from slime_repository.config import CPU, OPENVINO, Accelerator
 from slime_repository.contract import MAX_BATCH
 
-KINDS = (CPU, "cuda", "tensorrt")
+KINDS = (CPU, OPENVINO, "cuda", "tensorrt")
 # On the server; whoever can write there decides what the server runs, so it is no shared folder such as /tmp.
 CACHE = "/var/cache/slime"
 
