@@ -1,4 +1,4 @@
-"""Exports that OpenVINO runs: equal to PyTorch, refused where they cannot be, served from a cache of what it compiled."""
+"""Exports that OpenVINO runs: equal to PyTorch, refused where they cannot be, and compiled once."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from slime_export.pipeline import export
 from slime_export.proof import parity
 from slime_export.proof.report import Gate
 from slime_export.publish import maintenance
-from slime_repository import layout, openvino_network, record
+from slime_repository import layout, openvino_network
 from slime_repository.config import openvino_precision
 from slime_repository.openvino_network import CACHE_VARIABLE, OpenVinoNetwork
 
