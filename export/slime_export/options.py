@@ -30,12 +30,12 @@ class ExportOptions:
     segmenter's own are now, where they have moved. `changes`: test-time settings to change, each "NAME=VALUE".
     `encoder`: the one that the segmenter must have been made with; None takes its own.
 
-    `engine`: how a TensorRT engine is built. `accelerator`: ONNX Runtime's provider on the
-    server, or openvino. `calibration`:
-    images that int8's ranges are measured on. `data`: annotated images for the mean IoU, which is to be `at_least`
-    so many percent, or `not_worse` than that of the segmenter that serves. `force`: publish in its place what failed on
-    its own training images. `keep`: how many versions
-    of the segmenter stay in the repository. `wait`: seconds for another process that is changing it.
+    `engine`: how a TensorRT engine is built. `accelerator`: ONNX Runtime's provider on the server, or openvino. `tune`:
+    other ways are tried before (slime_export.tuning), int8 among them. `calibration`: images that int8's ranges are
+    measured on. `data`: annotated images for the mean IoU, which is to be `at_least` so many percent, or `not_worse`
+    than that of the segmenter that serves. `force`: publish in its place what failed on its own training images.
+    `keep`: how many versions of the segmenter stay in the repository. `wait`: seconds for another process that is
+    changing it.
     """
 
     folder: Path
@@ -53,6 +53,7 @@ class ExportOptions:
     format: str = Variant.format
     engine: engine_builder.Options = field(default_factory=engine_builder.Options)
     accelerator: str | None = None
+    tune: bool = False
     calibration: Path | None = None
     data: Path | None = None
     at_least: float | None = None
@@ -87,7 +88,7 @@ class ExportOptions:
             raise ExportError(f"--at-least: got {self.at_least:g}, expected a mean IoU in percent, such as 65")
         if (self.at_least is not None or self.not_worse) and self.data is None:
             raise ExportError("--at-least, --not-worse: are measured on annotated images; give --data FOLDER too")
-        if self.calibration is not None and self.precision != "int8":
+        if self.calibration is not None and self.precision != "int8" and not self.tune:
             raise ExportError(f"--calibration: is for --precision int8, got {self.precision}; leave it out")
 
     @property

@@ -83,22 +83,26 @@ class Trial:
             raise RepositoryError(f"model {model}: has no {FILE}, and cannot be tried here; give the --url of a server")
         if (model, pins[model]) not in self._networks:
             precision = triton_config.openvino_precision(layout.config_text(self._repository / model))
-            self._networks[model, pins[model]] = _opened(model, path, precision)
+            self._networks[model, pins[model]] = opened(model, path, precision)
         try:
             return self._networks[model, pins[model]]({name: np.asarray(value) for name, value in inputs.items()})
         except Exception as error:  # ONNX Runtime has a dozen kinds of its own
             raise _untried(model, error) from error
 
 
-def _opened(model: str, path: Path, openvino_precision: str | None) -> Network:
-    """Return the network of a file, in OpenVINO where a precision for it is given."""
+def opened(model: str, path: Path, openvino_precision: str | None, threads: int = 0) -> Network:
+    """Return the network of a file, in OpenVINO where a precision for it is given; 0 threads: one for each core.
+
+    Raises RepositoryError, which names the model, where it cannot be opened.
+    """
     try:
         if openvino_precision is not None:
-            return OpenVinoNetwork(path, openvino_precision, threads=0)
+            return OpenVinoNetwork(path, openvino_precision, threads=threads)
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
+        options.intra_op_num_threads = threads
         session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:
         raise _untried(model, error) from error
