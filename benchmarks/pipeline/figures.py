@@ -56,7 +56,7 @@ _STAGES = {
 EXACT = ("averaged", "weighted", "weighted_cpu", "openvino")
 # One technique after the other.
 WATERFALL = ("published", "torch", "averaged", "weighted", "openvino", "openvino_bf16", "openvino_bf16_tiny")
-HALF = ("fp16", "fp16_graph", "onnx_fp16", "tensorrt", "openvino_bf16")  # with the reference's encoder
+HALF = ("fp16", "fp16_graph", "onnx_fp16", "tensorrt")  # with the reference's encoder
 LEAST_AGREEMENT = {**dict.fromkeys(EXACT, 0.999), **dict.fromkeys(HALF, 0.99)}  # of pixels
 LOST = Goal(label="points of mean IoU that a class loses, at most", relation="≤", wanted=1.0)
 

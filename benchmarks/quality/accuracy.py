@@ -4,8 +4,8 @@
 
 Segmenters are those of benchmarks.quality.results, preset `best`, 1-shot, learned here where they are not there yet;
 for the tiny encoder they are learned again with it, as they must be. fp32 and int8 run in ONNX Runtime, as served, and
-bf16 in OpenVINO; int8 is calibrated on the ten images of another split. The tiny encoder runs in PyTorch, whose masks an
-export is held to.
+bf16 in OpenVINO; int8 is calibrated on the ten images of another split. The tiny encoder runs in PyTorch, whose masks
+an export is held to.
 """
 
 from __future__ import annotations
