@@ -20,6 +20,7 @@ from slime_repository.variant import Variant
 
 # Baked into a graph of its own, or an input of one that many segmenters share.
 EMBEDDINGS = ("baked", "shared")
+ACCELERATORS = (OPENVINO, *KINDS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,8 +70,8 @@ class ExportOptions:
             raise ExportError(f"--keep: got {self.keep}, expected {KEEP} or more: the new version and the one before")
         if self.embedding not in EMBEDDINGS:
             raise ExportError(f"--embedding: got {self.embedding!r}, expected {' or '.join(EMBEDDINGS)}")
-        if self.accelerator is not None and self.accelerator not in KINDS:
-            raise ExportError(f"--accelerator: got {self.accelerator!r}, expected {' or '.join(KINDS)}")
+        if self.accelerator is not None and self.accelerator not in ACCELERATORS:
+            raise ExportError(f"--accelerator: got {self.accelerator!r}, expected {' or '.join(ACCELERATORS)}")
         if self.accelerator is not None and self.format != "onnx":
             raise ExportError(f"--accelerator {self.accelerator}: is for --format onnx, got {self.format}")
         if self.accelerator == OPENVINO and self.precision == "fp16":

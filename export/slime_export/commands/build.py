@@ -14,8 +14,8 @@ from typing import Any
 
 from slime_client import SegmenterError, access
 from slime_export.errors import BusyError, EngineError, ParityError, QualityError, ServerError
-from slime_export.graph import accelerators, engine_builder
-from slime_export.options import EMBEDDINGS, ExportOptions
+from slime_export.graph import engine_builder
+from slime_export.options import ACCELERATORS, EMBEDDINGS, ExportOptions
 from slime_export.pipeline import export
 from slime_export.tuning import tuned
 from slime_image import ImageError
@@ -95,7 +95,7 @@ def _parser(prog: str | None, *, everything: bool) -> argparse.ArgumentParser:
     )
     served.add_argument("--precision", choices=PRECISIONS, default=default.precision, help="(default: fp32, exact)")
     served.add_argument(
-        "--accelerator", choices=accelerators.KINDS, help="what runs the networks (default: the GPU where there is one)"
+        "--accelerator", choices=ACCELERATORS, help="what runs the networks (default: the GPU where there is one)"
     )
     served.add_argument(
         "--format",

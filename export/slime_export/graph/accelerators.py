@@ -11,10 +11,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from slime_export.errors import ExportError
-from slime_repository.config import CPU, OPENVINO, Accelerator
+from slime_repository.config import CPU, Accelerator
 from slime_repository.contract import MAX_BATCH
 
-KINDS = (CPU, OPENVINO, "cuda", "tensorrt")
+KINDS = (CPU, "cuda", "tensorrt")
 # On the server; whoever can write there decides what the server runs, so it is no shared folder such as /tmp.
 CACHE = "/var/cache/slime"
 
