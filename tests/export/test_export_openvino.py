@@ -29,7 +29,6 @@ from slime_repository import layout, openvino_network
 from slime_repository.config import openvino_precision
 from slime_repository.openvino_network import CACHE_VARIABLE, OpenVinoNetwork
 
-openvino_network.module()  # what it warns of itself at its import is not looked at below
 NO_GATE = Gate(own_error_times=None, mask_agreement=0.0)  # random networks keep their masks in no low precision
 ONE_KIND = pytest.mark.parametrize("exported", ["sd15"], indirect=True)
 

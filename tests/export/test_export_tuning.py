@@ -13,9 +13,8 @@ from slime_export import tuning
 from slime_export.errors import ExportError
 from slime_export.tuning import Tried, fastest
 from slime_repository import layout, listing
-from slime_repository.openvino_network import CACHE_VARIABLE, module
+from slime_repository.openvino_network import CACHE_VARIABLE
 
-module()  # what OpenVINO warns of itself at its import is not looked at below
 ONE_KIND = pytest.mark.parametrize("exported", ["sd15"], indirect=True)
 
 

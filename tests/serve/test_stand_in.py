@@ -93,7 +93,6 @@ def test_openvino_is_warmed_up_with_each_batch(
     stand_in: Any, toy_repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: float, rest: bool
 ) -> None:
     """As far as the time suffices; the answers are ONNX Runtime's."""
-    openvino_network.module()
     monkeypatch.setenv(openvino_network.CACHE_VARIABLE, str(tmp_path))
     monkeypatch.setattr(stand_in, "WARM_UP_SECONDS", seconds)
     ask = encoder(stand_in, toy_repository, MAX_BATCH, "openvino")
