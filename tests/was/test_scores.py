@@ -162,9 +162,9 @@ def test_guided_scores_are_joint_bilateral_upsampling(tolerance: float) -> None:
 def test_specks_of_one_or_two_pixels_are_taken_in(pixels: list[tuple[int, int]], left: int) -> None:
     image, coarse = -np.ones((3, 16, 16), np.float32), np.ones((2, 16, 16), np.float32)
     coarse[1] = 0
-    for pixel in pixels:  # a sample for each pixel, of a colour of its own, so that it keeps its score
-        image[:, *pixel] = 1
-        coarse[1][pixel] = 3
+    for row, column in pixels:  # a sample for each pixel, of a colour of its own, so that it keeps its score
+        image[:, row, column] = 1
+        coarse[1, row, column] = 3
     assert int(joint_bilateral(coarse, image, 0.05).argmax(0).sum()) == left
 
 

@@ -58,7 +58,9 @@ def joint_bilateral(scores_Phh: ArrayT, image_3SS: ArrayT, tolerance: float) -> 
             total_PGG += weight_GG * seen_XGG[3:]
             weights_GG += weight_GG
     total_PGG /= weights_GG
-    return _without_specks(total_PGG)
+    _remove_specks(total_PGG)
+    finer_PGG: ArrayT = total_PGG
+    return finer_PGG
 
 
 def reduced(maps_XSS: ArrayT, side: int) -> ArrayT:
@@ -74,14 +76,18 @@ def _beyond(maps_Xhh: ArrayT, step: int) -> ArrayT:
     """Return maps with every sample a square of step x step, and the outermost samples repeated beyond each edge."""
     samples = maps_Xhh.shape[-1]
     places = (np.arange(-step, (samples + 1) * step) // step).clip(0, samples - 1)
+    beyond: Any
     if is_numpy(maps_Xhh):
         # numpy leaves what was indexed lying column by column, and what is done with it would take five times as long.
-        return np.ascontiguousarray(maps_Xhh[:, places][:, :, places])
-    index = library(maps_Xhh).from_numpy(places).to(maps_Xhh.device)
-    return maps_Xhh[:, index][:, :, index]
+        beyond = np.ascontiguousarray(maps_Xhh[:, places][:, :, places])
+    else:
+        index = library(maps_Xhh).from_numpy(places).to(maps_Xhh.device)
+        beyond = maps_Xhh[:, index][:, :, index]
+    beyond_Xgg: ArrayT = beyond
+    return beyond_Xgg
 
 
-def _without_specks(scores_PGG: ArrayT) -> ArrayT:
+def _remove_specks(scores_PGG: Any) -> None:
     """Give each pixel of a speck, one or two pixels of a part, the mean scores of its other neighbours, in place.
 
     Pixels touch along their sides. A speck is found by counting: a pixel's neighbours of the same part have, all
@@ -90,7 +96,7 @@ def _without_specks(scores_PGG: ArrayT) -> ArrayT:
     part_GG = scores_PGG.argmax(0)
     last = part_GG.shape[-1] - 1
     if last < 2:  # Of so few pixels, two are no speck.
-        return scores_PGG
+        return
     below_GG, beside_GG = part_GG[1:] == part_GG[:-1], part_GG[:, 1:] == part_GG[:, :-1]
     alike_GG = _summed(0 * part_GG + 1, below_GG, beside_GG)
     rows, columns = library(scores_PGG).where(_summed(alike_GG, below_GG, beside_GG) <= 1)
@@ -102,12 +108,11 @@ def _without_specks(scores_PGG: ArrayT) -> ArrayT:
         total_PX += scores_PGG[:, near[0], near[1]] * other_X
         count_X += other_X
     scores_PGG[:, rows, columns] = total_PX / count_X
-    return scores_PGG
 
 
-def _summed(counts_GG: ArrayT, below_GG: ArrayT, beside_GG: ArrayT) -> ArrayT:
+def _summed(counts_GG: Any, below_GG: Any, beside_GG: Any) -> Any:
     """Return for each pixel the sum of the counts of its neighbours of the same part."""
-    sums_GG: ArrayT = 0 * counts_GG
+    sums_GG = 0 * counts_GG
     sums_GG[1:] += below_GG * counts_GG[:-1]
     sums_GG[:-1] += below_GG * counts_GG[1:]
     sums_GG[:, 1:] += beside_GG * counts_GG[:, :-1]
