@@ -15,7 +15,7 @@ NUMPY ?= 1
 CLIENT := build/client-$(notdir $(PYTHON))-numpy$(NUMPY)
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo test test-fast test-processors test-lowest test-client test-client-numpy2 lint types wheel results speed performance serve clean
+.PHONY: demo test test-fast test-processors test-lowest test-client test-client-numpy2 test-integrations test-cvat test-fiftyone test-napari lint types wheel results speed performance serve clean
 
 demo: $(INSTALLED)
 	$(BIN)/python demo.py
@@ -49,6 +49,13 @@ test-client:
 
 test-client-numpy2:
 	$(MAKE) test-client NUMPY=2
+
+# The client inside other people's tools, each in an environment of its own: these want numpy 2, Triton's wheel numpy 1.
+test-integrations: test-cvat test-fiftyone test-napari
+test-cvat test-fiftyone test-napari: test-%:
+	$(PYTHON) -m venv build/with-$*
+	build/with-$*/bin/pip install --quiet '.[$*,test]'
+	QT_QPA_PLATFORM=offscreen build/with-$*/bin/python -m pytest tests/integrations/test_integrations_$*.py -W default
 
 lint: $(INSTALLED) types
 	$(BIN)/ruff check .

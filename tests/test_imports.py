@@ -46,6 +46,8 @@ LIGHT = {
     "slime_store": {"numpy", "safetensors"},
     "slime_client": {"numpy", "PIL", "pillow_heif", "tritonclient", "grpc", "pycocotools", "contourpy"},
 }
+# Other people's tools: imported in the client's integrations alone, which the rest of it imports nowhere.
+INTEGRATED = {"cvat_sdk", "fiftyone", "napari", "magicgui"}
 
 
 def imported(file: Path) -> set[str]:
@@ -74,8 +76,16 @@ def test_arrows_run_one_way(package: str) -> None:
 @pytest.mark.parametrize("package", LIGHT)
 def test_light_packages_stay_light(package: str) -> None:
     foreign = imported_by(package) - set(sys.stdlib_module_names) - OURS.keys()
-    assert foreign <= LIGHT[package]
+    assert foreign - INTEGRATED <= LIGHT[package]
     assert not foreign & HEAVY
+
+
+def test_integrations_are_imported_by_nobody() -> None:
+    folder = ROOT / OURS["slime_client"]
+    for file in folder.rglob("*.py"):
+        if file.parent.name != "integrations":
+            assert not imported(file) & INTEGRATED
+            assert "slime_client.integrations" not in file.read_text()
 
 
 @pytest.mark.parametrize("model", ["preprocess", "was"])

@@ -10,7 +10,6 @@ pixels. `--like embedded` writes such a segmenter of the embedded backbone, and 
 
 from __future__ import annotations
 
-import argparse
 import math
 import os
 import shutil
@@ -24,6 +23,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from benchmarks.common import command_line
 from benchmarks.common.attention_peaks import enlarge_queries, unit_latents
 from benchmarks.common.pictures import picture
 from benchmarks.common.sides import ROOT, python, say
@@ -196,7 +196,7 @@ def written(shape: str, work: Path = ROOT / "build") -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line.parser(__doc__)
     parser.add_argument("--like", choices=[EMBEDDED, *sorted(SHAPES)], required=True)
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="(build/random-LIKE) takes 5 GB")
     parser.add_argument("--parts", type=int, default=6, help="of the segmenter in it, with the background (6)")

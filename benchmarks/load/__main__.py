@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from benchmarks.common import keeping, machine, served_repository
+from benchmarks.common import command_line, keeping, machine, served_repository
 from benchmarks.common.figures import Goal, growth, percentile, ratio
 from benchmarks.common.server import PARTS, Launched, cpu_seconds, launched
 from benchmarks.common.sides import BenchmarkError, Side, positive, reported, say, started
@@ -272,7 +272,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 @reported
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the benchmark; return 1 where it cannot be measured."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line.parser(__doc__)
     parser.add_argument("--repository", type=Path, help="default: one of the embedded backbone, in build/load")
     served_repository.add_options(parser)
     parser.add_argument("--segmenters", nargs="+", metavar="NAME", help="asked for by turns; the first is the floor's")

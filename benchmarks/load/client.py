@@ -15,7 +15,6 @@ loop a request is due when the Poisson process says so, so what waits behind a s
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import sys
 import time
@@ -25,6 +24,7 @@ from typing import Any
 
 import grpc
 import numpy as np
+from benchmarks.common import command_line
 from benchmarks.common.pictures import encoded
 from benchmarks.common.sides import work
 from benchmarks.load.figures import OK
@@ -119,7 +119,7 @@ async def obey(url: str, order: Order) -> dict[str, Any]:
 
 
 def main(words: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line.parser(__doc__)
     parser.add_argument("url", metavar="HOST:PORT")
     url = parser.parse_args(words).url
     work({}, lambda order: asyncio.run(obey(url, order)), dict)

@@ -8,7 +8,6 @@ counts as recovered when every client has had a right mask of a request that it 
 
 from __future__ import annotations
 
-import argparse
 import os
 import shutil
 import signal
@@ -24,7 +23,7 @@ from statistics import median
 from typing import Any
 
 import numpy as np
-from benchmarks.common import keeping, machine, served_repository
+from benchmarks.common import command_line, keeping, machine, served_repository
 from benchmarks.common.pictures import encoded
 from benchmarks.common.server import MIB, SHARED_MEMORY, Launched, descendants, launched, process_name
 from benchmarks.common.sides import BenchmarkError, positive, reported
@@ -164,7 +163,7 @@ def page(result: Mapping[str, Any]) -> str:
 
 @reported
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line.parser(__doc__)
     parser.add_argument("--repository", type=Path, required=True)
     parser.add_argument("--segmenter", default="car", help="what to ask for; random embeddings are exported if missing")
     parser.add_argument("--rounds", type=positive, default=3)

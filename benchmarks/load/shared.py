@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from benchmarks.common import keeping, machine, served_repository
+from benchmarks.common import command_line, keeping, machine, served_repository
 from benchmarks.common.figures import Goal, interval, ratio, spread
 from benchmarks.common.server import Launched, launched
 from benchmarks.common.sides import BenchmarkError, Side, positive, reported, say, script, started
@@ -248,7 +248,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line.parser(__doc__)
     parser.add_argument("--work", type=Path, default=Path("build/load"), help="where exports are kept")
     served_repository.add_options(parser)
     parser.add_argument("--backbone", default="embedded", help="the segmenter's: embedded, or a folder")

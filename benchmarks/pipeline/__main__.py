@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from benchmarks.common import keeping, machine
+from benchmarks.common import command_line, keeping, machine
 from benchmarks.common.random_backbone import written
 from benchmarks.common.sides import ROOT, MissingError, Side, python, reported, started
 from benchmarks.pipeline.figures import PRODUCT, medians, page, plot, result_of, verdicts
@@ -254,7 +254,7 @@ def disagreements(result: Mapping[str, Any]) -> list[str]:
 @reported
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the benchmark; return 1 where it cannot be measured, or where masks disagree on a GPU."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line.parser(__doc__)
     parser.add_argument("--shape", choices=SHAPES, default="embedded")
     parser.add_argument("--backbone", help="a folder in diffusers layout, in place of the shape's weights")
     every = list(dict.fromkeys((*VARIANTS["cpu"], *VARIANTS["cuda"])))

@@ -14,7 +14,6 @@ graphs. It prints as JSON where each file lies and what is in it, or the reason 
 
 from __future__ import annotations
 
-import argparse
 import gc
 import hashlib
 import itertools
@@ -32,7 +31,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 import torch
-from benchmarks.common import random_backbone
+from benchmarks.common import command_line, random_backbone
 from benchmarks.common.pictures import picture
 from benchmarks.common.sides import MissingError
 
@@ -177,7 +176,7 @@ class Exports:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line.parser(__doc__)
     parser.add_argument("backbone", help="embedded, or a folder in diffusers layout")
     parser.add_argument("work", type=Path)
     parser.add_argument("--parts", nargs="+", default=["6"])

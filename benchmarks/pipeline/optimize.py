@@ -19,13 +19,16 @@ from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
-from benchmarks.common import keeping, machine
+from benchmarks.common import command_line, keeping, machine
 from benchmarks.common.figures import Goal
 from benchmarks.common.random_backbone import written
 from benchmarks.common.sides import BenchmarkError, Side, python, reported, started
 from benchmarks.pipeline.figures import SHAPES
 
-LESSONS = {"published": ("published",), "ours": ("guided", "plain", "guided_reused", "plain_reused")}
+from slime_optimize.method.precision import has_amx
+
+_LOWER = ("plain_bf16", "plain_bf16_but_attention") if has_amx() else ()
+LESSONS = {"published": ("published",), "ours": ("guided", "plain", "guided_reused", "plain_reused", *_LOWER)}
 _STEPS = {"embedded": 16}
 _FEW = 3  # steps of a large backbone
 _MOST_BYTES = 20e9  # of the published form; beyond it both are measured on smaller images
@@ -36,6 +39,8 @@ _NAMES = {
     "plain": "ours, the paper's plain loss",
     "guided_reused": "ours, guided, each view in three steps",
     "plain_reused": "ours, plain, each view in three steps",
+    "plain_bf16": "ours, plain, bf16",
+    "plain_bf16_but_attention": "ours, plain, bf16, attention in fp32",
 }
 _WANTED = {"guided": 1.8, "plain": 2.7, "guided_reused": 1.8, "plain_reused": 2.7, "memory": 2.0}  # of sd21
 
@@ -94,6 +99,7 @@ def ratios(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
         **{name: round(published["ms"] / rows[name]["ms"], 2) for name in LESSONS["ours"]},
         "guided_encoded": round(published["ms"] / rows["guided"]["learn_ms"], 2),
         "plain_encoded": round(published["ms"] / rows["plain"]["learn_ms"], 2),
+        **{f"{name}_over_fp32": round(rows["plain"]["learn_ms"] / rows[name]["learn_ms"], 2) for name in _LOWER},
         "memory": round(published["peak_gb"] / rows["guided"]["peak_gb"], 2),
     }
 
@@ -152,7 +158,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line.parser(__doc__)
     parser.add_argument("--shape", choices=list(SHAPES), default="embedded")
     parser.add_argument("--backbone", help="a folder in diffusers layout, in place of the shape's weights")
     parser.add_argument("--steps", type=int, help=f"of each, after one to warm up (embedded: 16, else {_FEW})")

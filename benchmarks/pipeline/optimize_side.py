@@ -3,7 +3,8 @@
     python -m benchmarks.pipeline.optimize_side published|ours|forecast BACKBONE --pixels 512 --parts 6 ...
 
 Each order, {"lesson": NAME}, is answered by the seconds of one step. Side `published` knows the lesson `published`;
-side `ours` knows `guided` and `plain`, and both with `_reused`. `forecast` only prints what memory the published step
+side `ours` knows `guided` and `plain`, and both with `_reused`, and on a processor with AMX `plain_bf16` and
+`plain_bf16_but_attention`. `forecast` only prints what memory the published step
 would need, counted without using it.
 
 Shape suffixes: B batch, S image side, h, w latent sides, T tokens, D width, K parts, H, W image sides.
@@ -11,7 +12,6 @@ Shape suffixes: B batch, S image side, h, w latent sides, T tokens, D width, K p
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import json
 import sys
@@ -25,7 +25,7 @@ from typing import Any, TextIO
 
 import numpy as np
 import torch
-from benchmarks.common import machine
+from benchmarks.common import command_line, machine
 from benchmarks.common.sides import work
 from benchmarks.pipeline.published import PublishedStep, sampled
 from diffusers import DDIMScheduler, UNet2DConditionModel
@@ -40,7 +40,8 @@ from slime_optimize.data.annotations.example import Example
 from slime_optimize.layers import Layers
 from slime_optimize.method.augmentation import views
 from slime_optimize.method.losses import Losses, Stepper
-from slime_optimize.method.training import initial_text
+from slime_optimize.method.precision import BF16, BF16_BUT_ATTENTION, FP32, has_amx
+from slime_optimize.method.run import initial_text
 from slime_optimize.presets import PAPER, REFERENCE
 from slime_optimize.segmenter import in_place, library_versions
 from slime_optimize.settings import Settings
@@ -117,10 +118,10 @@ class Published(Lesson):
 class Ours(Lesson):
     """Our step, making views and encoding them ahead included. `steps` are those after the first, the warm-up."""
 
-    def __init__(self, backbone: Backbone, parts: int, settings: Settings, steps: int) -> None:
+    def __init__(self, backbone: Backbone, parts: int, settings: Settings, steps: int, precision: str = FP32) -> None:
         self._start_1TD = initial_text(backbone, settings, parts)
         super().__init__(backbone, [self._start_1TD[0, 1:parts].clone().requires_grad_(True)], settings)
-        self._stepper = Stepper(backbone=backbone, settings=settings, parts=parts, seed=0)
+        self._stepper = Stepper(backbone=backbone, settings=settings, parts=parts, seed=0, precision=precision)
         self._stepper.empty_prompt  # noqa: B018  encoded once in a run, and not while a step is measured
         # Apart, so that the steps that count pay for all that is encoded for them, and for nothing else.
         examples = [example(backbone.image_size, parts)]
@@ -151,7 +152,11 @@ def lessons(side: str, backbone: Backbone, parts: int, steps: int) -> dict[str, 
         return {"published": Published(backbone, parts)}
     chosen = {"guided": REFERENCE, "plain": PAPER}
     chosen |= {f"{name}_reused": replace(settings, steps_per_view=VIEW_USES) for name, settings in chosen.items()}
-    return {name: Ours(backbone, parts, settings, steps) for name, settings in chosen.items()}
+    ours: dict[str, Lesson] = {name: Ours(backbone, parts, settings, steps) for name, settings in chosen.items()}
+    if has_amx():
+        lower = {"plain_bf16": BF16, "plain_bf16_but_attention": BF16_BUT_ATTENTION}
+        ours |= {name: Ours(backbone, parts, PAPER, steps, precision) for name, precision in lower.items()}
+    return ours
 
 
 def sized(backbone: Backbone, pixels: int) -> Backbone:
@@ -237,7 +242,7 @@ def serve(taught: dict[str, Lesson], orders: TextIO | None = None, answers: Text
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line.parser(__doc__)
     parser.add_argument("side", choices=["published", "ours", "forecast"])
     parser.add_argument("backbone", help="embedded, or a folder in diffusers layout")
     parser.add_argument("--pixels", type=int, help="of an image's side")

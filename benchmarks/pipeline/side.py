@@ -25,7 +25,7 @@ from typing import Any, TextIO
 
 import numpy as np
 import numpy.typing as npt
-from benchmarks.common import machine
+from benchmarks.common import command_line, machine
 from benchmarks.common.pictures import encoded
 from benchmarks.common.sides import MissingError, work
 
@@ -128,7 +128,7 @@ def opened(options: argparse.Namespace) -> Variant:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line.parser(__doc__)
     parser.add_argument("kind", choices=KINDS)
     parser.add_argument("--segmenter", type=Path, help="what PyTorch runs")
     parser.add_argument("--backbone", help="where the segmenter's backbone is now")

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from benchmarks.common import keeping, machine
+from benchmarks.common import command_line, keeping, machine
 from benchmarks.common.figures import spread
 from benchmarks.common.server import launched
 from benchmarks.common.sides import BenchmarkError, positive, reported
@@ -96,7 +96,7 @@ def new_names(run: Run, count: int) -> tuple[list[float], list[float]]:
 @reported
 def main(argv: Sequence[str] | None = None) -> int:
     """Run it; return 1 where a request was lost or answered wrongly, or nothing could be measured."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line.parser(__doc__)
     parser.add_argument("--embedding", nargs="+", choices=FORMS, default=list(FORMS), help="forms")
     parser.add_argument("--backbone", default="embedded", help="embedded, or a folder in diffusers layout")
     parser.add_argument("--requests", type=positive, default=500)

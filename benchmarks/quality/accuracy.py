@@ -18,7 +18,7 @@ from statistics import mean
 from typing import Any
 
 import torch
-from benchmarks.common import keeping
+from benchmarks.common import command_line, keeping
 from benchmarks.common.sides import ROOT, MissingError
 from benchmarks.pipeline.exports import Exports
 from benchmarks.pipeline.figures import page
@@ -69,7 +69,7 @@ def _rounded(figures: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, 
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line.parser(__doc__)
     add_options(parser, (0,))
     parser.add_argument("--forms", nargs="+", choices=FORMS, default=FORMS)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())

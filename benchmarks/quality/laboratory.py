@@ -33,8 +33,9 @@ from slime_optimize.data.validation import Validation
 from slime_optimize.evaluation import Data, confusions, read_data
 from slime_optimize.method.checkpoint import Checkpoint
 from slime_optimize.method.prediction import Predictor
+from slime_optimize.method.run import Run
 from slime_optimize.method.seeds import sampled_noise
-from slime_optimize.method.training import Run, learn
+from slime_optimize.method.training import learn
 from slime_optimize.metrics import Report, report, smallest_third
 from slime_optimize.presets import preset
 from slime_optimize.segmenter import JSON_FILE, Segmenter

@@ -9,7 +9,6 @@ are kept where benchmarks.quality.results keeps them.
 
 from __future__ import annotations
 
-import argparse
 import json
 import time
 from collections.abc import Mapping, Sequence
@@ -19,7 +18,7 @@ from pathlib import Path
 from statistics import mean, pstdev
 from typing import Any
 
-from benchmarks.common import keeping, machine, served_repository
+from benchmarks.common import command_line, keeping, machine, served_repository
 from benchmarks.common.figures import percentile
 from benchmarks.common.server import launched
 from benchmarks.common.sides import ROOT
@@ -35,7 +34,7 @@ WITHOUT_WAS = Measurement(use_was=False)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line.parser(__doc__)
     add_options(parser, (0, 1, 2))
     parser.add_argument("--repository", type=Path, default=ROOT / "build" / "one-shot" / "repository")
     parser.add_argument("--skip-random", action="store_true", help="without the slow floor, the random backbone")

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from benchmarks.common import keeping, machine
+from benchmarks.common import command_line, keeping, machine
 from benchmarks.common.sides import ROOT
 from benchmarks.quality.laboratory import Job, Laboratory, Trial, add_options
 from benchmarks.quality.study import Measurement, Optimisation, Section, sections
@@ -42,7 +42,7 @@ TABLES = ("shots", "was", "losses", "t_test", "presets", "ablation", "tried", "s
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return the exit code."""
-    made = argparse.ArgumentParser(description=(__doc__ or "").strip().splitlines()[0])
+    made = command_line.parser(__doc__)
     made.add_argument("--jobs", type=int, default=1, help="processes of one thread each (default: 1)")
     made.add_argument("--only", nargs="*", choices=(*TABLES, BOUNDS), help="tables to run for (default: all)")
     made.add_argument("--out", type=Path, default=ROOT / "docs", help="folder for results.md and results.json")

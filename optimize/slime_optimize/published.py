@@ -24,8 +24,8 @@ from torch import Tensor
 from slime_optimize.backbone import Backbone
 from slime_optimize.data.annotations import check_parts
 from slime_optimize.errors import InputError, first_line
+from slime_optimize.method.run import initial_text
 from slime_optimize.method.seeds import sampled_noise
-from slime_optimize.method.training import initial_text
 from slime_optimize.picture import palette
 from slime_optimize.segmenter import Segmenter, library_versions, now_in_utc
 from slime_optimize.settings import Settings

@@ -25,7 +25,8 @@ from PIL import Image
 from slime_optimize.data.annotations import Example
 from slime_optimize.data.validation import compared
 from slime_optimize.method.prediction import Predictor
-from slime_optimize.method.training import LOSSES, Learned, Run
+from slime_optimize.method.run import Run
+from slime_optimize.method.training import LOSSES, Learned
 from slime_optimize.picture import Pixels, colour_mask, overlay
 from slime_optimize.presets import PRESETS
 from slime_optimize.verdict import verdict
@@ -142,6 +143,7 @@ def _environment(learned: Learned, run: Run, command: str) -> dict[str, str]:
         "preset": f"{run.preset} ({run.preset_from})" if run.preset_from else run.preset,
         "steps": str(run.steps),
         "time taken": f"{duration(learned.seconds)}, {learned.seconds / run.steps:.2f} s a step",
+        "precision": f"{run.precision} ({run.precision_from})" if run.precision_from else run.precision,
         "device": f"{device} ({name}), {torch.get_num_threads()} of {os.cpu_count()} cores' threads",
         "python": f"{sys.version.split()[0]} on {platform.platform()}",
         "libraries": ", ".join(f"{name} {number}" for name, number in libraries.items()),

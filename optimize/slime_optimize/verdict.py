@@ -14,7 +14,8 @@ import numpy as np
 
 from slime_optimize.backbone import EMBEDDED
 from slime_optimize.data.annotations import IGNORED
-from slime_optimize.method.training import Learned, Run
+from slime_optimize.method.run import Run
+from slime_optimize.method.training import Learned
 from slime_optimize.presets import PRESETS, chosen_preset, preset
 
 LOWEST_IOU = 20.0  # percent, on the images that the part was learned from

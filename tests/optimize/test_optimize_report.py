@@ -15,7 +15,8 @@ from painting import paint
 from slime_optimize import Backbone, Settings
 from slime_optimize.data.annotations import Example
 from slime_optimize.data.validation import Validation
-from slime_optimize.method.training import Learned, Run, learn
+from slime_optimize.method.run import Run
+from slime_optimize.method.training import Learned, learn
 from slime_optimize.report import report_html
 
 PARTS = ("background", "<b>ear</b>", 'a "tail" & more')

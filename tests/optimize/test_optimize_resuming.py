@@ -25,7 +25,8 @@ from slime_optimize.data.validation import Validation
 from slime_optimize.errors import OptimisationError
 from slime_optimize.method.checkpoint import CHECKPOINT_FILE, Checkpoint, State
 from slime_optimize.method.losses import Stepper
-from slime_optimize.method.training import Learned, Run, learn
+from slime_optimize.method.run import Run
+from slime_optimize.method.training import Learned, learn
 
 STEPS = 7
 

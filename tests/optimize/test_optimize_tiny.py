@@ -19,7 +19,8 @@ from slime_optimize.backbone import content_hash
 from slime_optimize.data.annotations import Example
 from slime_optimize.method.augmentation import views
 from slime_optimize.method.prediction import Predictor, load_predictor
-from slime_optimize.method.training import Run, optimise
+from slime_optimize.method.run import Run
+from slime_optimize.method.training import optimise
 from slime_optimize.segmenter import Segmenter
 
 TINY = Settings(encoder="tiny", steps=2, threshold=0.0)

@@ -15,7 +15,8 @@ from slime_optimize import Backbone, BackboneError, InputError, Layers, Predicto
 from slime_optimize.data.annotations import Example
 from slime_optimize.errors import OptimisationError
 from slime_optimize.method.augmentation import views
-from slime_optimize.method.training import initial_text, optimise
+from slime_optimize.method.run import initial_text
+from slime_optimize.method.training import optimise
 from slime_was import scores, segment
 
 SHORT = Settings(steps=4)

@@ -14,7 +14,8 @@ from painting import PARTS, Files, Main, paint
 from slime_optimize import Backbone, InputError, Predictor, Segmenter, Settings
 from slime_optimize.data.annotations import Example
 from slime_optimize.data.validation import Measured, Validation, hold_back, measure
-from slime_optimize.method.training import Learned, Run, learn
+from slime_optimize.method.run import Run
+from slime_optimize.method.training import Learned, learn
 from slime_optimize.metrics import Report
 
 

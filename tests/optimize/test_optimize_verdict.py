@@ -16,7 +16,8 @@ from painting import PARTS, Files, Main, paint
 from slime_optimize import Backbone, Segmenter
 from slime_optimize.backbone import EMBEDDED
 from slime_optimize.data.annotations import Example
-from slime_optimize.method.training import Learned, Run, learn
+from slime_optimize.method.run import Run
+from slime_optimize.method.training import Learned, learn
 from slime_optimize.presets import PAPER
 from slime_optimize.verdict import lost_parts, verdict
 

@@ -20,6 +20,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from tqdm import tqdm
@@ -40,7 +41,9 @@ from slime_optimize.data.validation import Validation, hold_back
 from slime_optimize.errors import InputError, exit_code, failed
 from slime_optimize.files import whole, write_text
 from slime_optimize.method.checkpoint import Checkpoint
-from slime_optimize.method.training import Learned, Run, learn
+from slime_optimize.method.precision import ASKED, AUTO, decide
+from slime_optimize.method.run import Run, first_step
+from slime_optimize.method.training import Learned, learn
 from slime_optimize.options import Parser, add_settings, chosen
 from slime_optimize.picture import colour_mask, overlay, sheet
 from slime_optimize.presets import FALLBACK, PRESETS, chosen_preset, preset
@@ -79,6 +82,13 @@ def parser(words: Sequence[str] | None = None, prog: str | None = None) -> Parse
     )
     run.add_argument("--seed", type=int, default=0, help="seed of all random numbers (default: %(default)s)")
     run.add_argument("--device", default="auto", help="auto, cpu or cuda (default: %(default)s)")
+    run.add_argument(
+        "--precision",
+        choices=ASKED,
+        default=AUTO,
+        help="that the UNet computes in while it learns; auto: bf16 where the processor has AMX and a measured step "
+        "is shorter, else fp32 (default: %(default)s)",
+    )
     run.add_argument("--restart", action="store_true", help="begin anew where a stopped run could continue")
     run.add_argument("--no-report", action="store_true", help=f"do not write {REPORT_FILE}")
     run.add_argument("--quiet", action="store_true", help="show no progress bar")
@@ -147,16 +157,21 @@ def run(arguments: argparse.Namespace, checkpoint: Checkpoint, command: str) -> 
         preset_from=source,
         validation=validation,
     )
-    made_from = hashlib.sha256(json.dumps(this.identity, sort_keys=True).encode()).hexdigest()
+    asked = {} if arguments.precision == AUTO else {"precision": arguments.precision}
+    made_from = hashlib.sha256(json.dumps({**this.identity, **asked}, sort_keys=True).encode()).hexdigest()
     if arguments.restart:
         checkpoint.remove()
     elif not checkpoint.path.exists() and _finished(out) == made_from:
         print(f"{out / JSON_FILE}: this run has finished already; add --restart to learn it anew")
         return
+    decision = decide(arguments.precision, backbone.device, partial(first_step, this), checkpoint.precision())
+    this = replace(this, precision=decision.precision, precision_from=decision.reason)
     state = checkpoint.load(this.identity)
     if validation and validation.held_back:
         print(f"{validation.examples[0].name}: held back to choose the embeddings by", flush=True)
     print(_plan(this, out), flush=True)
+    if decision.measured:
+        print(f"precision {decision.precision}: {decision.reason}", flush=True)
     if state:
         print(f"{checkpoint.path}: goes on after step {state.step} of {this.steps}", flush=True)
     learned = learn(this, checkpoint=checkpoint, state=state, progress=not arguments.quiet, stepped=_Clock().step)

@@ -25,6 +25,7 @@ from torch import Tensor
 from slime_optimize.data.annotations import Example
 from slime_optimize.data.validation import Measured
 from slime_optimize.errors import InputError, first_line
+from slime_optimize.method.precision import FP32
 from slime_optimize.old_names import in_current_words
 
 CHECKPOINT_FILE = "checkpoint.safetensors"
@@ -105,6 +106,14 @@ class Checkpoint:
                 "go on with it, add --restart to begin anew, or choose another --out"
             )
         return state
+
+    def precision(self) -> str | None:
+        """Return the precision of the run that is kept, None where there is none or it cannot be read."""
+        try:
+            facts, _ = _read(self.path)
+            return str(facts["identity"].get("precision", FP32))
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError, AttributeError):
+            return None  # what is wrong, `load` says
 
     def remove(self) -> None:
         """Remove the checkpoint, if there is one."""

@@ -17,6 +17,7 @@ from torch import Tensor
 from slime_optimize.backbone import Backbone
 from slime_optimize.data.annotations import IGNORED
 from slime_optimize.method.attention import attend
+from slime_optimize.method.precision import FP32, computing
 from slime_optimize.method.processors import plain
 from slime_optimize.method.seeds import generator
 from slime_optimize.settings import Settings
@@ -122,12 +123,16 @@ def _at_least_single(tensor: Tensor) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class Stepper:
-    """Computes the losses of each step of a run of `seed`, for `parts` parts with the background."""
+    """Computes the losses of each step of a run of `seed`, for `parts` parts with the background.
+
+    The UNet computes in `precision`, one of slime_optimize.method.precision; all else is float32.
+    """
 
     backbone: Backbone
     settings: Settings
     parts: int
     seed: int
+    precision: str = FP32
 
     def losses(self, latents_B4hw: Tensor, mask_Bhw: Tensor, text_1TD: Tensor, step: int) -> Losses:
         """Return the losses of one conditional forward pass over clean latents, with random timesteps and noise.
@@ -143,7 +148,8 @@ class Stepper:
         """Return what the losses compare, for noised latents (B,4,h,w)."""
         settings, unet = self.settings, self.backbone.unet
         text_1TD = text_1TD.to(self.backbone.dtype)
-        maps = attend(unet, noised_B4hw, timesteps_B, text_1TD, self.parts, settings.layers)
+        with computing(self.precision, unet):
+            maps = attend(unet, noised_B4hw, timesteps_B, text_1TD, self.parts, settings.layers)
         source_BPhw = maps.logits_BPhw.softmax(1) if settings.was_source == "parts" else maps.cross_BPhw
         return Answer(
             cross_BPhw=maps.cross_BPhw,
@@ -156,7 +162,7 @@ class Stepper:
         """Return u + g (c - u), classifier-free guidance; no gradient flows through the unconditional u."""
         if self.settings.guidance_scale == 0:
             return conditional_B4hw
-        with torch.no_grad(), plain(self.backbone.unet):
+        with torch.no_grad(), plain(self.backbone.unet), computing(self.precision, self.backbone.unet):
             (unconditional_B4hw,) = self.backbone.unet(
                 noised_B4hw, timesteps_B, encoder_hidden_states=self.empty_prompt, return_dict=False
             )

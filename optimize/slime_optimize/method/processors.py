@@ -10,7 +10,7 @@ P parts (the first P tokens).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,6 +20,7 @@ from torch import Tensor
 
 from slime_optimize.errors import BackboneError
 from slime_optimize.layers import Layers
+from slime_optimize.method.precision import single
 
 
 @dataclass(kw_only=True)
@@ -74,7 +75,8 @@ class PlainAttnProcessor:
         upcast = attn.upcast_attention or attn.upcast_softmax  # SD 2.1-768 overflows in half precision
         if upcast:
             query, key, value = query.float(), key.float(), value.float()
-        mixed = _side_by_side(self.attend(query, key, value, attn.scale))
+        with single(query.device) if upcast else nullcontext():
+            mixed = _side_by_side(self.attend(query, key, value, attn.scale))
         result: Tensor = attn.to_out[1](attn.to_out[0](mixed.to(hidden_states.dtype) if upcast else mixed))
         return result if attn.rescale_output_factor == 1 else result / attn.rescale_output_factor
 

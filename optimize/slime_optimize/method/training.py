@@ -20,14 +20,15 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from slime_optimize.backbone import TOKENS, Backbone
+from slime_optimize.backbone import Backbone
 from slime_optimize.data.annotations import Example, check_parts
 from slime_optimize.data.validation import Measured, Validation, compared, measure
-from slime_optimize.errors import InputError, OptimisationError
+from slime_optimize.errors import OptimisationError
 from slime_optimize.method.augmentation import views
-from slime_optimize.method.checkpoint import Checkpoint, State, adam_state, digest, restore_adam
-from slime_optimize.method.losses import Losses, Stepper
+from slime_optimize.method.checkpoint import Checkpoint, State, adam_state, restore_adam
+from slime_optimize.method.losses import Losses
 from slime_optimize.method.prediction import Predictor
+from slime_optimize.method.run import Run, initial_text
 from slime_optimize.method.seeds import sampled_noise
 from slime_optimize.picture import palette
 from slime_optimize.segmenter import Segmenter, in_place, library_versions, now_in_utc
@@ -36,52 +37,6 @@ from slime_optimize.settings import Settings
 LOSSES = ("ce", "was", "diffusion")
 # Shares of a run after which the embeddings are kept for the report: most happens early.
 _SNAPSHOTS = (0, 0.05, 0.1, 0.25, 0.5, 1)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Run:
-    """What a run learns, from what, and how.
-
-    Raises InputError for parts that cannot be learned and for no images, BackboneError for a missing tiny encoder.
-    """
-
-    backbone: Backbone
-    examples: tuple[Example, ...]
-    parts: tuple[str, ...]
-    settings: Settings
-    seed: int = 0
-    preset: str = "paper"
-    preset_from: str = ""
-    validation: Validation | None = None
-
-    def __post_init__(self) -> None:
-        check_parts(self.parts)
-        self.backbone.tiny_name(self.settings.encoder)
-        if not self.examples:
-            raise InputError("training data: got no image, expected one or more with their masks")
-
-    @property
-    def steps(self) -> int:
-        """Number of optimisation steps."""
-        return self.settings.total_steps(len(self.examples))
-
-    @property
-    def identity(self) -> dict[str, Any]:
-        """Everything that decides the embeddings, as plain JSON values; a checkpoint is of no use to another run."""
-        validation = self.validation
-        return {
-            "seed": self.seed,
-            "steps": self.steps,
-            "parts": list(self.parts),
-            "backbone": self.backbone.hash,
-            "tiny encoder": tiny.hash if (tiny := self.backbone.tiny_name(self.settings.encoder)) else None,
-            "training images": [digest(example) for example in self.examples],
-            "validation images": [digest(example) for example in validation.examples] if validation else [],
-            "validated every": validation.every if validation else None,
-            **self.settings.as_json(),
-            "torch": torch.__version__,
-            "device": self.backbone.device.type,
-        }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,12 +106,6 @@ def learn(
     return trainer.learned()
 
 
-def initial_text(backbone: Backbone, settings: Settings, parts: int) -> Tensor:
-    """Return the embedding of the prompt word, repeated, (1,T,D) float32; its first row is the background's."""
-    times = TOKENS if settings.prompt_times == "tokens" else parts
-    return backbone.encode_text(" ".join([settings.prompt_word] * times)).float()
-
-
 def rate(settings: Settings, step: int, steps: int) -> float:
     """Return the learning rate of a step: constant, or falling along half a cosine to almost 0 in the last."""
     factor = 0.5 + 0.5 * math.cos(math.pi * step / steps) if settings.schedule == "cosine" else 1.0
@@ -200,7 +149,7 @@ class Trainer:
     def train(self, checkpoint: Checkpoint | None, progress: bool, stepped: Callable[[int], object]) -> None:
         """Take the steps that are left. Raises OptimisationError when a loss is not finite."""
         run = self.run
-        stepper = Stepper(backbone=run.backbone, settings=run.settings, parts=len(run.parts), seed=run.seed)
+        stepper = run.stepper
         pairs = views(run.backbone, run.examples, run.settings, run.seed, run.steps, first=self.finished)
         with tqdm(total=run.steps, initial=self.finished, desc="optimising", unit="step", disable=not progress) as bar:
             for latents_B4hw, mask_Bhw in pairs:
@@ -241,6 +190,7 @@ class Trainer:
             "losses": self._mean_losses(),
             "losses_at_first": self._mean_losses(first=True),
             "step": measured.step or self.finished,
+            "precision": run.precision,
             "training": compared(run.examples, masks, run.parts).as_json(),
         }
         if run.validation:
