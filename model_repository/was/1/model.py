@@ -16,6 +16,7 @@ import triton_python_backend_utils as pb_utils
 import slime_was
 from slime_was import tensors
 from slime_was.options import name_in
+from slime_was.places import Finished
 
 # As many as a picture may have that `preprocess` reads; no client that sends one asks for more.
 _MAX_PIXELS, _MAX_SIDE = 50_000_000, 16_384
@@ -27,11 +28,15 @@ _VERSION = re.compile(r'key: "version"\s+value \{\s+string_value: "(\d+)"')
 class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
         self.metrics = _Metrics(args["model_name"], Path(args["model_repository"]).parent)
+        self.finished = Finished()
 
     def execute(self, requests: list[Any]) -> list[Any]:
         return [self._respond(request) for request in requests]
 
     def _respond(self, request: Any) -> Any:
+        started = _tensor(request, tensors.STARTED)
+        if started is not None:  # Its place is free from now on, whatever becomes of it.
+            self.finished.note(int(started[0]))
         if request.is_cancelled():
             return _failed("the request was cancelled", pb_utils.TritonError.CANCELLED)
         try:
