@@ -5,9 +5,10 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 LOWEST := .venv-lowest
 # Processes that tests run in; those of one file share a process. (pytest-xdist's groups have no effect since pytest 9.2,
-# which computes the name of a test that pytest-xdist 3.8 writes the group into.)
+# which computes the name of a test that pytest-xdist 3.8 writes the group into.) pytest-xdist would hand out the files
+# with the fewest tests last, which are the long ones; tests/conftest.py puts those first.
 JOBS ?= 2
-PYTEST := -m pytest -n $(JOBS) --dist loadfile
+PYTEST := -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 NUMERIC := tests/was tests/image tests/optimize tests/reference tests/export tests/backbone
 FAST := not slow and not triton and not alone and not gpu
 # Of the client's own environment: make test-client PYTHON=python3.12 NUMPY=2
@@ -25,7 +26,7 @@ test: $(INSTALLED)
 	$(BIN)/python $(PYTEST) -m "not alone"
 	$(BIN)/python -m pytest -m alone
 
-# What needs no server and less than ten seconds a test.
+# What needs no server and less than five seconds of a core a test.
 test-fast: $(INSTALLED)
 	$(BIN)/python $(PYTEST) -m "$(FAST)"
 

@@ -6,7 +6,17 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
+
+import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the files with the most slow tests first, so that all processes have work until nearly the end."""
+    slow = Counter(each.path for each in items if {"slow", "triton"} & {mark.name for mark in each.iter_markers()})
+    items.sort(key=lambda each: -slow[each.path])

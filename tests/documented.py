@@ -61,6 +61,11 @@ class Command:
         """The reason of NOT_RUN, or None for a command that is run."""
         return next((why for pattern, why in NOT_RUN.items() if re.match(pattern, self.line)), None)
 
+    @property
+    def needs_torch(self) -> bool:
+        """Whether it optimises, exports or evaluates, and so imports PyTorch; those that segment must not need it."""
+        return bool(re.match(r"slime (optimize|evaluate|import|export) |python (optimize/|export/build)", self.line))
+
     def runnable(self, url: str, http: str) -> list[str]:
         """The words to run: without its optional ones, of few steps, on the embedded backbone, at `url` or `http`."""
         words = re.sub(r"\[[^]]*\]", "", self.line).replace('"', "").split()

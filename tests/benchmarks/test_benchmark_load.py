@@ -21,7 +21,7 @@ from slime_repository.config import parsed
 
 load = import_module("benchmarks.load.__main__")
 publishing = import_module("benchmarks.publishing.__main__")
-pytestmark = [pytest.mark.triton, pytest.mark.slow, pytest.mark.alone]
+pytestmark = [pytest.mark.triton, pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")
@@ -32,6 +32,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.alone
 def test_load(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of 500 requests that overlap none waits half a second: with a limit of the encoder's queue, four did."""
     monkeypatch.setattr(load, "OVERLAPS", 250)
@@ -74,6 +75,7 @@ def test_what_is_there_is_not_exported_again(repository: Path) -> None:
         target(repository, "bicycle")
 
 
+@pytest.mark.alone
 def test_recovery(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recovery, "CALM_S", 0.3)
     monkeypatch.setattr(recovery, "SETTLED_S", 1.0)
@@ -94,11 +96,11 @@ def test_shared(tmp_path: Path) -> None:
     assert "| shared | 2 |" in shared.page(json.loads(json.dumps(result, allow_nan=False)))
 
 
-@pytest.mark.parametrize("embedding", ["baked", "shared"])
-def test_publishing(embedding: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_publishing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The figures; tests/export/test_export_under_load.py takes the same steps in both forms."""
     monkeypatch.setattr(publishing, "SETTLED_S", 0.1)
     options = argparse.Namespace(requests=10, publishes=2, rollbacks=1, new_names=1)
-    result: dict[str, Any] = publishing.measured(embedding, publishing.load_backbone("embedded"), options)
+    result: dict[str, Any] = publishing.measured("baked", publishing.load_backbone("embedded"), options)
     assert result["requests"] >= 10 and not result["examples"]
     assert (result["publish_to_return_s"]["count"], result["rollback_to_return_s"]["count"]) == (2, 1)
     assert result["publish_to_first_answer_s"]["count"] >= 1  # on a slow machine the next change may come first

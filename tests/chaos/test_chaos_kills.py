@@ -100,9 +100,15 @@ def test_clients_lose_nothing_by_a_kill(server: Served, victim: str) -> None:
     assert all(np.array_equal(mask, masks[0]) for mask in masks)
 
 
-@pytest.mark.parametrize("which", ["server", "was"])
-def test_hung_process(server: Served, which: str) -> None:
-    """It lives, and its ports accept, but nothing comes back."""
+def test_hung_processes(server: Served, toy_repository: Path) -> None:
+    """They live, and their ports accept, but nothing comes back. It takes a while to notice: two servers at once."""
+    with served(toy_repository, "--probe", "1") as other, ThreadPoolExecutor(2) as pool:
+        for recovered in [pool.submit(hang, server, "server"), pool.submit(hang, other, "was")]:
+            recovered.result()
+
+
+def hang(server: Served, which: str) -> None:
+    """Stop the server, or a model's processes, and wait until it answers again."""
     pid = server.launcher.pid
     before = server_of(pid)
     with load(server.grpc, "toy") as outcomes:

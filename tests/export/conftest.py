@@ -77,6 +77,15 @@ def _exported(tmp_path_factory: pytest.TempPathFactory, make_segmenter: Callable
     )
 
 
+@pytest.fixture(scope="session")
+def shared_repository(export_of: Callable[..., Exported], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The segmenter of `exported` for "sd15", published in the shared form. Nothing may write to it."""
+    repository = tmp_path_factory.mktemp("shared") / "repository"
+    options = ExportOptions(folder=export_of("sd15").folder, repository=repository, embedding="shared")
+    export(options, lambda _: None)
+    return repository
+
+
 @pytest.fixture
 def without_tracing(exported: Exported, monkeypatch: pytest.MonkeyPatch) -> None:
     """Exports of the same segmenter take the files that are there, which spares most of their time."""

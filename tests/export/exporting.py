@@ -95,8 +95,9 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 
 def names(options: Iterable[str]) -> list[Any]:
-    """The options' names as parameters; those of several passes, each a UNet of its own in one graph, are slow."""
-    return [pytest.param(name, marks=pytest.mark.slow) if name == "passes" else name for name in options]
+    """The options' names as parameters; as each has a UNet traced, those that others resemble are slow."""
+    slow = {"best", "passes", "published", "suppressed"}
+    return [pytest.param(name, marks=pytest.mark.slow) if name in slow else name for name in options]
 
 
 def changed(folder: Path, settings: dict[str, Any]) -> Segmenter:

@@ -25,6 +25,7 @@ ONE_KIND = pytest.mark.parametrize("exported", ["sd15"], indirect=True)
 
 
 @ONE_KIND
+@pytest.mark.usefixtures("without_tracing")
 def test_publishing_again_under_the_folders_name(
     command: ModuleType, exported: Exported, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

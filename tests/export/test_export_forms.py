@@ -3,37 +3,35 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
-from exporting import PARTS
+from exporting import PARTS, Exported
 from onnx import ModelProto, numpy_helper
 
 import slime_was
 from slime_export.graph import tracing
 from slime_export.graph.runtimes import OnnxModel
-from slime_optimize.method.prediction import Predictor, load_predictor
+from slime_optimize.method.prediction import Predictor
 from slime_repository.variant import MAPS, Variant
 
 LAST = "up_blocks.3.attentions.2"
 Traced = dict[str, Path]
 
 
-@pytest.fixture(scope="module", params=["sd15", "sd21"])
-def predictor(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, make_segmenter: Callable[..., Path]
-) -> Predictor:
-    return load_predictor(make_segmenter(tmp_path_factory.mktemp(request.param), request.param))
+@pytest.fixture(scope="module")
+def predictor(exported: Exported) -> Predictor:
+    return exported.predictor
 
 
 @pytest.fixture(scope="module")
-def traced(predictor: Predictor, tmp_path_factory: pytest.TempPathFactory) -> Traced:
+def traced(exported: Exported, tmp_path_factory: pytest.TempPathFactory) -> Traced:
     """The UNet's file in each form."""
-    root = tmp_path_factory.mktemp("traced")
-    return {maps: tracing.trace_unet(predictor, Variant(maps=maps), root / maps, 10**9) / "model.onnx" for maps in MAPS}
+    folder = tmp_path_factory.mktemp("traced") / "weighted"
+    weighted = tracing.trace_unet(exported.predictor, Variant(maps="weighted"), folder, 10**9) / "model.onnx"
+    return {"averaged": exported.unet, "weighted": weighted}
 
 
 def holds(model: ModelProto, wanted: np.ndarray) -> bool:

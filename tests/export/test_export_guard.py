@@ -13,7 +13,6 @@ from exporting import Exported, annotated
 
 from slime_export.errors import ExportError, QualityError
 from slime_export.options import ExportOptions
-from slime_export.pipeline import export
 from slime_export.proof.parity import random_images
 from slime_export.publish import guard
 from slime_optimize.evaluation import read_data
@@ -53,6 +52,7 @@ def test_what_failed_on_its_own_training_image(
     assert "published failed version 2" in told
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("without_tracing")
 def test_annotated_images_decide(
     mistake: Callable[..., str],
@@ -75,11 +75,10 @@ def test_annotated_images_decide(
 
 
 @pytest.mark.parametrize("embedding", ["baked", "shared"])
-def test_the_live_one_is_measured_without_a_server(embedding: str, exported: Exported, tmp_path: Path) -> None:
-    repository = exported.repository
-    if embedding == "shared":
-        repository = tmp_path / "repository"
-        export(ExportOptions(folder=exported.folder, repository=repository, embedding="shared"), lambda _: None)
+def test_the_live_one_is_measured_without_a_server(
+    embedding: str, exported: Exported, shared_repository: Path, tmp_path: Path
+) -> None:
+    repository = {"baked": exported.repository, "shared": shared_repository}[embedding]
     folder = annotated(tmp_path / "data", exported.predictor, IMAGES)
     options = ExportOptions(folder=exported.folder, repository=repository, data=folder, not_worse=True)
     data, lines = read_data(folder, exported.predictor.segmenter.parts), list[str]()
@@ -94,14 +93,17 @@ def test_the_live_one_is_measured_without_a_server(embedding: str, exported: Exp
 
 
 def test_a_shared_segmenter_is_measured_too(
-    mistake: Callable[..., str], make_segmenter: Callable[..., Path], exported: Exported, tmp_path: Path
+    mistake: Callable[..., str],
+    make_segmenter: Callable[..., Path],
+    exported: Exported,
+    shared_repository: Path,
+    tmp_path: Path,
 ) -> None:
     """The other segmenter is of the same backbone, with other embeddings."""
     data = annotated(tmp_path / "data", exported.predictor, IMAGES)
-    first, repository = Segmenter.load(exported.folder), tmp_path / "repository"
-    export(ExportOptions(folder=exported.folder, repository=repository, embedding="shared"), lambda _: None)
+    first = Segmenter.load(exported.folder)
     other = make_segmenter(tmp_path / "other", exported.kind, seed=1)
     replace(first, text_embedding=Segmenter.load(other).text_embedding).save(tmp_path / "car")
     assert load_predictor(tmp_path / "car").segmenter.hash != first.hash
-    line = mistake(repository, 1, tmp_path / "car", "--embedding", "shared", "--data", data, "--not-worse")
+    line = mistake(shared_repository, 1, tmp_path / "car", "--embedding", "shared", "--data", data, "--not-worse")
     assert "segmenter car: is worse than version 1, which serves on" in line

@@ -12,8 +12,6 @@ from exporting import Exported
 from PIL import Image
 
 from slime_cli.segment import main
-from slime_export.options import ExportOptions
-from slime_export.pipeline import export
 from slime_export.proof.parity import random_images
 
 pytestmark = pytest.mark.parametrize("exported", ["sd15"], indirect=True)
@@ -41,11 +39,11 @@ def photo(tmp_path: Path) -> Path:
     return folder / "side.jpg"
 
 
-def test_both_ways_give_pytorchs_masks(exported: Exported, photo: Path, tmp_path: Path) -> None:
-    shared = tmp_path / "shared"
-    export(ExportOptions(folder=exported.folder, repository=shared, embedding="shared"), lambda _: None)
+def test_both_ways_give_pytorchs_masks(
+    exported: Exported, shared_repository: Path, photo: Path, tmp_path: Path
+) -> None:
     masks = []
-    for number, where in enumerate((exported.folder, exported.repository / "car", shared / "car")):
+    for number, where in enumerate((exported.folder, exported.repository / "car", shared_repository / "car")):
         out = tmp_path / str(number)
         assert main([str(photo.parent), "--local", str(where), "--format", "npz", "--out", str(out)]) == 0
         assert sorted(path.name for path in out.iterdir())[1:] == ["side-overlay.jpg", "side.npz"]

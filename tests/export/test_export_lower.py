@@ -78,6 +78,7 @@ def test_fp16_with_annotated_images(exported: Exported, images: Path, tmp_path: 
 
 
 @ONE_KIND
+@pytest.mark.slow
 @pytest.mark.usefixtures("without_tracing")
 def test_int8_calibrated_on_the_users_images(exported: Exported, images: Path, tmp_path: Path) -> None:
     report, unet = made(exported, tmp_path / "models", precision="int8", calibration=images, gate=NO_GATE)

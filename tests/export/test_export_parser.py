@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
 from benchmarks.common.random_backbone import random_segmenter
+from exporting import PARTS, Exported
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
-from backbones import KINDS, build_tiny
+from backbones import build_tiny
 from slime_export.graph import onnx_export as exporter
 from slime_export.graph.networks import Encoder, MapsUNet
 from slime_export.graph.onnx_export import Signature
 from slime_export.graph.precision import convert
 from slime_optimize.backbone import EMBEDDED, load_backbone
-from slime_optimize.segmenter import Segmenter
 from slime_was.options import LENGTH
 from slime_was.tensors import ACCUMULATED, CROSS, LATENTS, PIXELS, POSTPROCESS, SELF
 
@@ -76,19 +75,24 @@ def _known_resize(said: dict[str, object]) -> bool:
     )
 
 
-@pytest.fixture(scope="module", params=[*sorted(KINDS), EMBEDDED])
+@pytest.fixture(
+    scope="module", params=["sd15", *(pytest.param(name, marks=pytest.mark.slow) for name in ("sd21", EMBEDDED))]
+)
 def graphs(
-    request: pytest.FixtureRequest,
-    tmp_path_factory: pytest.TempPathFactory,
-    make_segmenter: Callable[..., Path],
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, export_of: Callable[..., Exported]
 ) -> dict[str, ModelProto]:
-    """Every network of a backbone, in fp32."""
-    root = tmp_path_factory.mktemp(f"parser-{request.param}")
-    segmenter = Segmenter.load(make_segmenter(root, "sd15" if request.param == EMBEDDED else request.param))
-    name = EMBEDDED if request.param == EMBEDDED else root / "backbone"
-    backbone = load_backbone(name, tiny=str(build_tiny(root / "tiny_vae")))
+    """Every network of a backbone, in fp32: as it was exported, or else traced here."""
+    root, found = tmp_path_factory.mktemp(f"parser-{request.param}"), dict[str, ModelProto]()
+    tiny = str(build_tiny(root / "tiny_vae"))
     if request.param == EMBEDDED:
-        segmenter = random_segmenter(backbone, len(segmenter.parts))
+        backbone = load_backbone(EMBEDDED, tiny=tiny)
+        segmenter = random_segmenter(backbone, len(PARTS))
+    else:
+        exported = export_of(request.param)
+        segmenter = exported.predictor.segmenter
+        backbone = load_backbone(segmenter.backbone_id, tiny=tiny)
+        paths = {"vae": exported.repository / "vae_encoder" / "1" / "model.onnx", "averaged": exported.unet}
+        found = {name: onnx.load(path) for name, path in paths.items()}
     size, side = backbone.image_size, backbone.latent_size
     latents, pixels = {LATENTS: (4, side, side)}, {PIXELS: (3, size, size)}
     maps = {CROSS: (-1, side, side), ACCUMULATED: (-1, side, side), SELF: (side**2, side**2), POSTPROCESS: (LENGTH,)}
@@ -98,10 +102,9 @@ def graphs(
         "averaged": (MapsUNet(segmenter, backbone), _maps(latents, maps, SELF)),
         "weighted": (MapsUNet(segmenter, backbone, weighted=True), _maps(latents, maps, ACCUMULATED)),
     }
-    found = {}
-    for name, (module, signature) in modules.items():
+    for name in modules.keys() - found.keys():
         (root / name).mkdir()
-        found[name] = onnx.load(exporter.write(module, signature, root / name))
+        found[name] = onnx.load(exporter.write(*modules[name], root / name))
     return found
 
 

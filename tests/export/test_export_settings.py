@@ -23,6 +23,7 @@ CHANGES = ("threshold=0.02", "edge_tolerance=0.2")
 CHANGED = {"threshold": 0.02, "edge_tolerance": 0.2}
 
 
+@pytest.mark.slow
 @ONE_KIND
 def test_a_baked_segmenter(
     command: ModuleType, exported: Exported, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -48,8 +49,8 @@ def test_a_baked_segmenter(
 
 
 @ONE_KIND
-def test_a_shared_segmenter(command: ModuleType, exported: Exported, tmp_path: Path) -> None:
-    repository = tmp_path / "repository"
+def test_a_shared_segmenter(command: ModuleType, exported: Exported, shared_repository: Path, tmp_path: Path) -> None:
+    repository = shutil.copytree(shared_repository, tmp_path / "repository")
     words = [str(exported.folder), "--repository", str(repository), "--embedding", "shared"]
     assert command.main([*words, "--name", "plain"]) == 0
     assert command.main([*words, "--name", "changed", "--set", "threshold=0.02"]) == 0

@@ -17,7 +17,7 @@ from slime_optimize.backbone import load_backbone
 from slime_repository import listing
 from slime_repository.manifest import verify
 
-pytestmark = [pytest.mark.triton, pytest.mark.slow, pytest.mark.alone]
+pytestmark = [pytest.mark.triton, pytest.mark.slow]
 
 
 @pytest.mark.parametrize("embedding", ["baked", "shared"])

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 
-from painting import ROOT
+import pytest
+
+from painting import ROOT, Main
 from slime_optimize.data.annotations import example, legend
 from slime_optimize.data.annotations.matching import IMAGE_FOLDERS, MASK_FOLDERS, WHOLE
 
 TEXT = (ROOT / "docs" / "annotations.md").read_text()
 
 
-def test_every_option_is_one_that_run_has() -> None:
+def test_every_option_is_one_that_run_has(run: Main, capsys: pytest.CaptureFixture[str]) -> None:
     commands = re.findall(r"^python optimize/run\.py .*$", TEXT, re.M)
-    help_text = subprocess.run(
-        [sys.executable, str(ROOT / "optimize" / "run.py"), "--help"], capture_output=True, text=True, check=True
-    ).stdout
+    with pytest.raises(SystemExit, match="0"):
+        run(["--help"])
+    help_text = capsys.readouterr().out
     assert len(commands) >= 7
     for option in set(re.findall(r"--[a-z-]+", "".join(commands))) | {"--validation"}:
         assert re.search(rf"{option}\b", help_text), option

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +9,7 @@ import pytest
 from PIL import Image
 
 import backbones
+import commands
 from painting import PARTS, ROOT, paint
 from serving import Served, served
 from slime_backbone.dataset import write_split
@@ -26,8 +24,7 @@ AGREEMENT = 0.999  # of the pixels
 
 def run(script: str, *arguments: object) -> str:
     """What the command printed; fails with what it wrote to stderr."""
-    command = [sys.executable, os.fspath(ROOT / script), *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = commands.run([str(ROOT / script), *map(str, arguments)], cwd=ROOT)
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stdout
 
