@@ -17,7 +17,8 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from slime_repository.config import Accelerator, Model, Step, Tensor, model_config
+from slime_repository.config import CPU, OPENVINO, Accelerator, Model, Step, Tensor, model_config
+from slime_repository.openvino_network import BF16, FP32, PRECISION
 from slime_repository.variant import UNET_SUFFIX, VAE_ENCODER, Variant, encoder_name, is_encoder, is_unet
 from slime_was import tensors as t
 from slime_was.options import MAX_PARTS, Postprocess
@@ -146,6 +147,7 @@ def vae_encoder_config(
     repository's one backbone; ``tiny``: that of its tiny encoder, where it is this one.
     """
     variant = variant or Variant()
+    accelerator = accelerator or _openvino(variant)
     return model_config(
         Model(
             name=variant.encoder_model,
@@ -183,6 +185,7 @@ def unet_config(
     if not 2 <= parts <= MAX_PARTS:
         raise ValueError(f"parts: got {parts}, expected 2 to {MAX_PARTS} with the background; paint fewer parts")
     variant = variant or Variant()
+    accelerator = accelerator or _openvino(variant)
     # K is left open: all versions of a model share this file, and the next may have more parts. So is POSTPROCESS's
     # length: in versions that were exported before, it has no name.
     each_part, pixels = (-1, latent_size, latent_size), latent_size * latent_size
@@ -266,11 +269,23 @@ def ensemble_config(
 
 
 def warm_up(accelerator: Accelerator | None = None) -> tuple[int, ...]:
-    """Return the batch sizes to run before a network counts as loaded: all, because a GPU prepares for each.
+    """Return the batch sizes to run before a network counts as loaded: all, as GPUs and OpenVINO prepare for each.
 
-    It is one alone where the network is for CPUs, which have nothing to prepare.
+    It is one alone where ONNX Runtime runs the network on a CPU, which has nothing to prepare.
     """
-    return (1,) if accelerator is not None and not accelerator.on_gpu else tuple(range(1, MAX_BATCH + 1))
+    return (1,) if accelerator is not None and accelerator.name == CPU else tuple(range(1, MAX_BATCH + 1))
+
+
+def openvino_computes_in(variant: Variant) -> str:
+    """Return the precision that OpenVINO is told to compute in; an int8 file says by itself what is int8."""
+    return BF16 if variant.precision == "bf16" else FP32
+
+
+def _openvino(variant: Variant) -> Accelerator | None:
+    """Return what a variant for OpenVINO needs; None for any other."""
+    if variant.format != OPENVINO:
+        return None
+    return Accelerator(name=OPENVINO, parameters={PRECISION: openvino_computes_in(variant)})
 
 
 def latents(channels: int, size: int) -> Tensor:

@@ -179,6 +179,24 @@ def test_an_accelerator_is_what_triton_reads() -> None:
         )
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "int8"])
+def test_openvino_is_a_format_of_its_own(precision: str) -> None:
+    variant, sizes = Variant(format="openvino", precision=precision), {"latent_channels": 4, "latent_size": 32}
+    unet = contract.unet_config(segmenter="car", parts=6, variant=variant, **sizes)
+    encoder = contract.vae_encoder_config(backbone="ab12", image_size=128, variant=variant, **sizes)
+    in_bf16 = "_bf16" * (precision == "bf16")
+    names = [f"car_unet{in_bf16}_openvino", f"vae_encoder{in_bf16}_openvino"]
+    for config, name in zip((parsed(unet), parsed(encoder)), names, strict=True):
+        (found,) = config.optimization.execution_accelerators.cpu_execution_accelerator
+        assert (config.name, config.backend, found.name) == (name, "onnxruntime", "openvino")
+        assert dict(found.parameters) == {"precision": "bf16" if in_bf16 else "fp32"}
+        assert config.instance_group[0].kind == config.instance_group[0].KIND_CPU
+        assert len(config.model_warmup) == contract.MAX_BATCH
+    assert contract.is_unet(names[0]) and contract.is_encoder(names[1])
+    with pytest.raises(ValueError, match="precision fp16: OpenVINO has no gain from it"):
+        Variant(format="openvino", precision="fp16")
+
+
 def test_words_a_form_does_not_know() -> None:
     with pytest.raises(ValueError, match="precision: got 'fp8', expected one of fp32, fp16, bf16, int8"):
         Variant(precision="fp8")
