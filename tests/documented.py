@@ -45,6 +45,7 @@ NOT_RUN = {
     r"(slime |python optimize/)prepare": "needs the data sets; tests/optimize prepares tiny ones in their formats",
     r"grpcurl ": "needs grpcurl and NVIDIA's .proto files; the Python client sends the same messages",
     r"perf_analyzer ": "needs NVIDIA's SDK container; benchmarks.load measures the server here",
+    r"slime studio": "serves until it is stopped; tests/studio drives it, in a browser too",
     r"cvat-cli ": "needs a CVAT server; tests/integrations loads and runs what it would",
     r"slime import-checkpoint": "needs a checkpoint of gigabytes; tests/optimize converts tiny ones",
 }

@@ -19,6 +19,7 @@ OURS = {
     "slime_serve": "serve/slime_serve",
     "slime_client": "client/slime_client",
     "slime_backbone": "backbone/slime_backbone",
+    "slime_studio": "studio/slime_studio",
     "slime_cli": "cli/slime_cli",
 }
 ALLOWED: dict[str, set[str]] = {
@@ -31,6 +32,14 @@ ALLOWED: dict[str, set[str]] = {
     "slime_serve": {"slime_was", "slime_store", "slime_repository"},
     "slime_client": set(),
     "slime_backbone": {"slime_was", "slime_image", "slime_optimize"},
+    "slime_studio": {
+        "slime_was",
+        "slime_image",
+        "slime_optimize",
+        "slime_export",
+        "slime_repository",
+        "slime_client",
+    },
     "slime_cli": {
         "slime_backbone",
         "slime_client",

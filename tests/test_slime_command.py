@@ -90,6 +90,8 @@ def test_an_unknown_command_is_refused_in_one_line(capsys: pytest.CaptureFixture
         ("segment", "tritonclient", "client"),
         ("segment", "tritonclient.grpc", "client"),
         ("segment", "PIL", "client"),
+        ("studio", "starlette", "studio"),
+        ("studio", "uvicorn", "studio"),
     ],
 )
 def test_a_missing_package_is_told_with_the_line_that_installs_it(name: str, package: str, extra: str) -> None:
@@ -122,7 +124,18 @@ def test_the_clients_own_program_says_what_it_needs(capfd: pytest.CaptureFixture
 
 def test_every_extra_that_is_named_exists() -> None:
     extras = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"])
-    folders = ("optimize", "export", "serve", "client", "backbone", "cli", "model_repository", "benchmarks", "docs")
+    folders = (
+        "optimize",
+        "export",
+        "serve",
+        "client",
+        "backbone",
+        "studio",
+        "cli",
+        "model_repository",
+        "benchmarks",
+        "docs",
+    )
     pages = [*ROOT.glob("*.md"), *(path for folder in folders for path in (ROOT / folder).rglob("*.[mp][dy]"))]
     named = {
         name

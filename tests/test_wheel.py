@@ -70,6 +70,7 @@ def test_the_wheel_holds_what_a_checkout_finds_beside_its_packages(installed: In
         "slime_optimize/embedded/slime.json",
         "slime_serve/backends/onnxruntime/model.py",
         "slime_client/py.typed",
+        *(f"slime_studio/page/{path.name}" for path in (ROOT / "studio" / "slime_studio" / "page").iterdir()),
     }
     assert wanted <= held
     assert not [name for name in held if name.startswith(("tests/", "benchmarks/")) or "__pycache__" in name]
@@ -79,7 +80,7 @@ def test_nothing_of_the_checkout_is_imported(installed: Installed) -> None:
     packages = sorted(
         {Path(name).parts[0] for name in zipfile.ZipFile(installed.wheel).namelist() if ".dist-info" not in name}
     )
-    assert len(packages) >= 9
+    assert len(packages) >= 10
     code = "import importlib, sys; print(*(importlib.import_module(name).__file__ for name in sys.argv[1:]), sep='\\n')"
     for path in installed.run("python", "-c", code, *packages).splitlines():
         assert Path(path).is_relative_to(installed.bin.parent), path

@@ -54,6 +54,7 @@ COMMANDS = {
     "segment": Command(
         "slime_cli.segment", "client", "segment images with a running server, or without one (also: slime-segment)"
     ),
+    "studio": Command("slime_studio.command", "studio", "paint, learn, correct and publish on a page in the browser"),
     "demo": Command("slime_cli.demo", "all", "all four steps with a drawn car, on the small backbone that ships"),
 }
 

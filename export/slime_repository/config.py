@@ -68,13 +68,6 @@ class Accelerator:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Queue:
-    """Requests that may wait for a model; those beyond are refused at once, as UNAVAILABLE."""
-
-    size: int
-
-
-@dataclass(frozen=True, kw_only=True)
 class Model:
     """What ``config.pbtxt`` says of one model. An ensemble has steps and no backend."""
 
@@ -86,7 +79,6 @@ class Model:
     steps: tuple[Step, ...] = ()
     parameters: Mapping[str, str] = field(default_factory=dict)
     accelerator: Accelerator | None = None
-    queue: Queue | None = None
     delay_us: int = 0  # microseconds that a request waits for others to run with
     warm_up: tuple[int, ...] = ()  # batch sizes that are run before the model counts as loaded
 
@@ -142,17 +134,11 @@ def model_config(model: Model) -> str:
 
 
 def _set_batching(config: Any, model: Model) -> None:
-    """Also of models that do not batch, where they have a queue: Triton takes its limit nowhere else."""
-    if not (model.max_batch_size or model.queue):
+    if not model.max_batch_size:
         return
-    batching = config.dynamic_batching
-    batching.SetInParent()
+    config.dynamic_batching.SetInParent()
     if model.delay_us:
-        batching.max_queue_delay_microseconds = model.delay_us
-    if model.queue:
-        policy = batching.default_queue_policy
-        policy.timeout_action = policy.REJECT
-        policy.allow_timeout_override, policy.max_queue_size = True, model.queue.size
+        config.dynamic_batching.max_queue_delay_microseconds = model.delay_us
 
 
 def _kind(model: Model) -> str:

@@ -17,7 +17,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from slime_repository.config import CPU, OPENVINO, Accelerator, Model, Queue, Step, Tensor, model_config
+from slime_repository.config import CPU, OPENVINO, Accelerator, Model, Step, Tensor, model_config
 from slime_repository.openvino_network import BF16, FP32, PRECISION
 from slime_repository.variant import UNET_SUFFIX, VAE_ENCODER, Variant, encoder_name, is_encoder, is_unet
 from slime_was import tensors as t
@@ -33,14 +33,10 @@ OLD_TENSORS = frozenset({"WEIGHTING", "FITTED", "PRESENT", "WAS"})
 SEGMENTERS, SHARED = "segmenters", "shared_"
 
 MAX_BATCH = 8
-# Two full batches wait before the encoder while a third is encoded. Before the encoder, so that nothing is refused once
-# that has been paid for. There is no limit in seconds: what such a queue takes depends on the machine, a request is
-# dropped where it waits when its own deadline passes, and clients' deadlines follow IMAGE_SECONDS.
-ENCODER_QUEUE = Queue(size=2 * MAX_BATCH)
 # Of an ensemble's parameters: what one image takes, measured on the server that is to answer. See client/slime_client.
 IMAGE_SECONDS = "image_seconds"
-# There is no limit before decoding: the batcher of a model with one learned up to a second late that the model was free
-# (seen with Triton 2.51), and requests waited for nothing. Decoding is quick, and refuses images by their size.
+# No model's queue has a limit: a batcher with one sends nothing ahead to a busy network, and now and then misses for
+# half a second that it is free. `preprocess` limits the images under way (slime_image/places.py), before decoding.
 # The latents of one batch reach the UNet one after the other, within this time, and run as one batch again.
 UNET_DELAY_US = 1000
 # What the committed preprocess/config.pbtxt carries; a repository of another backbone has its own.
@@ -161,7 +157,6 @@ def vae_encoder_config(
             outputs=(latents(latent_channels, latent_size),),
             parameters={"backbone": backbone} | ({"tiny_encoder": tiny} if tiny else {}),
             accelerator=accelerator,
-            queue=ENCODER_QUEUE,
             warm_up=warm_up(accelerator),
         )
     )

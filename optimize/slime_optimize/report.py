@@ -139,6 +139,7 @@ def _environment(learned: Learned, run: Run, command: str) -> dict[str, str]:
     shown = {
         "backbone": run.backbone.id,
         "its content": run.backbone.hash,
+        **({"begun from": " ".join(run.begin.record.values())} if run.begin else {}),
         "seed": str(run.seed),
         "preset": f"{run.preset} ({run.preset_from})" if run.preset_from else run.preset,
         "steps": str(run.steps),

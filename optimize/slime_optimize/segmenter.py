@@ -53,6 +53,7 @@ class Segmenter:
     preset: str
     seed: int
     preset_from: str = ""  # in words, where the preset came from; nothing in segmenters made before that was kept
+    begun_from: Mapping[str, str] | None = None  # folder and hash of the segmenter whose embeddings it started from
     tiny: TinyName | None = None  # with settings.encoder "tiny": the encoder that it was made with
     training_images: tuple[str, ...] = ()
     metrics: Mapping[str, Any] = field(default_factory=dict)
@@ -143,6 +144,7 @@ class Segmenter:
                 settings=Settings().changed(in_current_words(facts["settings"]), source=str(folder / JSON_FILE)),
                 training_images=tuple(facts["training_images"]),
                 preset_from=facts.get("preset_from", ""),
+                begun_from=facts.get("begun_from"),
                 **{name: facts[name] for name in _PLAIN},
             )
         except InputError:
@@ -160,6 +162,7 @@ class Segmenter:
             "settings": self.settings.as_json(),
             "training_images": list(self.training_images),
             "preset_from": self.preset_from,
+            "begun_from": dict(self.begun_from) if self.begun_from else None,
             **{name: getattr(self, name) for name in _PLAIN},
         }
 

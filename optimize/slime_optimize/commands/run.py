@@ -18,7 +18,7 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -42,18 +42,19 @@ from slime_optimize.errors import InputError, exit_code, failed
 from slime_optimize.files import whole, write_text
 from slime_optimize.method.checkpoint import Checkpoint
 from slime_optimize.method.precision import ASKED, AUTO, decide
-from slime_optimize.method.run import Run, first_step
-from slime_optimize.method.training import Learned, learn
+from slime_optimize.method.run import Begin, Run, first_step
+from slime_optimize.method.training import Learned, Trainer, learn
 from slime_optimize.options import Parser, add_settings, chosen
 from slime_optimize.picture import colour_mask, overlay, sheet
 from slime_optimize.presets import FALLBACK, PRESETS, chosen_preset, preset
 from slime_optimize.report import REPORT_FILE, duration, report_html
-from slime_optimize.segmenter import JSON_FILE, WEIGHTS_FILE
+from slime_optimize.segmenter import JSON_FILE, WEIGHTS_FILE, Segmenter
 from slime_optimize.settings import Settings
 from slime_optimize.verdict import verdict
 
 PREVIEW_FILE = "preview.png"
 _TIMED_STEPS = 5
+_ON_SHARE = 3  # learning on takes a third of the steps, unless they are given
 _CELL = 256  # side of a picture in the preview, in pixels
 
 
@@ -82,6 +83,13 @@ def parser(words: Sequence[str] | None = None, prog: str | None = None) -> Parse
     )
     run.add_argument("--seed", type=int, default=0, help="seed of all random numbers (default: %(default)s)")
     run.add_argument("--device", default="auto", help="auto, cpu or cuda (default: %(default)s)")
+    run.add_argument(
+        "--begin",
+        type=Path,
+        metavar="SEGMENTER",
+        help="start from the embeddings of this segmenter, of the same parts and backbone, as after correcting a mask; "
+        "takes a third of the steps unless they are given",
+    )
     run.add_argument(
         "--precision",
         choices=ASKED,
@@ -122,29 +130,38 @@ def parser(words: Sequence[str] | None = None, prog: str | None = None) -> Parse
     return made
 
 
-def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
-    """Run the command and return its exit code."""
+def main(
+    argv: Sequence[str] | None = None,
+    prog: str | None = None,
+    watch: Callable[[Trainer], object] = lambda trainer: None,
+) -> int:
+    """Run the command and return its exit code; `watch` is called after each step."""
     words = sys.argv[1:] if argv is None else argv
     arguments = parser(words, prog).parse_args(words)
     checkpoint = Checkpoint(arguments.out, arguments.checkpoint_every)
     command = shlex.join([*(prog or "python optimize/run.py").split(), *words])
     try:
-        return exit_code(lambda: run(arguments, checkpoint, command))
+        return exit_code(lambda: run(arguments, checkpoint, command, watch))
     except KeyboardInterrupt:
         kept = f"{checkpoint.path} is kept: the same command goes on from it" if checkpoint.path.exists() else ""
         return failed(RuntimeError(f"interrupted; {kept or 'nothing was written'}"), 130)
 
 
-def run(arguments: argparse.Namespace, checkpoint: Checkpoint, command: str) -> None:
+def run(
+    arguments: argparse.Namespace, checkpoint: Checkpoint, command: str, watch: Callable[[Trainer], object]
+) -> None:
     """Check the input before the backbone, which takes longer to load; then optimise and write."""
     training = _training(arguments)
     examples, validation = _split(arguments, training)
     chosen(arguments, PRESETS[arguments.preset] if arguments.preset else Settings())
     out: Path = arguments.out
     _check_out(out)
+    begin = Begin(segmenter=Segmenter.load(arguments.begin), folder=str(arguments.begin)) if arguments.begin else None
     backbone = load_backbone(arguments.backbone, choose_device(arguments.device), tiny=arguments.tiny_encoder)
     name, source = chosen_preset(arguments.preset, backbone.recommended)
     settings = chosen(arguments, preset(name, backbone.recommended))
+    if begin and not {"steps", "epochs"} & vars(arguments).keys():
+        settings = settings.changed({"steps": -(-settings.total_steps(len(examples)) // _ON_SHARE)})
     if arguments.tiny_encoder and settings.encoder != "tiny":
         raise InputError("tiny encoder: got --tiny-encoder with encoder vae, expected --encoder tiny beside it")
     this = Run(
@@ -156,6 +173,7 @@ def run(arguments: argparse.Namespace, checkpoint: Checkpoint, command: str) -> 
         preset=name,
         preset_from=source,
         validation=validation,
+        begin=begin,
     )
     asked = {} if arguments.precision == AUTO else {"precision": arguments.precision}
     made_from = hashlib.sha256(json.dumps({**this.identity, **asked}, sort_keys=True).encode()).hexdigest()
@@ -174,7 +192,13 @@ def run(arguments: argparse.Namespace, checkpoint: Checkpoint, command: str) -> 
         print(f"precision {decision.precision}: {decision.reason}", flush=True)
     if state:
         print(f"{checkpoint.path}: goes on after step {state.step} of {this.steps}", flush=True)
-    learned = learn(this, checkpoint=checkpoint, state=state, progress=not arguments.quiet, stepped=_Clock().step)
+    clock = _Clock()
+
+    def stepped(trainer: Trainer) -> None:
+        clock.step(trainer.left)
+        watch(trainer)
+
+    learned = learn(this, checkpoint=checkpoint, state=state, progress=not arguments.quiet, stepped=stepped)
     metrics = {**learned.segmenter.metrics, "made_from": made_from}
     replace(learned.segmenter, metrics=metrics).save(out)
     training_image.save(out, this.examples[0].image_HW3, backbone.image_size)
@@ -251,10 +275,12 @@ def _plan(this: Run, out: Path) -> str:
     """Return what is about to happen, in one line."""
     backbone, settings, side = this.backbone, this.settings, this.backbone.image_size
     images = f"{len(this.examples)} image{'s' if len(this.examples) > 1 else ''}"
+    begins = f", begins from {this.begin.folder}" if this.begin else ""
     views = f" of {settings.batch_size} views" if settings.batch_size > 1 else ""
     return (
         f"backbone {backbone.id} on {backbone.device}, preset {this.preset} ({this.preset_from}), {images} at "
-        f"{side} x {side} pixels, {this.steps} steps{views}, {len(this.parts)} parts ({', '.join(this.parts)}) -> {out}"
+        f"{side} x {side} pixels, {this.steps} steps{views}, {len(this.parts)} parts ({', '.join(this.parts)})"
+        f"{begins} -> {out}"
     )
 
 

@@ -5,7 +5,7 @@ Shape suffixes: B views of a step, K parts, h, w latent sides, T tokens, D width
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,15 +20,57 @@ from slime_optimize.method.augmentation import views
 from slime_optimize.method.checkpoint import digest
 from slime_optimize.method.losses import Stepper
 from slime_optimize.method.precision import FP32
-from slime_optimize.segmenter import in_place
+from slime_optimize.segmenter import Segmenter, in_place
 from slime_optimize.settings import Settings
+
+
+@dataclass(frozen=True, kw_only=True)
+class Begin:
+    """A segmenter whose embeddings a run starts from, and the folder that it was loaded from."""
+
+    segmenter: Segmenter
+    folder: str = ""
+
+    @property
+    def record(self) -> dict[str, str]:
+        """What is kept of it in the segmenter that is learned."""
+        return {"segmenter": self.folder, "hash": self.segmenter.hash}
+
+    def check(self, backbone: Backbone, parts: Sequence[str], settings: Settings) -> None:
+        """Raise InputError where its embeddings mean something else in a run with this backbone, parts and settings.
+
+        Embeddings belong to one backbone, each to one part, and were learned between the other rows of the text: the
+        background's, and those of the tokens that no part has.
+        """
+        begin, subject = self.segmenter, f"--begin {self.folder}"
+        if begin.backbone_hash != backbone.hash:
+            raise InputError(
+                f"{subject}: was learned on backbone {begin.backbone_id} ({begin.backbone_hash[:12]}), this run is on "
+                f"{backbone.id} ({backbone.hash[:12]}); give --backbone {begin.backbone_id}, or leave --begin out"
+            )
+        if begin.parts != tuple(parts):
+            raise InputError(
+                f"{subject}: has the parts {', '.join(begin.parts)}, this run {', '.join(parts)}; expected the same "
+                "parts in the same order, or leave --begin out"
+            )
+        text_1TD = initial_text(backbone, settings, len(parts)).cpu()
+        if begin.text_embedding.shape != text_1TD.shape or not torch.allclose(
+            in_place(text_1TD, begin.embeddings), begin.text_embedding, rtol=1e-3, atol=1e-3
+        ):
+            made = begin.settings
+            raise InputError(
+                f"{subject}: its text around the parts is another (prompt word {made.prompt_word!r} for each of the "
+                f"{made.prompt_times}, here {settings.prompt_word!r} for each of the {settings.prompt_times}); give "
+                f"--prompt-word {made.prompt_word} --prompt-times {made.prompt_times}, or leave --begin out"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
     """What a run learns, from what, and how; `precision_from` says in words why the UNet computes in `precision`.
 
-    Raises InputError for parts that cannot be learned and for no images, BackboneError for a missing tiny encoder.
+    begin: where its embeddings start, in place of the prompt word's. Raises InputError for parts that cannot be
+    learned, for no images and for a `begin` that does not fit, BackboneError for a missing tiny encoder.
     """
 
     backbone: Backbone
@@ -41,12 +83,15 @@ class Run:
     validation: Validation | None = None
     precision: str = FP32
     precision_from: str = ""
+    begin: Begin | None = None
 
     def __post_init__(self) -> None:
         check_parts(self.parts)
         self.backbone.tiny_name(self.settings.encoder)
         if not self.examples:
             raise InputError("training data: got no image, expected one or more with their masks")
+        if self.begin:
+            self.begin.check(self.backbone, self.parts, self.settings)
 
     @property
     def steps(self) -> int:
@@ -70,6 +115,7 @@ class Run:
             "torch": torch.__version__,
             "device": self.backbone.device.type,
             **({} if self.precision == FP32 else {"precision": self.precision}),
+            **({"begins from": self.begin.segmenter.hash} if self.begin else {}),
         }
 
     @property

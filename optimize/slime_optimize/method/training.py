@@ -89,11 +89,11 @@ def learn(
     checkpoint: Checkpoint | None = None,
     state: State | None = None,
     progress: bool = True,
-    stepped: Callable[[int], object] = lambda left: None,
+    stepped: Callable[[Trainer], object] = lambda trainer: None,
 ) -> Learned:
     """Carry out the run, from `state` on where there is one, saving to `checkpoint` on the way and at the end.
 
-    `stepped` is told after each step how many are left.
+    `stepped` is called after each step.
     """
     run.settings.layers.validate(run.backbone.unet)
     trainer = Trainer(run, state)
@@ -119,7 +119,11 @@ class Trainer:
         self.run = run
         self.finished = state.step if state else 0
         self._start_1TD = initial_text(run.backbone, run.settings, len(run.parts))
-        start_KD = state.learned_KD.to(run.backbone.device) if state else self._start_1TD[0, 1 : len(run.parts)]
+        start_KD = self._start_1TD[0, 1 : len(run.parts)]
+        if state:
+            start_KD = state.learned_KD.to(start_KD)
+        elif run.begin:
+            start_KD = run.begin.segmenter.embeddings.to(start_KD)
         self._learned_KD = start_KD.clone().requires_grad_(True)
         self._adam = torch.optim.Adam([self._learned_KD], lr=run.settings.learning_rate)
         restore_adam(self._adam, state.adam if state else {})
@@ -143,10 +147,11 @@ class Trainer:
             preset_from=run.preset_from,
             seed=run.seed,
             training_images=tuple(example.digest for example in run.examples),
+            begun_from=run.begin.record if run.begin else None,
             versions=library_versions(),
         )
 
-    def train(self, checkpoint: Checkpoint | None, progress: bool, stepped: Callable[[int], object]) -> None:
+    def train(self, checkpoint: Checkpoint | None, progress: bool, stepped: Callable[[Trainer], object]) -> None:
         """Take the steps that are left. Raises OptimisationError when a loss is not finite."""
         run = self.run
         stepper = run.stepper
@@ -158,12 +163,12 @@ class Trainer:
                 validated = self._record()
                 if checkpoint and (checkpoint.is_due or validated or self.finished == run.steps):
                     checkpoint.save(self._state(), run.identity)
-                shown = {name: f"{value:.3f}" for name, value in self._mean_losses().items()}
+                shown = {name: f"{value:.3f}" for name, value in self.mean_losses().items()}
                 if self._measured.learned_KD is not None:
                     shown["best"] = f"{self._measured.iou_by_step[self._measured.step]:.1f}%"
                 bar.set_postfix(shown, refresh=False)
                 bar.update()
-                stepped(run.steps - self.finished)
+                stepped(self)
 
     def step(self, losses: Losses) -> None:
         """Take one step of Adam. Raises OptimisationError when the loss is not finite."""
@@ -179,6 +184,15 @@ class Trainer:
         self._losses.append(torch.stack([losses.cross_entropy, losses.was, losses.diffusion]).detach().tolist())
         self.finished += 1
 
+    @property
+    def left(self) -> int:
+        """Number of steps that are still to come."""
+        return self.run.steps - self.finished
+
+    def segmenter(self) -> Segmenter:
+        """Return a segmenter with the embeddings as they are now, without metrics."""
+        return self._untrained.with_embeddings(self._embeddings())
+
     def learned(self) -> Learned:
         """Return the segmenter with the best embeddings, or the last ones without validation, and its metrics."""
         seconds, run, measured = time.monotonic() - self._began, self.run, self._measured
@@ -187,8 +201,8 @@ class Trainer:
         )
         masks = Predictor(segmenter, run.backbone).masks([example.image_HW3 for example in run.examples])
         metrics: dict[str, Any] = {
-            "losses": self._mean_losses(),
-            "losses_at_first": self._mean_losses(first=True),
+            "losses": self.mean_losses(),
+            "losses_at_first": self.mean_losses(first=True),
             "step": measured.step or self.finished,
             "precision": run.precision,
             "training": compared(run.examples, masks, run.parts).as_json(),
@@ -203,7 +217,7 @@ class Trainer:
         metrics["seconds"] = round(seconds, 1)
         return Learned(
             segmenter=replace(segmenter, metrics=metrics, created=now_in_utc()),
-            losses_SL=self._loss_rows(),
+            losses_SL=self.losses_SL,
             snapshots=self._snapshots,
             measured=measured,
             masks_HW=tuple(masks),
@@ -227,19 +241,21 @@ class Trainer:
             step=self.finished,
             learned_KD=self._embeddings(),
             adam=adam_state(self._adam),
-            losses_SL=self._loss_rows(),
+            losses_SL=self.losses_SL,
             snapshots=self._snapshots,
             measured=self._measured,
             seconds=time.monotonic() - self._began,
         )
 
-    def _mean_losses(self, *, first: bool = False) -> dict[str, float]:
+    def mean_losses(self, *, first: bool = False) -> dict[str, float]:
         """Return the mean of each loss over the last tenth of the run, or the first: a single step is too noisy."""
         tenth = max(1, self.run.steps // 10)
         rows = self._losses[:tenth] if first else self._losses[-tenth:]
         return dict(zip(LOSSES, (sum(column) / len(rows) for column in zip(*rows, strict=True)), strict=True))
 
-    def _loss_rows(self) -> Tensor:
+    @property
+    def losses_SL(self) -> Tensor:  # noqa: N802 (a shape suffix)
+        """The losses of the steps so far, float64 (S,L) in the order of LOSSES."""
         return torch.tensor(self._losses, dtype=torch.float64).reshape(-1, len(LOSSES))
 
     def _embeddings(self) -> Tensor:
