@@ -1,4 +1,4 @@
-"""For every test: no hub, no telemetry, one thread to a process.
+"""For every test: no hub, no telemetry, one thread to a process, and nothing in the user's own cache.
 
 `make test` runs tests in several processes. Those of one file share one, because they share what its fixtures made.
 """
@@ -6,13 +6,16 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["SLIME_OPENVINO_CACHE"] = str(Path(tempfile.gettempdir()) / "slime-tests-openvino")
 
 
 @pytest.hookimpl(trylast=True)

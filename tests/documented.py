@@ -39,6 +39,7 @@ NOT_RUN = {
     r"slime demo$": "tests/test_wheel.py runs it, with fewer steps",
     r"docker ": "needs Docker and NVIDIA's image; tests/serve/test_container.py reads what it would run",
     r"benchmarks/gpu\.sh|backbone/train\.sh": "needs a GPU",
+    r"python export/build\.py .* --tune": "takes minutes; tests/export tries all ways with a tiny segmenter",
     r"python backbone/(train|distil|card)\.py": "takes hours and writes what ships; tests/backbone does it small",
     r"python backbone/scenes\.py --floor-ceiling": "takes minutes; tests/backbone measures bounds of fewer scenes",
     r"(slime |python optimize/)prepare": "needs the data sets; tests/optimize prepares tiny ones in their formats",

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from slime_export.graph import processor
+
 
 def cpu() -> str:
     """Return the processor's name, as far as the system tells it."""
@@ -24,6 +26,7 @@ def facts(**more: Any) -> dict[str, Any]:
     """Return the part `machine` of a result, taken before the run: the load is what else the machine was doing."""
     return {
         "cpu": cpu(),
+        "instructions": processor.described().partition("; ")[2],
         "cores": len(os.sched_getaffinity(0)),
         "python": platform.python_version(),
         "load_before": [round(each, 1) for each in os.getloadavg()],
@@ -35,7 +38,8 @@ def facts(**more: Any) -> dict[str, Any]:
 def described(machine: Mapping[str, Any]) -> str:
     """Return one line for a page: processor or GPU, threads, versions of the libraries that were used."""
     versions = [f"{name} {version}" for name, version in machine["versions"].items() if version != "None"]
-    where = machine["cpu"] if machine["device"] == "cpu" else machine["device"]
+    on_cpu = machine["device"] == "cpu"
+    where = "; ".join(filter(None, (machine["cpu"], machine.get("instructions")))) if on_cpu else machine["device"]
     return f"{where}, {machine['threads']} threads; {', '.join(versions)}"
 
 

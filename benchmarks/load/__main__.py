@@ -3,8 +3,9 @@
     python -m benchmarks.load --json docs/load.json --page docs/load.md
 
 Closed loop (1, 2, 4, 8 clients), the same server computing one image at a time, and the in-process floor take turns in
-each round. Then an open loop at rising rates, then three times the capacity, in turn with eight clients. `--soak N`
-asks N times and samples the memory of every server process. A run without options takes about six minutes.
+each round. Then two requests at a time with nothing after them, an open loop at rising rates, and three times the
+capacity, in turn with eight clients. `--soak N` asks N times and samples the memory of every server process. A run
+without options takes about six minutes.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from benchmarks.common import command_line, keeping, machine, served_repository
 from benchmarks.common.figures import Goal, growth, percentile, ratio
 from benchmarks.common.server import PARTS, Launched, cpu_seconds, launched
 from benchmarks.common.sides import BenchmarkError, Side, positive, reported, say, started
-from benchmarks.load.figures import Runs, in_time, median_ms, pooled, summary
+from benchmarks.load.figures import Runs, in_time, late, median_ms, pooled, summary
 
 from slime_repository import layout
 
@@ -32,6 +33,8 @@ CLIENTS = (1, 2, 4, 8)
 MOST = CLIENTS[-1]
 RATES = (0.25, 0.5, 0.75, 0.9, 1.1)  # of the capacity
 OVERLOAD = 3.0
+OVERLAPS = 500  # pairs
+LATE_S = 0.4  # above the median; Triton's batchers look for a free network every half second, where they missed it
 DEADLINE_S = 5.0  # of a request under overload
 SOAK_CLIENTS = 4
 SOAK_SAMPLE_S = 2.0
@@ -46,6 +49,10 @@ GOALS = {
     "batched_to_one_by_one": Goal(
         label="throughput with batches / one image at a time, 8 clients", relation="≥", wanted=1.0, form=".2f"
     ),
+    "overlaps_late": Goal(
+        label="two at a time: requests that took 0.4 s more than the median, of 1,000", relation="≤", wanted=0.0,
+        form=".0f",
+    ),
     "overload_in_time": Goal(
         label="overload: share of accepted requests answered within their deadline", relation="≥", wanted=1.0,
         form=".3f",
@@ -53,7 +60,7 @@ GOALS = {
     "overload_reject_ms": Goal(
         label="overload: median time of a rejection at the client, ms", relation="≤", wanted=50.0, form=".0f"
     ),
-    "overload_to_peak": Goal(label="overload: throughput / peak throughput", relation="≥", wanted=0.9, form=".2f"),
+    "overload_to_peak": Goal(label="overload: throughput / peak throughput", relation="≥", wanted=0.95, form=".2f"),
 }  # fmt: skip
 FLAT = Goal(label="soak: growth of memory and /dev/shm, MiB", relation="≤", wanted=8.0)
 
@@ -164,6 +171,9 @@ def measured(bench: Bench, rounds: int, seconds: float, open_seconds: float) -> 
         bench.ask(one_by_one, batched=False, clients=MOST, seconds=seconds)
     saturated = max(closed.values(), key=lambda runs: sum(runs.throughputs()))
     capacity = sum(saturated.throughputs()) / rounds
+    say("two at a time")
+    single_s = median_ms(closed[1].answers[-1]) / 1000
+    overlaps = bench.ask(Runs(), overlaps=OVERLAPS, within=single_s)
     rates = {share: Runs() for share in RATES}
     for share, runs in rates.items():
         say(f"open loop, {share:g} of {capacity:.1f} images a second")
@@ -185,6 +195,7 @@ def measured(bench: Bench, rounds: int, seconds: float, open_seconds: float) -> 
             "throughput_to_floor": ratio(saturated.throughputs(), floor.best()),
             "unet_batch": closed[MOST].unet_batch(),
             "batched_to_one_by_one": ratio(closed[MOST].throughputs(), one_by_one.throughputs()),
+            "overlaps_late": late(overlaps, LATE_S),
             "overload_in_time": in_time(every, DEADLINE_S),
             "overload_reject_ms": summary(every)["reject_p50_ms"],
             "overload_to_peak": ratio(overload.throughputs(), peak.throughputs()),

@@ -6,6 +6,7 @@ After a first, empty line, each order, a line of JSON, is answered by one (`aske
 
     {"targets": [["car", null]], "side": 128, "clients": 4, "seconds": 5}      closed loop: each client asks on and on
     {"targets": …, "side": 128, "rate": 80, "seconds": 5, "seed": 0}           open loop: Poisson, whatever comes back
+    {"targets": …, "side": 128, "overlaps": 500, "within": 0.05}               two at a time, then none for a moment
     {"targets": [["car", null], ["shared_0", "car"]], "side": 128, "pairs": 9} one after the other, in changing order
 
 A target is a model and, in the shared form, the segmenter to name. `count` ends a closed loop early, `deadline` (s) is
@@ -96,6 +97,18 @@ async def opened(asking: Asking, order: Order) -> None:
     await asyncio.gather(*tasks)
 
 
+async def overlapped(asking: Asking, order: Order) -> None:
+    """Ask twice, the second time up to `within` seconds later, wait for both answers, and begin anew."""
+    chance = np.random.default_rng(order.get("seed", 0))
+
+    async def later(seconds: float) -> None:
+        await asyncio.sleep(seconds)
+        await asking.next()
+
+    for _ in range(order["overlaps"]):
+        await asyncio.gather(asking.next(), later(float(chance.uniform(0, order["within"]))))
+
+
 async def paired(asking: Asking, order: Order) -> None:
     """Ask every target once in each round, in a random order, with the same picture for all of them."""
     chance = np.random.default_rng(order.get("seed", 0))
@@ -105,7 +118,8 @@ async def paired(asking: Asking, order: Order) -> None:
 
 
 async def obey(url: str, order: Order) -> dict[str, Any]:
-    kind = closed if "clients" in order else opened if "rate" in order else paired
+    kinds = {"clients": closed, "rate": opened, "overlaps": overlapped, "pairs": paired}
+    kind = next(kind for key, kind in kinds.items() if key in order)
     async with grpc.aio.insecure_channel(url, _OPTIONS) as channel:
         asking = Asking(service_pb2_grpc.GRPCInferenceServiceStub(channel), order)
         await channel.channel_ready()

@@ -61,6 +61,13 @@ def median_ms(answer: Answer) -> float:
     return float(np.median([1000 * each[_FROM_SENT] for each in answer["asked"] if each[_STATUS] == OK]))
 
 
+def late(answer: Answer, seconds: float) -> float:
+    """Return how many of 1,000 requests were answered more than `seconds` after the median, or not at all."""
+    allowed = median_ms(answer) / 1000 + seconds
+    slow = [each for each in answer["asked"] if each[_STATUS] != OK or each[_FROM_SENT] > allowed]
+    return 1000 * len(slow) / len(answer["asked"])
+
+
 def pairs(answer: Answer) -> list[tuple[float, ...]]:
     """Return the seconds of each target in each round of a paired run, without rounds that had anything but masks."""
     targets = 1 + max(each[_TARGET] for each in answer["asked"])

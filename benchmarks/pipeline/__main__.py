@@ -32,6 +32,8 @@ from benchmarks.pipeline.figures import PRODUCT, medians, page, plot, result_of,
 from benchmarks.pipeline.served_side import SESSIONS
 from benchmarks.pipeline.side import TORCH
 
+from slime_repository.openvino_network import CACHE_VARIABLE
+
 SHAPES = ("embedded", "sd21", "sd15")
 # Name -> forms of the encoder and of the UNet, as benchmarks.pipeline.exports names them.
 SERVED = {
@@ -39,11 +41,17 @@ SERVED = {
     "weighted": ("encoder", "weighted"),
     "weighted_cpu": ("encoder_cpu", "weighted_cpu"),
     "int8": ("encoder", "int8"),
+    "openvino": ("encoder", "weighted"),
+    "openvino_bf16": ("encoder", "weighted"),
+    "openvino_int8": ("encoder", "int8"),
+    "openvino_bf16_tiny": ("tiny_encoder", "weighted"),
     "tiny": ("tiny_encoder", "weighted"),
     "int8_tiny": ("tiny_encoder", "int8"),
     "onnx_fp16": ("encoder_fp16", "weighted_fp16"),
     "tensorrt": ("encoder_plan", "weighted_plan"),
 }
+# Those that OpenVINO runs -> what it computes in.
+OPENVINO = {"openvino": "fp32", "openvino_int8": "fp32", "openvino_bf16": "bf16", "openvino_bf16_tiny": "bf16"}
 ON_GPU = ("onnx_fp16", "tensorrt")
 VARIANTS = {
     "cpu": ("published", "torch", *(name for name in SERVED if name not in ON_GPU)),
@@ -85,9 +93,10 @@ class Runner:
         return [self.exports["models"][f"{form}-{parts}"] for form in SERVED.get(name, ())]
 
     def missing(self, name: str) -> str:
-        """Return why the variant cannot be measured, or nothing; one for a GPU is started once to see."""
+        """Return why the variant cannot be measured, or nothing; one that not every machine runs is started once."""
         reasons = [model["missing"] for model in self.models(name, self.options.parts) if "missing" in model]
-        if not reasons and (self.options.device != "cpu" or name not in VARIANTS["cpu"]):
+        everywhere = self.options.device == "cpu" and name in VARIANTS["cpu"] and name not in OPENVINO
+        if not reasons and not everywhere:
             try:
                 with self.turn(Wanted(name, self.options.parts)):
                     pass
@@ -140,6 +149,7 @@ class Runner:
         segmenter = ("--segmenter", self.exports["segmenters"][str(wanted.parts)])
         if wanted.name in SERVED:
             encoder, unet = (model["path"] for model in self.models(wanted.name, wanted.parts))
+            words += ["--openvino", OPENVINO[wanted.name]] if wanted.name in OPENVINO else []
             words += ["--encoder", encoder, "--unet", unet, "--pixels", self.exports["image_size"]]
             return ["triton" if wanted.triton else "served", *segmenter, *words]
         return [wanted.name, *segmenter, "--backbone", options.backbone, *words]
@@ -215,7 +225,7 @@ def _grown(runner: Runner, variants: Sequence[str], options: argparse.Namespace)
 
 def _served(runner: Runner, variants: Sequence[str], options: argparse.Namespace) -> dict[str, Any]:
     """Return milliseconds of whole requests to the server, and of the same models in one process, by turns."""
-    names = [each for each in ("averaged", "weighted") if each in variants]
+    names = [each for each in ("averaged", "weighted", "openvino", "openvino_bf16") if each in variants]
     sides = {
         f"{name}-{int(over)}": Wanted(name, options.parts, triton=over) for name in names for over in (False, True)
     }
@@ -275,6 +285,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options.batches = options.batches or BATCHES[options.device]
     options.work = options.work.resolve()
     options.work.mkdir(parents=True, exist_ok=True)
+    os.environ.setdefault(CACHE_VARIABLE, str(options.work / "openvino"))
     machine.set_threads(options.threads)  # PyTorch and ONNX Runtime are told besides
     result = measure(options)
     keeping.keep(options, result, page, result["shape"], plot)

@@ -50,6 +50,7 @@ from slime_optimize.errors import BackboneError
 from slime_optimize.method.prediction import Predictor
 from slime_optimize.segmenter import Segmenter
 from slime_repository.contract import MAX_BATCH
+from slime_repository.openvino_network import BF16, OpenVinoError, OpenVinoNetwork, has_bf16
 from slime_repository.variant import Variant
 from slime_was.tensors import LATENTS
 
@@ -167,12 +168,25 @@ class Exports:
 
         return agrees
 
-    def exported(self, name: str, unet: Path | str) -> ExportedSegmenter:
-        """Return the segmenter of that name with the file of its UNet, ready to segment on the CPU."""
+    def exported(self, name: str, unet: Path | str, *, in_bf16: bool = False) -> ExportedSegmenter:
+        """Return the segmenter of that name with the file of its UNet, ready to segment on the CPU.
+
+        in_bf16: by OpenVINO, in bf16. Raises MissingError where this machine cannot.
+        """
         segmenter, encoder = Segmenter.load(self.segmenter(name)), self.made("encoder", name)["path"]
         settings = segmenter.settings
         postprocess = settings.postprocess(segmenter.image_size)
-        return ExportedSegmenter(OnnxModel(Path(encoder)), OnnxModel(Path(unet)), postprocess, settings.channel_order)
+        networks = [_in_bf16(Path(path)) if in_bf16 else OnnxModel(Path(path)) for path in (encoder, unet)]
+        return ExportedSegmenter(networks[0], networks[1], postprocess, settings.channel_order)
+
+
+def _in_bf16(path: Path) -> OpenVinoNetwork:
+    try:
+        if has_bf16():
+            return OpenVinoNetwork(path, BF16, threads=torch.get_num_threads())
+    except OpenVinoError as error:
+        raise MissingError(str(error)) from error
+    raise MissingError("this processor has no instructions for bf16")
 
 
 def main() -> None:

@@ -28,7 +28,11 @@ NAMES = {
     "weighted": "ONNX Runtime, weighted maps",
     "weighted_cpu": "… weighted, rewritten for CPUs",
     "int8": "… weighted, int8 UNet",
-    "tiny": "… weighted, tiny encoder",
+    "openvino": "OpenVINO, weighted maps",
+    "openvino_bf16": "… bf16",
+    "openvino_int8": "… int8 UNet",
+    "openvino_bf16_tiny": "… bf16, tiny encoder",
+    "tiny": "ONNX Runtime, weighted maps, tiny encoder",
     "int8_tiny": "… weighted, int8 UNet, tiny encoder",
     "fp16": "ours, PyTorch, fp16",
     "fp16_graph": "… CUDA graph",
@@ -49,7 +53,9 @@ _STAGES = {
     "postprocess": "postprocess",
     "mask": "enlarge, argmax",
 }
-EXACT = ("averaged", "weighted", "weighted_cpu")
+EXACT = ("averaged", "weighted", "weighted_cpu", "openvino")
+# One technique after the other.
+WATERFALL = ("published", "torch", "averaged", "weighted", "openvino", "openvino_bf16", "openvino_bf16_tiny")
 HALF = ("fp16", "fp16_graph", "onnx_fp16", "tensorrt")  # with the reference's encoder
 LEAST_AGREEMENT = {**dict.fromkeys(EXACT, 0.999), **dict.fromkeys(HALF, 0.99)}  # of pixels
 LOST = Goal(label="points of mean IoU that a class loses, at most", relation="≤", wanted=1.0)
@@ -60,13 +66,14 @@ def _goals(shape: str, on_gpu: bool) -> dict[str, Goal]:
     three = ("≥", 3.0)
     wanted: dict[str, tuple[str, float]] = {}
     if shape == "embedded" and not on_gpu:
-        wanted = dict.fromkeys(("averaged", "weighted"), three)
+        wanted = dict.fromkeys(("averaged", "weighted", "openvino"), three)
     if shape == "sd21" and not on_gpu:
         wanted = {
             **dict.fromkeys(EXACT, three),
-            **dict.fromkeys(("memory_weighted", "memory_weighted_cpu"), ("≤", 0.65)),
+            **dict.fromkeys(("memory_weighted", "memory_weighted_cpu", "memory_openvino"), ("≤", 0.65)),
             **{"memory_averaged": ("≤", 0.85), "weighted_to_averaged": ("≥", 1.0), "int8_unet": ("≥", 1.8)},
             **{"int8_share": ("≥", 0.75), "tiny_encoder": ("≥", 5.0), "int8_tiny": ("≥", 6.0)},
+            **{"openvino_bf16": ("≥", 10.0), "openvino_bf16_tiny": ("≥", 20.0), "bf16_to_weighted": ("≥", 4.0)},
         }
     if shape == "sd21" and on_gpu:
         wanted = {"networks_fp16_graph": ("≥", 5.0), "rate_fp16_graph": ("≥", 100.0)}
@@ -136,6 +143,8 @@ def ratios(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
                 found[f"memory_{name}"] = row["peak_gb"] / published["peak_gb"]
                 found[f"networks_{name}"] = _best_rate(row) / _best_rate(published)
     steps = {"weighted_to_averaged": ("averaged", "weighted", "ms")}
+    steps |= {"openvino_to_weighted": ("weighted", "openvino", "ms")}
+    steps |= {"bf16_to_weighted": ("weighted", "openvino_bf16", "ms")}
     steps |= {"int8_unet": ("weighted", "int8", "unet"), "tiny_encoder": ("weighted", "tiny", "encode")}
     for ratio, (slow, fast, stage) in steps.items():
         if slow in rows and fast in rows:
@@ -181,6 +190,21 @@ def lost(accuracy: Mapping[str, Any]) -> dict[str, tuple[str, str, str, str]]:
     return {form: LOST.row(most, f"{most:.2f}") for form, most in found.items()}
 
 
+def waterfall(rows: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
+    """Return a line for each technique: its milliseconds, and how many times faster than the row before and the first.
+
+    None of them unless the first and at least two others were measured.
+    """
+    there = [name for name in WATERFALL if name in rows]
+    if there[:1] != list(WATERFALL[:1]) or len(there) < 3:
+        return []
+    ms = [rows[name]["ms"] for name in there]
+    return [
+        [NAMES[name], f"{own:.0f}", f"{before / own:.2f}", f"{ms[0] / own:.2f}"]
+        for name, own, before in zip(there, ms, ms[:1] + ms, strict=False)
+    ]
+
+
 def by_number(figures: Mapping[str, float]) -> tuple[list[int], list[list[str]]]:
     """Return the numbers of `NAME-NUMBER` -> milliseconds, and a row of a table for each name."""
     pairs = [key.rpartition("-") for key in figures]
@@ -191,7 +215,7 @@ def by_number(figures: Mapping[str, float]) -> tuple[list[int], list[list[str]]]
 
 def page(results: Mapping[str, Result], plotted: str = "performance.png") -> str:
     """Return the whole document."""
-    functions = {"verdicts": verdicts, "by_number": by_number, "lost": lost}
+    functions = {"verdicts": verdicts, "waterfall": waterfall, "by_number": by_number, "lost": lost}
     labels = {"names": NAMES, "stages": _STAGES, "shapes": SHAPES}
     return keeping.render("pipeline/page.md.j2", results=results, plotted=plotted, **functions, **labels)
 

@@ -1,6 +1,6 @@
 """The exported networks in one process, or behind the server, and the machine's fastest matrix product.
 
-ONNX files run in ONNX Runtime, engines in TensorRT. Importing this module imports no PyTorch.
+ONNX files run in ONNX Runtime or OpenVINO, engines in TensorRT. Importing this module imports no PyTorch.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from benchmarks.pipeline.side import Mask, Stages, Variant
 from onnx import TensorProto, helper
 
 import slime_was
+from slime_repository.openvino_network import BF16, OpenVinoError, OpenVinoNetwork, has_bf16
 from slime_was.tensors import ACCUMULATED, CROSS, LATENTS, PIXELS, POSTPROCESS, SELF
 
 _PUBLISHED_AS = "measured"
@@ -52,7 +53,8 @@ class Served(Variant):
     """bytes -> slime_image -> encoder -> UNet -> slime_was -> masks."""
 
     def __init__(self, options: argparse.Namespace) -> None:
-        self._threads, self._versions = options.threads, {"onnxruntime": version("onnxruntime")}
+        runtime = "openvino" if options.openvino else "onnxruntime"
+        self._threads, self._versions = options.threads, {runtime: version(runtime)}
         self.image_size = options.pixels
         self._encoder, device = network(Path(options.encoder), options)
         self._unet, self._device = network(Path(options.unet), options)
@@ -94,6 +96,13 @@ def network(path: Path, options: argparse.Namespace) -> tuple[Callable[[Arrays],
         from slime_export.graph.runtimes import Engine
 
         return Engine(path, options.device), "cuda"
+    if options.openvino:
+        try:
+            if options.openvino == BF16 and not has_bf16():
+                raise MissingError("this processor has no instructions for bf16")
+            return OpenVinoNetwork(path, options.openvino, threads=options.threads), "cpu"
+        except OpenVinoError as error:
+            raise MissingError(str(error)) from error
     session = opened(path, options)
     names = [output.name for output in session.get_outputs()]
     device = session.get_providers()[0].removesuffix("ExecutionProvider").lower()
@@ -141,7 +150,11 @@ class Triton(Variant):
         self._threads, self.image_size = options.threads, options.pixels
         self._stack = ExitStack()
         repository = Path(self._stack.enter_context(tempfile.TemporaryDirectory(dir=options.unet.parents[1])))
-        variant = Exported(maps="weighted" if options.unet.parent.name.startswith("weighted") else "averaged")
+        variant = Exported(
+            maps="weighted" if options.unet.parent.name.startswith("weighted") else "averaged",
+            precision=options.openvino or "fp32",
+            format="openvino" if options.openvino else "onnx",
+        )
         segmenter, networks = Segmenter.load(options.segmenter), Networks(options.encoder, options.unet)
         published = Published(segmenter=segmenter, check=UNCHECKED, networks=networks, variant=variant)
         published.publish(repository, _PUBLISHED_AS, None)

@@ -135,6 +135,7 @@ def main() -> None:
     parser.add_argument("--encoder", type=Path, help="model.onnx or model.plan")
     parser.add_argument("--unet", type=Path, help="model.onnx or model.plan")
     parser.add_argument("--pixels", type=int, help="side of the images that the networks in files take")
+    parser.add_argument("--openvino", choices=("fp32", "bf16"), help="OpenVINO runs the files, computing in this")
     parser.add_argument("--session", default="served", help="options of ONNX Runtime's session, by name")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=1)

@@ -3,9 +3,9 @@
     python -m benchmarks.quality.accuracy --json docs/performance.json --page docs/performance.md
 
 Segmenters are those of benchmarks.quality.results, preset `best`, 1-shot, learned here where they are not there yet;
-for the tiny encoder they are learned again with it, as they must be. fp32 and int8 run in ONNX Runtime, as served;
-int8 is calibrated on the ten images of another split. The tiny encoder runs in PyTorch, whose masks an export is held
-to.
+for the tiny encoder they are learned again with it, as they must be. fp32 and int8 run in ONNX Runtime, as served, and
+bf16 in OpenVINO; int8 is calibrated on the ten images of another split. The tiny encoder runs in PyTorch, whose masks
+an export is held to.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from benchmarks.quality.study import Measurement, Optimisation
 
 from slime_export.proof import parity
 
-FORMS = ("weighted", "int8", "tiny")
+FORMS = ("weighted", "int8", "openvino_bf16", "tiny")
 _CALIBRATION = "train-10"
 
 
@@ -42,8 +42,10 @@ def mean_iou(form: str, kind: str, seed: int, laboratory: Laboratory, work: Path
         return float(found["mean_iou"])
     folder = laboratory.segmenter(job)
     pictures = [read().image_HW3 for read in laboratory.data(kind, _CALIBRATION).images]
+    in_bf16 = form == "openvino_bf16"
     exports = Exports.of(laboratory.backbone, work, given={folder.name: folder}, pictures=pictures)
-    exported = exports.exported(folder.name, exports.made(form, folder.name)["path"])
+    unet = exports.made("weighted" if in_bf16 else form, folder.name)["path"]
+    exported = exports.exported(folder.name, unet, in_bf16=in_bf16)
     return parity.mean_iou(exported, laboratory.data(kind, "test"))
 
 

@@ -100,9 +100,9 @@ class Baked:
     def trace_unet(self, predictor: Predictor, folder: Path) -> Path:
         return tracing.trace_unet(predictor, self._variant, folder, self._external_over, self._name)
 
-    def opened(self, unet: Path, precision: str) -> Network:
+    def opened(self, unet: Path, variant: Variant) -> Network:
         """Open a UNet as a network from LATENTS alone to maps of this segmenter's parts and POSTPROCESS."""
-        return opened(unet, precision)
+        return opened(unet, variant)
 
     def inputs(self) -> Mapping[str, Array]:
         """Return what the UNet is given beside LATENTS, for one image."""
@@ -129,8 +129,8 @@ class Shared(Baked):
     def trace_unet(self, predictor: Predictor, folder: Path) -> Path:
         return tracing.trace_shared_unet(predictor, self._group, folder, self._external_over)
 
-    def opened(self, unet: Path, precision: str) -> Network:
-        return AsBaked(opened(unet, precision), self._entry)
+    def opened(self, unet: Path, variant: Variant) -> Network:
+        return AsBaked(opened(unet, variant), self._entry)
 
     def inputs(self) -> Mapping[str, Array]:
         return self._entry.given(1)

@@ -15,11 +15,12 @@ from slime_export.publish.baked_segmenter import KEEP
 from slime_export.publish.lock import WAIT_S
 from slime_optimize.segmenter import Segmenter
 from slime_repository import layout
-from slime_repository.config import CPU
+from slime_repository.config import CPU, OPENVINO
 from slime_repository.variant import Variant
 
 # Baked into a graph of its own, or an input of one that many segmenters share.
 EMBEDDINGS = ("baked", "shared")
+ACCELERATORS = (OPENVINO, *KINDS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,11 +31,12 @@ class ExportOptions:
     segmenter's own are now, where they have moved. `changes`: test-time settings to change, each "NAME=VALUE".
     `encoder`: the one that the segmenter must have been made with; None takes its own.
 
-    `engine`: how a TensorRT engine is built. `accelerator`: ONNX Runtime's provider on the server. `calibration`:
-    images that int8's ranges are measured on. `data`: annotated images for the mean IoU, which is to be `at_least`
-    so many percent, or `not_worse` than that of the segmenter that serves. `force`: publish in its place what failed on
-    its own training images. `keep`: how many versions
-    of the segmenter stay in the repository. `wait`: seconds for another process that is changing it.
+    `engine`: how a TensorRT engine is built. `accelerator`: ONNX Runtime's provider on the server, or openvino. `tune`:
+    other ways are tried before (slime_export.tuning), int8 among them. `calibration`: images that int8's ranges are
+    measured on. `data`: annotated images for the mean IoU, which is to be `at_least` so many percent, or `not_worse`
+    than that of the segmenter that serves. `force`: publish in its place what failed on its own training images.
+    `keep`: how many versions of the segmenter stay in the repository. `wait`: seconds for another process that is
+    changing it.
     """
 
     folder: Path
@@ -52,6 +54,7 @@ class ExportOptions:
     format: str = Variant.format
     engine: engine_builder.Options = field(default_factory=engine_builder.Options)
     accelerator: str | None = None
+    tune: bool = False
     calibration: Path | None = None
     data: Path | None = None
     at_least: float | None = None
@@ -67,10 +70,15 @@ class ExportOptions:
             raise ExportError(f"--keep: got {self.keep}, expected {KEEP} or more: the new version and the one before")
         if self.embedding not in EMBEDDINGS:
             raise ExportError(f"--embedding: got {self.embedding!r}, expected {' or '.join(EMBEDDINGS)}")
-        if self.accelerator is not None and self.accelerator not in KINDS:
-            raise ExportError(f"--accelerator: got {self.accelerator!r}, expected {' or '.join(KINDS)}")
+        if self.accelerator is not None and self.accelerator not in ACCELERATORS:
+            raise ExportError(f"--accelerator: got {self.accelerator!r}, expected {' or '.join(ACCELERATORS)}")
         if self.accelerator is not None and self.format != "onnx":
             raise ExportError(f"--accelerator {self.accelerator}: is for --format onnx, got {self.format}")
+        if self.accelerator == OPENVINO and self.precision == "fp16":
+            raise ExportError(
+                "--precision fp16: OpenVINO gains nothing by it on a CPU; give bf16 or int8 with "
+                "--accelerator openvino, or leave it out"
+            )
         is_plain = (self.precision, self.format, self.accelerator) == ("fp32", "onnx", None)
         if self.embedding == "shared" and not is_plain:
             raise ExportError(
@@ -81,7 +89,7 @@ class ExportOptions:
             raise ExportError(f"--at-least: got {self.at_least:g}, expected a mean IoU in percent, such as 65")
         if (self.at_least is not None or self.not_worse) and self.data is None:
             raise ExportError("--at-least, --not-worse: are measured on annotated images; give --data FOLDER too")
-        if self.calibration is not None and self.precision != "int8":
+        if self.calibration is not None and self.precision != "int8" and not self.tune:
             raise ExportError(f"--calibration: is for --precision int8, got {self.precision}; leave it out")
 
     @property
@@ -93,6 +101,11 @@ class ExportOptions:
     def on_cpu(self) -> bool:
         """Whether graphs are rewritten for a CPU."""
         return self.accelerator == CPU
+
+    @property
+    def served_by(self) -> str:
+        """The variant's format: OpenVINO is one of its own, though it reads ONNX files."""
+        return OPENVINO if self.accelerator == OPENVINO else self.format
 
     @property
     def held_to(self) -> Gate:
@@ -108,7 +121,7 @@ class ExportOptions:
                 f"serve as well; leave it out, or optimise again with --encoder {self.encoder}"
             )
         try:
-            return Variant(maps=self.maps, precision=self.precision, encoder=own, format=self.format)
+            return Variant(maps=self.maps, precision=self.precision, encoder=own, format=self.served_by)
         except ValueError as error:
             raise ExportError(f"--{error}") from error
 
@@ -120,6 +133,9 @@ class ExportOptions:
     def check_machine(self) -> None:
         """Raise ExportError where this machine cannot make, or try, what is wanted."""
         runtimes.onnxruntime()
-        runtimes.providers_for(self.precision)
+        if self.accelerator == OPENVINO:
+            runtimes.require_openvino(self.precision)
+        else:
+            runtimes.providers_for(self.precision)
         if self.format == "tensorrt":
             engine_builder.module()

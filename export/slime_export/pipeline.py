@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from slime_export.forms import FORMS
-from slime_export.graph import engine_builder, inspection, lowering, onnx_export, tracing
+from slime_export.graph import engine_builder, inspection, lowering, onnx_export, processor, tracing
 from slime_export.graph.runtimes import opened
 from slime_export.options import ExportOptions
 from slime_export.proof import drift, parity, references
@@ -31,6 +31,7 @@ from slime_optimize.errors import InputError
 from slime_optimize.evaluation import Data, read_data
 from slime_optimize.method.prediction import Predictor, load_predictor
 from slime_repository import layout
+from slime_repository.config import OPENVINO
 from slime_repository.variant import Variant
 from slime_was.tensors import LATENTS
 
@@ -51,42 +52,55 @@ def export(options: ExportOptions, say: Say = print) -> tuple[Published, Report]
     Raises InputError, ExportError, ParityError, EngineError, ServerError, BusyError or OSError, with the repository as
     it was.
     """
-    return _Export(options, say).run()
+    return Export(options, say).run()
 
 
-class _Export:
-    """One run of `export`. `encoder` and `unet` are folders with fp32 models, until they are lowered.
+class Export:
+    """One run of `export`, or what `slime_export.tuning` tries.
 
-    Each may be the repository's own, which is not new. `before`: mean IoU in PyTorch, where there is data.
+    `encoder` and `unet` are folders with fp32 models, until they are lowered. Each may be the repository's own, which
+    is not new. `before`: mean IoU in PyTorch, where there is data.
     """
 
     before: float | None = None
 
-    def __init__(self, options: ExportOptions, say: Say) -> None:
-        self.options, self.say = options, say
+    def __init__(self, options: ExportOptions, say: Say, *, tuning: bool = False) -> None:
+        self.options, self.say, self.tuning = options, say, tuning
+
+    def begin(self) -> Predictor:
+        """Load the segmenter, refuse what can be refused before the work begins, and return what PyTorch runs."""
+        options = self.options
+        options.check_machine()
+        predictor = self._loaded()
+        reading_of(predictor.segmenter)  # patches that are never served
+        self.segmenter = predictor.segmenter
+        self.choose(options)
+        self._encoder_there()  # of another backbone
+        self.data = self._read_data()
+        guard.require_learned(options, self.segmenter, self.say)
+        return predictor
+
+    def choose(self, options: ExportOptions) -> None:
+        """Let the networks that are lowered and compared from now on be those of these options."""
+        self.options, self.variant = options, options.variant(self.segmenter)
+        self.encoder_variant = lowering.encoder_variant(self.variant)
+        self.form = FORMS[options.embedding](options, self.segmenter, self.variant)
 
     def run(self) -> tuple[Published, Report]:
         options, name = self.options, self.options.served_name
-        options.check_machine()
-        # What can be refused before the work begins: the server, patches that are never served, another backbone.
+        if options.accelerator == OPENVINO:
+            self.say(f"this machine: {processor.described()}")
         server = Server(options.url, options.access) if options.url else None
-        predictor = self._loaded()
-        reading_of(predictor.segmenter)
-        self.segmenter, self.variant = predictor.segmenter, options.variant(predictor.segmenter)
-        self.encoder_variant = lowering.encoder_variant(self.variant)
-        self.form = FORMS[options.embedding](options, self.segmenter, self.variant)
-        self._encoder_there()
-        self.data = self._read_data()
-        guard.require_learned(options, self.segmenter, self.say)
+        predictor = self.begin()
         with staging(options.repository, options.wait, self.say) as staged:
             work = staged / ".export"
-            self._trace(predictor, work)
+            self.trace(predictor, work)
             del predictor
             gc.collect()  # modules and hooks refer to each other
             if not self._served_as_traced:
                 self._prove_exact()
-            encoder, unet, graphs = self._lowered(work)
-            report = replace(self._compared(encoder, unet), graphs=graphs)
+            encoder, unet, graphs = self.lowered(work)
+            report = replace(self.compared(encoder, unet), graphs=graphs)
             if report.failures:
                 report = replace(report, drift=self._drift(report, encoder, unet))
             self.say(report.table())
@@ -102,18 +116,18 @@ class _Export:
                 encoder=encoder if self.new_encoder else None,
                 check=self.answers.check(options.held_to.mask_agreement, self.is_training),
                 variant=self.variant,
-                accelerator=options.accelerator,
+                accelerator=None if options.accelerator == OPENVINO else options.accelerator,
                 shared=self.form.is_shared,
                 settings_changed=report.settings_changed,
             )
-            with self._stage(f"publishing {name} into {options.repository}"):
+            with self.stage(f"publishing {name} into {options.repository}"):
                 published = publish(
                     options.repository, staged, candidate, server, keep=options.keep, wait_s=options.wait, say=self.say
                 )
         return published, report
 
     @contextmanager
-    def _stage(self, what: str) -> Iterator[None]:
+    def stage(self, what: str) -> Iterator[None]:
         """Tell the seconds that the block took, once it is through."""
         begun = time.perf_counter()
         yield
@@ -121,15 +135,19 @@ class _Export:
 
     def _loaded(self) -> Predictor:
         options = self.options
-        with self._stage("loading segmenter and backbone"):
+        with self.stage("loading segmenter and backbone"):
             return load_predictor(
                 options.folder, backbone=options.backbone, tiny=options.tiny_encoder, changes=options.changes
             )
 
     def _encoder_there(self) -> Path | None:
-        """Return the folder of the repository's own encoder. Raises ExportError where it holds another backbone."""
+        """Return the folder of the repository's own encoder. Raises ExportError where it holds another backbone.
+
+        None while tuning, because each way has its own.
+        """
         made, model = self.segmenter, self.variant.encoder_model
-        return layout.encoder_of(self.options.repository, made.backbone_hash, model, made.tiny_hash)
+        there = layout.encoder_of(self.options.repository, made.backbone_hash, model, made.tiny_hash)
+        return None if self.tuning else there
 
     def _read_data(self) -> Data | None:
         source, parts = self.options.data, self.segmenter.parts
@@ -140,58 +158,59 @@ class _Export:
             raise InputError(f"--data {source}: its parts are {', '.join(data.parts)}, expected {', '.join(parts)}")
         return data
 
-    def _trace(self, predictor: Predictor, work: Path) -> None:
+    def trace(self, predictor: Predictor, work: Path) -> None:
         """Ask PyTorch for its answers and trace the networks that the repository does not have."""
         options, variant = self.options, self.variant
         training = training_image.find(options.folder)
         self.is_training = training is not None  # whether the first image is the one that the segmenter learned from
         if training is None:
             self.say(f"{options.folder}: has no {training_image.FILE}; a generated image is tried in its place")
-        usual = lowering.calibration_images(options.calibration, training) if variant.precision == "int8" else []
+        wanted = variant.precision == "int8" or (self.tuning and (options.calibration or self.is_training))
+        usual = lowering.calibration_images(options.calibration, training) if wanted else []
         encoder, unet = self._encoder_there(), self.form.unet_there()
         self.new_encoder, self.new_unet = encoder is None, unet is None
         if unet is None:
             require_room(work, predictor.backbone, variant, on_cpu=options.on_cpu)
         # Lower precisions are held to the masks, so they are tried on images of the kind that is to come.
         images = parity.trial_images(predictor, training, *usual)
-        with self._stage("running PyTorch, in fp32 and float64"):
+        with self.stage("running PyTorch, in fp32 and float64"):
             self.answers = references.answered(predictor, images, weighted=variant.weighted, own_error=True)
         if self.data is not None:
-            with self._stage(f"measuring PyTorch on {len(self.data)} images"):
+            with self.stage(f"measuring PyTorch on {len(self.data)} images"):
                 self.before = parity.mean_iou(predictor, self.data)
         if encoder is None:
-            with self._stage("tracing the VAE encoder" if variant.encoder == "vae" else "tracing the tiny encoder"):
+            with self.stage("tracing the VAE encoder" if variant.encoder == "vae" else "tracing the tiny encoder"):
                 encoder = tracing.trace_encoder(predictor, work / "encoder", options.external_over)
-        elif options.accelerator:
+        elif options.accelerator and options.accelerator != OPENVINO:
             self.say(f"{variant.encoder_model}: the repository's own stays, as it was exported, for all its segmenters")
         if unet is None:
-            with self._stage(f"tracing {self.form.unet_name}"):
+            with self.stage(f"tracing {self.form.unet_name}"):
                 unet = self.form.trace_unet(predictor, work / "unet")
         self.encoder, self.unet, self.feeds = encoder, unet, lowering.feeds_of(predictor, usual)
 
     @property
     def _served_as_traced(self) -> bool:
-        return self.variant.precision == "fp32" and self.variant.format == "onnx" and not self.options.on_cpu
+        return self.variant.precision == "fp32" and self.variant.format != "tensorrt" and not self.options.on_cpu
 
     def _prove_exact(self) -> None:
         """Compare the fp32 graphs that others are made from; they are not published themselves."""
-        with self._stage("comparing the fp32 graphs with PyTorch"):
-            latents = parity.encoded(self.answers, opened(self.encoder)) if self.new_encoder else None
-            comparisons = parity.measured(self.answers, self.form.opened(self.unet, "fp32"), latents)
+        with self.stage("comparing the fp32 graphs with PyTorch"):
+            latents = parity.encoded(self.answers, opened(self.encoder, Variant())) if self.new_encoder else None
+            comparisons = parity.measured(self.answers, self.form.opened(self.unet, Variant()), latents)
         report = Report(comparisons=comparisons, gate=EXACT, own_error=self.answers.own_error)
         if report.failures:
             replace(report, drift=self._drift_from_pytorch(report)).require()
 
-    def _lowered(self, work: Path) -> tuple[Path, Path, Mapping[str, inspection.Counts]]:
+    def lowered(self, work: Path) -> tuple[Path, Path, Mapping[str, inspection.Counts]]:
         """Return the folders of the encoder and the UNet that will serve, and what is in their graphs."""
         options, variant, encoder = self.options, self.variant, self.encoder
         external_over, on_cpu = options.external_over, options.on_cpu
 
         def passes(path: Path) -> bool:
             """Whether an int8 UNet, served with the fp32 encoder, is within the gate."""
-            return not self._compared(self.encoder, path.parent).failures
+            return not self.compared(self.encoder, path.parent).failures
 
-        with self._stage(f"writing {variant.precision}"):
+        with self.stage(f"writing {variant.precision}"):
             unet = lowering.lowered(
                 self.unet, work / "lowered_unet", variant, self.feeds, external_over, passes, cpu=on_cpu
             )
@@ -208,19 +227,19 @@ class _Export:
                 encoder = lowering.built(encoder, work / "engine_encoder", engine, self.say)
         return encoder, unet, graphs
 
-    def _compared(self, encoder: Path, unet: Path) -> Report:
+    def compared(self, encoder: Path, unet: Path) -> Report:
         """Compare the networks that will serve with PyTorch, and measure their mean IoU where there is data."""
-        variant, encoder_precision = self.variant, self.encoder_variant.precision
-        with self._stage("comparing with PyTorch"):
-            latents = parity.encoded(self.answers, opened(encoder, encoder_precision))
-            comparisons = parity.measured(self.answers, self.form.opened(unet, variant.precision), latents)
+        variant, encoder_variant = self.variant, self.encoder_variant
+        with self.stage("comparing with PyTorch"):
+            latents = parity.encoded(self.answers, opened(encoder, encoder_variant))
+            comparisons = parity.measured(self.answers, self.form.opened(unet, variant), latents)
         score = None
         if self.data is not None and self.before is not None:
-            networks = opened(encoder, encoder_precision), self.form.opened(unet, variant.precision)
+            networks = opened(encoder, encoder_variant), self.form.opened(unet, variant)
             settings = self.segmenter.settings
             postprocess = settings.postprocess(self.segmenter.image_size)
             exported = parity.ExportedSegmenter(*networks, postprocess, settings.channel_order)
-            with self._stage(f"measuring the exported models on {len(self.data)} images"):
+            with self.stage(f"measuring the exported models on {len(self.data)} images"):
                 after = parity.mean_iou(exported, self.data)
             score = Score(before=self.before, after=after, images=len(self.data), source=str(self.options.data))
         return Report(
@@ -233,8 +252,9 @@ class _Export:
         )
 
     def _drift(self, report: Report, encoder: Path, unet: Path) -> Drift | None:
-        """Find the layer that drifts first in what would serve; None for an engine, whose layers cannot be read."""
-        if self.variant.format == "tensorrt":
+        """Find the layer that drifts first in what would serve; None where its precision is not that of the file."""
+        in_file = self.variant.format == "onnx" or self.variant.precision == "int8"
+        if self.variant.format == "tensorrt" or not in_file:
             return None
         if self._served_as_traced:
             return self._drift_from_pytorch(report)

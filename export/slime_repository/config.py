@@ -13,6 +13,7 @@ from functools import lru_cache
 from typing import Any
 
 from slime_repository.errors import RepositoryError
+from slime_repository.openvino_network import FP32, PRECISION
 
 # A segmenter has at most 64, and its UNet's name is longer.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,127}")
@@ -22,7 +23,7 @@ _HEADER = "# Generated from slime_repository/contract.py; do not edit.\n"
 # is published, and the ensemble's own last version answers until the next is ready. An ensemble that served one
 # specific version had moments with none.
 LOADED = 2
-CPU = "cpu"
+CPU, OPENVINO = "cpu", "openvino"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,21 +54,17 @@ class Step:
 
 @dataclass(frozen=True, kw_only=True)
 class Accelerator:
-    """What runs an ONNX model: ONNX Runtime's ``cuda`` or ``tensorrt`` provider, with Triton's options, or ``cpu``."""
+    """What runs an ONNX model: ONNX Runtime's ``cuda``, ``tensorrt`` or ``openvino`` provider, or ``cpu``.
+
+    Triton's own backend reads no options of ``openvino``, and computes in fp32; the stand-in reads the precision.
+    """
 
     name: str
     parameters: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def on_gpu(self) -> bool:
-        return self.name != CPU
-
-
-@dataclass(frozen=True, kw_only=True)
-class Queue:
-    """Requests that may wait for a model; those beyond are refused at once, as UNAVAILABLE."""
-
-    size: int
+        return self.name not in (CPU, OPENVINO)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +79,6 @@ class Model:
     steps: tuple[Step, ...] = ()
     parameters: Mapping[str, str] = field(default_factory=dict)
     accelerator: Accelerator | None = None
-    queue: Queue | None = None
     delay_us: int = 0  # microseconds that a request waits for others to run with
     warm_up: tuple[int, ...] = ()  # batch sizes that are run before the model counts as loaded
 
@@ -122,10 +118,11 @@ def model_config(model: Model) -> str:
         config.instance_group.add(count=1, kind=_kind(model))
     if model.backend == "tensorrt":
         config.platform, config.default_model_filename = "tensorrt_plan", "model.plan"
-    if model.accelerator and model.accelerator.on_gpu:
-        config.optimization.execution_accelerators.gpu_execution_accelerator.add(
-            name=model.accelerator.name, parameters=model.accelerator.parameters
-        )
+    if model.accelerator and model.accelerator.name != CPU:
+        accelerators = config.optimization.execution_accelerators
+        on_gpu = model.accelerator.on_gpu
+        field = accelerators.gpu_execution_accelerator if on_gpu else accelerators.cpu_execution_accelerator
+        field.add(name=model.accelerator.name, parameters=model.accelerator.parameters)
     _set_batching(config, model)
     for size in model.warm_up:
         run = config.model_warmup.add(name=f"batch of {size}", batch_size=size)
@@ -137,17 +134,11 @@ def model_config(model: Model) -> str:
 
 
 def _set_batching(config: Any, model: Model) -> None:
-    """Also of models that do not batch, where they have a queue: Triton takes its limit nowhere else."""
-    if not (model.max_batch_size or model.queue):
+    if not model.max_batch_size:
         return
-    batching = config.dynamic_batching
-    batching.SetInParent()
+    config.dynamic_batching.SetInParent()
     if model.delay_us:
-        batching.max_queue_delay_microseconds = model.delay_us
-    if model.queue:
-        policy = batching.default_queue_policy
-        policy.timeout_action = policy.REJECT
-        policy.allow_timeout_override, policy.max_queue_size = True, model.queue.size
+        config.dynamic_batching.max_queue_delay_microseconds = model.delay_us
 
 
 def _kind(model: Model) -> str:
@@ -222,6 +213,15 @@ def same(one: str, other: str) -> bool:
 def parameters(text: str) -> dict[str, str]:
     """Return what a configuration tells clients. Raises RepositoryError where it cannot be read."""
     return {key: value.string_value for key, value in parsed(text).parameters.items()}
+
+
+def openvino_precision(text: str) -> str | None:
+    """Return the precision that OpenVINO is to compute in, None where something else runs a model.
+
+    Raises RepositoryError where it cannot be read.
+    """
+    accelerators = parsed(text).optimization.execution_accelerators.cpu_execution_accelerator
+    return next((each.parameters.get(PRECISION, FP32) for each in accelerators if each.name == OPENVINO), None)
 
 
 def tensor_names(text: str) -> Iterator[str]:

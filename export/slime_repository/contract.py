@@ -17,7 +17,8 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from slime_repository.config import Accelerator, Model, Queue, Step, Tensor, model_config
+from slime_repository.config import CPU, OPENVINO, Accelerator, Model, Step, Tensor, model_config
+from slime_repository.openvino_network import BF16, FP32, PRECISION
 from slime_repository.variant import UNET_SUFFIX, VAE_ENCODER, Variant, encoder_name, is_encoder, is_unet
 from slime_was import tensors as t
 from slime_was.options import MAX_PARTS, Postprocess
@@ -32,14 +33,10 @@ OLD_TENSORS = frozenset({"WEIGHTING", "FITTED", "PRESENT", "WAS"})
 SEGMENTERS, SHARED = "segmenters", "shared_"
 
 MAX_BATCH = 8
-# Two full batches wait before the encoder while a third is encoded. Before the encoder, so that nothing is refused once
-# that has been paid for. There is no limit in seconds: what such a queue takes depends on the machine, a request is
-# dropped where it waits when its own deadline passes, and clients' deadlines follow IMAGE_SECONDS.
-ENCODER_QUEUE = Queue(size=2 * MAX_BATCH)
 # Of an ensemble's parameters: what one image takes, measured on the server that is to answer. See client/slime_client.
 IMAGE_SECONDS = "image_seconds"
-# There is no limit before decoding: the batcher of a model with one learned up to a second late that the model was free
-# (seen with Triton 2.51), and requests waited for nothing. Decoding is quick, and refuses images by their size.
+# No model's queue has a limit: a batcher with one sends nothing ahead to a busy network, and now and then misses for
+# half a second that it is free. `preprocess` limits the images under way (slime_image/places.py), before decoding.
 # The latents of one batch reach the UNet one after the other, within this time, and run as one batch again.
 UNET_DELAY_US = 1000
 # What the committed preprocess/config.pbtxt carries; a repository of another backbone has its own.
@@ -150,6 +147,7 @@ def vae_encoder_config(
     repository's one backbone; ``tiny``: that of its tiny encoder, where it is this one.
     """
     variant = variant or Variant()
+    accelerator = accelerator or _openvino(variant)
     return model_config(
         Model(
             name=variant.encoder_model,
@@ -159,7 +157,6 @@ def vae_encoder_config(
             outputs=(latents(latent_channels, latent_size),),
             parameters={"backbone": backbone} | ({"tiny_encoder": tiny} if tiny else {}),
             accelerator=accelerator,
-            queue=ENCODER_QUEUE,
             warm_up=warm_up(accelerator),
         )
     )
@@ -188,6 +185,7 @@ def unet_config(
     if not 2 <= parts <= MAX_PARTS:
         raise ValueError(f"parts: got {parts}, expected 2 to {MAX_PARTS} with the background; paint fewer parts")
     variant = variant or Variant()
+    accelerator = accelerator or _openvino(variant)
     # K is left open: all versions of a model share this file, and the next may have more parts. So is POSTPROCESS's
     # length: in versions that were exported before, it has no name.
     each_part, pixels = (-1, latent_size, latent_size), latent_size * latent_size
@@ -271,11 +269,23 @@ def ensemble_config(
 
 
 def warm_up(accelerator: Accelerator | None = None) -> tuple[int, ...]:
-    """Return the batch sizes to run before a network counts as loaded: all, because a GPU prepares for each.
+    """Return the batch sizes to run before a network counts as loaded: all, as GPUs and OpenVINO prepare for each.
 
-    It is one alone where the network is for CPUs, which have nothing to prepare.
+    It is one alone where ONNX Runtime runs the network on a CPU, which has nothing to prepare.
     """
-    return (1,) if accelerator is not None and not accelerator.on_gpu else tuple(range(1, MAX_BATCH + 1))
+    return (1,) if accelerator is not None and accelerator.name == CPU else tuple(range(1, MAX_BATCH + 1))
+
+
+def openvino_computes_in(variant: Variant) -> str:
+    """Return the precision that OpenVINO is told to compute in; an int8 file says by itself what is int8."""
+    return BF16 if variant.precision == "bf16" else FP32
+
+
+def _openvino(variant: Variant) -> Accelerator | None:
+    """Return what a variant for OpenVINO needs; None for any other."""
+    if variant.format != OPENVINO:
+        return None
+    return Accelerator(name=OPENVINO, parameters={PRECISION: openvino_computes_in(variant)})
 
 
 def latents(channels: int, size: int) -> Tensor:

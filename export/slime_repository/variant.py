@@ -1,12 +1,15 @@
 """Says how networks were exported, in the words of `export/build.py`, and which models' names follow from that.
 
-Two versions of one Triton model share its config.pbtxt, so networks with other outputs, or for another backend, are
-models of their own. A precision is not: inputs and outputs stay float32.
+Two versions of one Triton model share its config.pbtxt, so networks with other outputs, or that something else runs,
+are models of their own. A precision is not, where the file holds it: inputs and outputs stay float32. OpenVINO is told
+in the configuration to compute in bf16, so there it is.
 """
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+
+from slime_repository.config import OPENVINO
 
 MAPS = ("averaged", "weighted")
 PRECISIONS = ("fp32", "fp16", "bf16", "int8")
@@ -16,12 +19,16 @@ FORMATS = ("onnx", "tensorrt")
 VAE_ENCODER, TINY_ENCODER = "vae_encoder", "tiny_encoder"
 UNET_SUFFIX = "_unet"
 
-_BACKENDS = {"onnx": "onnxruntime", "tensorrt": "tensorrt"}
+_BACKENDS = {"onnx": "onnxruntime", OPENVINO: "onnxruntime", "tensorrt": "tensorrt"}
+_OF_OPENVINO = ("fp32", "bf16", "int8")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Variant:
-    """One way of exporting. averaged: CROSS and SELF leave the UNet; weighted: CROSS and ACCUMULATED, no N x N map."""
+    """One way of exporting. averaged: CROSS and SELF leave the UNet; weighted: CROSS and ACCUMULATED, no N x N map.
+
+    format: onnx, tensorrt, or openvino, which is an ONNX file that OpenVINO runs. Raises ValueError for other words.
+    """
 
     maps: str = "averaged"
     precision: str = "fp32"
@@ -29,10 +36,14 @@ class Variant:
     format: str = "onnx"
 
     def __post_init__(self) -> None:
-        words = {"maps": MAPS, "precision": PRECISIONS, "encoder": ENCODERS, "format": FORMATS}
+        words = {"maps": MAPS, "precision": PRECISIONS, "encoder": ENCODERS, "format": (*FORMATS, OPENVINO)}
         for name, known in words.items():
             if getattr(self, name) not in known:
                 raise ValueError(f"{name}: got {getattr(self, name)!r}, expected one of {', '.join(known)}")
+        if self.format == OPENVINO and self.precision not in _OF_OPENVINO:
+            raise ValueError(
+                f"precision {self.precision}: OpenVINO has no gain from it, expected one of {', '.join(_OF_OPENVINO)}"
+            )
 
     @property
     def weighted(self) -> bool:
@@ -52,7 +63,8 @@ class Variant:
     @property
     def unet_suffix(self) -> str:
         """Return what the UNet's name has after the segmenter's."""
-        return UNET_SUFFIX + "_weighted" * self.weighted + _of_format(self.format)
+        in_bf16 = self.format == OPENVINO and self.precision == "bf16"
+        return UNET_SUFFIX + "_weighted" * self.weighted + "_bf16" * in_bf16 + _of_format(self.format)
 
     def parameters(self) -> dict[str, str]:
         """Return the fields by name, for the ensemble's parameters."""
@@ -79,5 +91,8 @@ def _of_format(format: str) -> str:
     return "" if format == "onnx" else f"_{format}"
 
 
-_ENCODERS = {encoder_name(e, p, f) for e in ENCODERS for p in PRECISIONS for f in FORMATS}
-UNET_SUFFIXES = tuple(Variant(maps=maps, format=format).unet_suffix for maps in MAPS for format in FORMATS)
+_ENCODERS = {encoder_name(e, p, f) for e in ENCODERS for p in PRECISIONS for f in (*FORMATS, OPENVINO)}
+_NAMED = [("onnx", "fp32"), ("tensorrt", "fp32"), (OPENVINO, "fp32"), (OPENVINO, "bf16")]
+UNET_SUFFIXES = tuple(
+    Variant(maps=maps, format=format, precision=precision).unet_suffix for maps in MAPS for format, precision in _NAMED
+)

@@ -182,7 +182,7 @@ class Server:
         threads = self._settings.threads or len(os.sched_getaffinity(0))
         self._process = Process(
             [os.fspath(self._wheel.server), *arguments],
-            wheel.environment(self._wheel, folder / "python", threads),
+            wheel.environment(self._wheel, folder / "python", threads) | {"SLIME_SERVE_REGIONS": self._regions.prefix},
             self._log,
             self._regions.lock,
         )

@@ -15,6 +15,8 @@ import sysconfig
 from dataclasses import dataclass
 from pathlib import Path
 
+import slime_repository
+from slime_repository import openvino_network
 from slime_serve.settings import ServerError
 
 INSTALL = "pip install 'slime-serve[serve]'"
@@ -92,6 +94,11 @@ def assemble_backends(wheel: Wheel, folder: Path) -> None:
     # Installing from a wheel loses the executable bit.
     stub.chmod(0o755)
     shutil.copytree(STAND_IN, folder / "onnxruntime", ignore=skip_caches)
+    # A working copy is not importable there; what the stand-in imports lies beside it.
+    beside = folder / "onnxruntime" / "slime_repository"
+    beside.mkdir()
+    for needed in (slime_repository.__file__, openvino_network.__file__):
+        shutil.copy(str(needed), beside)
 
 
 def assemble_python(folder: Path) -> None:

@@ -33,7 +33,9 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.alone
-def test_load(repository: Path) -> None:
+def test_load(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 500 requests that overlap none waits half a second: with a limit of the encoder's queue, four did."""
+    monkeypatch.setattr(load, "OVERLAPS", 250)
     options = argparse.Namespace(
         repository=repository, segmenters=None, rounds=2, seconds=0.4, open_seconds=0.5, soak=40, soak_seconds=20.0,
         soak_only=False, json=None,
@@ -45,6 +47,7 @@ def test_load(repository: Path) -> None:
     assert result["closed"]["8"]["models"]["toy_unet"]["requests"] >= result["closed"]["8"]["requests"]
     assert result["one_by_one"]["models"]["toy_unet"]["batch"] == 1
     assert result["ratios"]["unet_batch"] > 1
+    assert result["ratios"]["overlaps_late"] == 0
     assert result["ratios"]["latency_to_floor"]["ratio"] > 1
     soak = result["soak"]
     assert soak["requests"] == 40 and not soak["errors"]

@@ -41,7 +41,8 @@ def exports(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) 
 def _masks(exports: Exports, tmp_path: Path, kind: str, encoder: str = "", unet: str = "", **more: Any) -> Any:
     """Return the masks of three pictures, after single images, a batch, and multiply-accumulates."""
     paths = {"encoder": encoder, "unet": unet} if unet else {}
-    given = {"kind": kind, "device": "cpu", "threads": 1, "session": "served", "pixels": 64, "backbone": None} | more
+    given = {"kind": kind, "device": "cpu", "threads": 1, "session": "served", "pixels": 64, "backbone": None}
+    given |= {"openvino": None} | more
     side = opened(
         argparse.Namespace(
             **given,
@@ -72,6 +73,8 @@ def test_exact_variants_give_the_same_masks(exports: Exports, tmp_path: Path) ->
     for form, session in (("averaged", "served"), ("weighted", "no arena")):
         masks = _masks(exports, tmp_path, "served", "encoder", form, session=session)
         assert float((masks == expected).mean()) > 0.999
+    masks = _masks(exports, tmp_path, "served", "encoder", "weighted", openvino="fp32")
+    assert float((masks == expected).mean()) > 0.999
     half = _masks(exports, tmp_path, "fp16", "encoder")
     assert float((half == expected).mean()) > 0.9  # these weights' maps are flat, so that halves tip many pixels
     served = _masks(exports, tmp_path, "served", "encoder_fp16", "weighted_fp16")
@@ -86,6 +89,8 @@ def test_behind_the_server(exports: Exports, tmp_path: Path) -> None:
         expected = _masks(exports, tmp_path, "served", "encoder", form)
         masks = _masks(exports, tmp_path, "triton", "encoder", form)
         assert float((masks == expected).mean()) > 0.999
+    masks = _masks(exports, tmp_path, "triton", "encoder", "weighted", openvino="fp32")
+    assert float((masks == expected).mean()) > 0.999
     assert not list(exports.folder.glob("tmp*"))
 
 

@@ -10,8 +10,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
-from benchmarks.quality import accuracy, one_shot
+from benchmarks.quality import accuracy, one_shot, upsampling
 from benchmarks.quality import laboratory as laboratory_module
 from benchmarks.quality.laboratory import Job, Laboratory, Trial
 from benchmarks.quality.results import TABLES, jobs, main
@@ -289,6 +290,20 @@ def test_a_failed_run_is_told_and_the_page_stands(
     told = capsys.readouterr().out
     assert told.count("failed: loss: is nan at step 1") == 3 and "[3/3]" in told
     assert set(rows_of((tmp_path / "results.md").read_text(), "Losses")["all three losses"][:4]) == {NOT_RUN}
+
+
+def test_upsampling(
+    laboratory: Laboratory, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two ways on the first images; a speck's pixels touch along their sides."""
+    monkeypatch.setattr(Laboratory, "of", lambda options: laboratory)
+    assert upsampling.main(["--kinds", "car"]) == 0
+    bilinear, guided, truth = capsys.readouterr().out.splitlines()[1:4]
+    assert ("bilinear" in bilinear, "joint bilateral" in guided, "the truth" in truth) == (True, True, True)
+    assert float(bilinear.split()[-3]) != float(guided.split()[-3])
+    mask = np.zeros((8, 8), np.uint8)
+    mask[0, :5], mask[4, :6], mask[6, 0], mask[7, 1] = 1, 1, 2, 2
+    assert upsampling.specks(mask) == 4  # (7, 0) is cut off, too
 
 
 def test_mistakes(backbone: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

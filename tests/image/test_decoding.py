@@ -145,6 +145,15 @@ def test_too_many_pixels_are_refused_from_the_header(width: int, height: int) ->
     assert time.monotonic() - start < 0.5
 
 
+def test_long_images_are_refused_from_the_header() -> None:
+    """12 x 2,000,000 pixels are a file of 140 kB."""
+    for width, height in ((16_385, 1), (12, 2_000_000), (50_000_000, 1)):
+        for data in (png_header(width, height), b"P6 %d %d 255\n" % (width, height)):
+            with pytest.raises(ImageError, match=f"got {width} x {height} pixels, expected at most 16384 a side"):
+                decode(data)
+    assert decode(encoded(Image.new("RGB", (16_384, 2)))).shape == (2, 16_384, 3)
+
+
 def test_pixel_limit_is_inclusive() -> None:
     data = encoded(Image.new("RGB", (10, 10)))
     assert decode(data, max_pixels=100).shape == (10, 10, 3)

@@ -56,6 +56,7 @@ def test_clients_are_told_what_was_measured_and_no_queue_has_a_time_limit(toy_re
     old = model_config_pb2.ModelConfig()
     old.CopyFrom(found.configs["vae_encoder"])
     old.dynamic_batching.default_queue_policy.default_timeout_microseconds = 5_000_000
+    old.dynamic_batching.default_queue_policy.max_queue_size = 16
     found = replace(found, configs={**found.configs, "vae_encoder": old})
     configs = placement.overrides(found, ServerSettings(repository=toy_repository), {"toy": 9.87654})
     read = {name: text_format.Parse(text, model_config_pb2.ModelConfig()) for name, text in configs.items()}

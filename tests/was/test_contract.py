@@ -60,16 +60,13 @@ def test_networks_batch_dynamically_and_choose_their_device() -> None:
     ]
 
 
-def test_nothing_is_refused_after_the_encoder() -> None:
+def test_no_queue_has_a_limit() -> None:
+    """With one, a batcher holds requests back by half a second now and then; `preprocess` limits what comes in."""
     encoder = parsed(contract.vae_encoder_config(backbone="ab12", image_size=128, latent_channels=4, latent_size=32))
     unet = parsed(contract.unet_config(segmenter="car", parts=6, latent_channels=4, latent_size=32))
-    policy = encoder.dynamic_batching.default_queue_policy
-    assert (policy.timeout_action, policy.max_queue_size) == (policy.REJECT, 2 * contract.MAX_BATCH)
-    assert not policy.default_timeout_microseconds
-    for later in (unet, parsed(contract.was_config())):
-        assert not later.dynamic_batching.HasField("default_queue_policy")
-    # A limit there would hold back bursts by half a second.
-    assert not parsed(contract.preprocess_config()).HasField("dynamic_batching")
+    assert encoder.HasField("dynamic_batching") and unet.HasField("dynamic_batching")
+    for each in (encoder, unet, parsed(contract.was_config()), parsed(contract.preprocess_config())):
+        assert not each.dynamic_batching.HasField("default_queue_policy")
     assert unet.dynamic_batching.max_queue_delay_microseconds == 1000
 
 
@@ -180,6 +177,24 @@ def test_an_accelerator_is_what_triton_reads() -> None:
         contract.unet_config(
             segmenter="car", parts=6, variant=Variant(format="tensorrt"), accelerator=accelerator, **sizes
         )
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "int8"])
+def test_openvino_is_a_format_of_its_own(precision: str) -> None:
+    variant, sizes = Variant(format="openvino", precision=precision), {"latent_channels": 4, "latent_size": 32}
+    unet = contract.unet_config(segmenter="car", parts=6, variant=variant, **sizes)
+    encoder = contract.vae_encoder_config(backbone="ab12", image_size=128, variant=variant, **sizes)
+    in_bf16 = "_bf16" * (precision == "bf16")
+    names = [f"car_unet{in_bf16}_openvino", f"vae_encoder{in_bf16}_openvino"]
+    for config, name in zip((parsed(unet), parsed(encoder)), names, strict=True):
+        (found,) = config.optimization.execution_accelerators.cpu_execution_accelerator
+        assert (config.name, config.backend, found.name) == (name, "onnxruntime", "openvino")
+        assert dict(found.parameters) == {"precision": "bf16" if in_bf16 else "fp32"}
+        assert config.instance_group[0].kind == config.instance_group[0].KIND_CPU
+        assert len(config.model_warmup) == contract.MAX_BATCH
+    assert contract.is_unet(names[0]) and contract.is_encoder(names[1])
+    with pytest.raises(ValueError, match="precision fp16: OpenVINO has no gain from it"):
+        Variant(format="openvino", precision="fp16")
 
 
 def test_words_a_form_does_not_know() -> None:

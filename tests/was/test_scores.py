@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from slime_was import Postprocess, accumulate, scores, sharpened
-from slime_was.guided import _padded, joint_bilateral
+from slime_was import Postprocess, accumulate, scores, segment, sharpened
+from slime_was.guided import joint_bilateral
 from slime_was.interpolation import enlarge, extremes
 from slime_was.options import name_in
 
@@ -119,11 +119,75 @@ def test_a_loose_guide_is_a_blur_and_no_more() -> None:
     np.testing.assert_allclose(joint_bilateral(coarse, image, 0.1), 1, rtol=1e-5)
 
 
-def test_what_is_smoothed_lies_row_by_row() -> None:
-    """Otherwise every one of the 81 shifts reads memory across."""
-    padded = _padded(random(5, 8, 8), 2)
-    assert padded.flags.c_contiguous
-    assert np.array_equal(padded[:, 2:-2, 2:-2], random(5, 8, 8))
+def by_definition(coarse: Floats, image: Floats, tolerance: float, step: int) -> Floats:
+    """Kopf's equation, pixel by pixel; the sizes are those of the image."""
+    parts, samples = coarse.shape[:2]
+    colours = (image + 1) / 2
+    cells = colours.reshape(3, samples, step, samples, step).mean((2, 4))
+    result = np.zeros((parts, samples * step, samples * step))
+    for row, column in np.ndindex(*result.shape[1:]):
+        weights = 0.0
+        for y, x in np.ndindex(3, 3):
+            at = [min(max(each // step + by - 1, 0), samples - 1) for each, by in ((row, y), (column, x))]
+            centre = [(each // step + by - 1 + 0.5) * step - 0.5 for each, by in ((row, y), (column, x))]
+            apart = ((row - centre[0]) ** 2 + (column - centre[1]) ** 2) / step**2
+            unlike = ((colours[:, row, column] - cells[:, at[0], at[1]]) ** 2).sum()
+            weight = np.exp(-apart / (2 * 0.7**2) - min(unlike / (2 * tolerance**2), 60))
+            result[:, row, column] += weight * coarse[:, at[0], at[1]]
+            weights += weight
+        result[:, row, column] /= weights
+    return result
+
+
+@pytest.mark.parametrize("tolerance", [0.2, 0.001])
+def test_guided_scores_are_joint_bilateral_upsampling(tolerance: float) -> None:
+    """The lower tolerance finds no sample like a pixel, so that distance alone decides."""
+    image = 2 * random(3, 12, 12) - 1
+    coarse = np.stack([random(4, 4), random(4, 4, seed=1) - 5])  # the first wins everywhere: no specks
+    guided = joint_bilateral(coarse, image, tolerance)
+    np.testing.assert_allclose(guided, by_definition(coarse, image, tolerance, 3), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("pixels", "left"),
+    [
+        ([(5, 5)], 0),
+        ([(5, 5), (6, 6)], 0),
+        ([(5, 5), (5, 6)], 0),
+        ([(0, 0), (15, 14), (15, 15)], 0),
+        ([(5, 5), (5, 6), (6, 6)], 3),
+    ],
+    ids=["one", "corner to corner", "pair", "edges", "three"],
+)
+def test_specks_of_one_or_two_pixels_are_taken_in(pixels: list[tuple[int, int]], left: int) -> None:
+    image, coarse = -np.ones((3, 16, 16), np.float32), np.ones((2, 16, 16), np.float32)
+    coarse[1] = 0
+    for row, column in pixels:  # a sample for each pixel, of a colour of its own, so that it keeps its score
+        image[:, row, column] = 1
+        coarse[1, row, column] = 3
+    assert int(joint_bilateral(coarse, image, 0.05).argmax(0).sum()) == left
+
+
+def test_guided_masks_of_numpy_and_torch_are_equal() -> None:
+    for seed in range(5):
+        coarse, image = random(6, 32, 32, seed=seed), 2 * random(3, 128, 128, seed=seed + 9) - 1
+        mask = segment(joint_bilateral(coarse, image, 0.1), 100, 150)
+        from_torch = segment(joint_bilateral(torch.from_numpy(coarse), torch.from_numpy(image), 0.1), 100, 150)
+        assert np.array_equal(from_torch.numpy(), mask)
+
+
+def test_patches_are_guided_as_far_as_their_samples_lie_apart() -> None:
+    """The image's edge lies three pixels from that of the merged scores, less than a sample's width of 4 pixels."""
+    postprocess = Postprocess(side=64, patches=2, patch_side=0.625, edge_tolerance=0.1)
+    image = -np.ones((3, 64, 64), np.float32)
+    image[:, :, 29:] = 1
+    cross = np.zeros((4, 2, 10, 10), np.float32)
+    for crop, (_, start) in enumerate(postprocess.crops):
+        right = start + 4 * np.arange(10) >= 32
+        cross[crop, 0], cross[crop, 1] = ~right, right
+    merged = scores(cross, np.repeat(np.eye(100, dtype=np.float32)[None], 4, 0), postprocess)
+    assert merged.shape == (2, 16, 16)
+    assert (sharpened(merged, postprocess, image).argmax(0) == (np.arange(64) >= 29)).all()
 
 
 def test_large_images_guide_at_four_pixels_a_sample() -> None:

@@ -68,11 +68,14 @@ def test_segment_equals_torch(map_size: tuple[int, int], size: tuple[int, int]) 
     assert np.array_equal(from_torch.numpy(), expected)
 
 
-def test_segment_in_many_bands(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("pixels", [40 * 7, 39, 13, 1])
+def test_segment_in_many_bands(pixels: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of several rows, of most of a row, of less, of a pixel."""
     maps = random(3, 8, 8)
     whole = segment(maps, 50, 40)
-    monkeypatch.setattr("slime_was.masks.BAND_ELEMENTS", 3 * 40 * 7)
+    monkeypatch.setattr("slime_was.masks.BAND_ELEMENTS", 3 * pixels)
     assert np.array_equal(segment(maps, 50, 40), whole)
+    assert np.array_equal(segment(torch.from_numpy(maps), 50, 40).numpy(), whole)
 
 
 def test_ties_take_the_lowest_part() -> None:
@@ -80,14 +83,17 @@ def test_ties_take_the_lowest_part() -> None:
     assert not segment(torch.zeros(3, 4, 4), 9, 9).any()
 
 
-def test_segment_stays_small() -> None:
-    """A wide band of a 12-megapixel mask of 77 parts: as many columns, fewer rows to keep the test short."""
-    maps = random(77, 64, 64)
+@pytest.mark.parametrize(
+    ("parts", "side", "height", "width", "megabytes"), [(77, 64, 100, 4000, 20), (256, 8, 4, 16_384, 8)]
+)
+def test_segment_stays_small(parts: int, side: int, height: int, width: int, megabytes: int) -> None:
+    """A wide band of a 12-megapixel mask, and the longest lines: enlarged they would be 123 and 67 MB."""
+    maps = random(parts, side, side)
     tracemalloc.start()
-    segment(maps, 100, 4000)
+    segment(maps, height, width)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert peak < 20e6  # The enlarged maps alone would be 123 MB.
+    assert peak < 1e6 * megabytes
 
 
 def test_segment_names_wrong_input() -> None:

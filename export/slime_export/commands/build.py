@@ -14,9 +14,10 @@ from typing import Any
 
 from slime_client import SegmenterError, access
 from slime_export.errors import BusyError, EngineError, ParityError, QualityError, ServerError
-from slime_export.graph import accelerators, engine_builder
-from slime_export.options import EMBEDDINGS, ExportOptions
+from slime_export.graph import engine_builder
+from slime_export.options import ACCELERATORS, EMBEDDINGS, ExportOptions
 from slime_export.pipeline import export
+from slime_export.tuning import tuned
 from slime_image import ImageError
 from slime_optimize.errors import InputError, failed
 from slime_optimize.options import HELP_ALL, SET_HELP, Parser
@@ -29,6 +30,8 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
     words = sys.argv[1:] if argv is None else argv
     given = vars(_parser(prog, everything=HELP_ALL in words).parse_args(words))
     try:
+        if (dry_run := given.pop("dry_run")) and not given["tune"]:
+            raise InputError("--dry-run: goes with --tune; give both, or neither")
         engine = {name: given.pop(name) for name in ("hardware", "version_compatible", "opt_batch")}
         options = ExportOptions(
             engine=engine_builder.Options(**engine),
@@ -36,7 +39,11 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
             changes=tuple(given.pop("changes")),
             **given,
         )
-        published, _ = export(options, say=lambda line: print(line, flush=True))
+        if options.tune:
+            options = tuned(options, say=_say)
+        if dry_run:
+            return 0
+        published, _ = export(options, say=_say)
     except (InputError, RepositoryError, ImageError, SegmenterError) as error:
         return failed(error, 2)
     except OSError as error:
@@ -45,6 +52,10 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
         return failed(error, 1)
     print(f"published {published.name} version {published.version} in {options.repository}")
     return 0
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
 
 
 def disk_line(error: OSError) -> str:
@@ -84,7 +95,7 @@ def _parser(prog: str | None, *, everything: bool) -> argparse.ArgumentParser:
     )
     served.add_argument("--precision", choices=PRECISIONS, default=default.precision, help="(default: fp32, exact)")
     served.add_argument(
-        "--accelerator", choices=accelerators.KINDS, help="what runs the networks (default: the GPU where there is one)"
+        "--accelerator", choices=ACCELERATORS, help="what runs the networks (default: the GPU where there is one)"
     )
     served.add_argument(
         "--format",
@@ -92,6 +103,9 @@ def _parser(prog: str | None, *, everything: bool) -> argparse.ArgumentParser:
         default=default.format,
         help="tensorrt needs the GPU that will serve (default: onnx)",
     )
+    text = "try what this machine's CPU can do with it, and publish the fastest whose masks are right"
+    served.add_argument("--tune", action="store_true", help=text)
+    served.add_argument("--dry-run", action="store_true", help="with --tune: show what was found, and publish nothing")
     held = parser.add_argument_group("what it is held to before it serves")
     text = "annotated images: mean IoU in PyTorch and exported"
     held.add_argument("--data", type=Path, metavar="SOURCE", help=text)

@@ -93,7 +93,7 @@ def _cells(row: Row, asked: bool) -> list[str]:
         f"{row.version} (= {row.rolled_back_to})" if row.rolled_back_to else str(row.version),
         (row.published or row.created)[:16].replace("T", " "),
         parts if len(parts) <= 40 else parts[:39] + "…",
-        row.precision,
+        row.precision if row.format == "onnx" else f"{row.precision}, {row.format}",
         f"{row.form}, {row.maps}",
         _size(row.bytes),
         " ".join(map(str, row.versions)),

@@ -2,8 +2,8 @@
 
 Keys and values are those of Triton's ONNX Runtime backend (its README, "ONNX Runtime with TensorRT optimization" and
 "with CUDA Execution Provider optimization"). Without an accelerator Triton takes the CUDA provider where there is a
-GPU, and the CPU elsewhere. `cpu` is the CPU everywhere, and graphs rewritten for it (lowering.for_cpu); with another,
-a machine without a GPU refuses the model.
+GPU, and the CPU elsewhere. `cpu` is the CPU everywhere, and graphs rewritten for it (lowering.for_cpu). `openvino` is
+a format of its own (slime_repository.contract). With another, a machine without a GPU refuses the model.
 """
 
 from __future__ import annotations

@@ -15,6 +15,7 @@ from slime_export.graph.sensitivity import Feeds
 from slime_image import load
 from slime_optimize.data.annotations.pictures import IMAGE_SUFFIXES
 from slime_optimize.method.prediction import Predictor
+from slime_repository.config import OPENVINO
 from slime_repository.variant import Variant
 from slime_was.tensors import LATENTS
 
@@ -35,10 +36,10 @@ def lowered(
 ) -> Path:
     """Write the fp32 model of `folder` in the variant's precision into the folder `into`; return where it is.
 
-    For fp32 that is `folder` itself, or with `cpu` what `for_cpu` returns. An int8 model that `passes` refuses keeps
-    what hurts most in float; quantised.json beside it says what, and why.
+    For fp32, and for bf16 that OpenVINO computes in, that is `folder` itself, or with `cpu` what `for_cpu` returns. An
+    int8 model that `passes` refuses keeps what hurts most in float; quantised.json beside it says what, and why.
     """
-    if variant.precision == "fp32":
+    if variant.precision == "fp32" or (variant.format, variant.precision) == (OPENVINO, "bf16"):
         return for_cpu(folder, into, external_over) if cpu else folder
     into.mkdir(parents=True)
     if variant.precision == "int8":

@@ -1,7 +1,7 @@
-"""Runs exported networks: ONNX files in ONNX Runtime, and TensorRT engines on the GPU. Knows nothing of segmenters.
+"""Runs exported networks: ONNX files in ONNX Runtime or OpenVINO, TensorRT engines on the GPU. Knows no segmenters.
 
-Both are called alike, with arrays by name, so that both are compared with PyTorch in the same way. Inputs and outputs
-are float32, whatever is inside. ONNX Runtime is imported when a model is opened, never before.
+All are called alike, with arrays by name, so that all are compared with PyTorch in the same way. Inputs and outputs
+are float32, whatever is inside. What runs them is imported when a model is opened, never before.
 """
 
 from __future__ import annotations
@@ -19,7 +19,11 @@ from onnx import ModelProto
 from torch import Tensor
 
 from slime_export.errors import EngineError, ExportError
-from slime_export.graph import engine_builder, onnx_export
+from slime_export.graph import engine_builder, onnx_export, processor
+from slime_repository.config import OPENVINO
+from slime_repository.contract import openvino_computes_in
+from slime_repository.openvino_network import BF16, OpenVinoError, OpenVinoNetwork, has_bf16
+from slime_repository.variant import Variant
 
 Array = npt.NDArray[Any]
 CPU = ("CPUExecutionProvider",)
@@ -63,16 +67,40 @@ def providers_for(precision: str) -> tuple[str, ...]:
     if not able:
         raise ExportError(
             f"--precision bf16: no provider on this machine runs it (there are {', '.join(there)}), so nothing could "
-            "be compared with PyTorch; export where there is a GPU and onnxruntime-gpu, or give --precision fp16"
+            "be compared with PyTorch; export where there is a GPU and onnxruntime-gpu, give --precision fp16, or "
+            "--accelerator openvino for a CPU"
         )
     return (*able, *CPU)
 
 
-def opened(folder: Path, precision: str = "fp32") -> Network:
-    """Open the network that `folder` holds: an engine, or an ONNX file on the providers that run its precision."""
+def require_openvino(precision: str) -> None:
+    """Raise ExportError unless OpenVINO is installed, and this processor computes in bf16 where that is wanted."""
+    try:
+        able = has_bf16()
+    except OpenVinoError as error:
+        raise ExportError(f"--accelerator {OPENVINO}: {error}") from error
+    if precision == BF16 and not able:
+        raise ExportError(
+            f"--precision bf16: this processor has no instructions for it ({processor.described()}), expected AMX or "
+            "AVX-512 BF16, so nothing would be gained; leave it out"
+        )
+
+
+def opened(folder: Path, variant: Variant) -> Network:
+    """Open the network that `folder` holds with what serves that variant: an engine, OpenVINO, or ONNX Runtime.
+
+    Raises ExportError where it cannot be opened.
+    """
     if (folder / engine_builder.FILE).exists():
         return Engine(folder / engine_builder.FILE)
-    return OnnxModel(folder / onnx_export.FILE, providers_for(precision))
+    if variant.format == OPENVINO:
+        try:
+            return OpenVinoNetwork(
+                folder / onnx_export.FILE, openvino_computes_in(variant), threads=torch.get_num_threads()
+            )
+        except OpenVinoError as error:
+            raise ExportError(str(error)) from error
+    return OnnxModel(folder / onnx_export.FILE, providers_for(variant.precision))
 
 
 class OnnxModel:

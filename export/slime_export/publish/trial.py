@@ -1,4 +1,4 @@
-"""Segments an image with a repository's own networks and this project's current code, in ONNX Runtime.
+"""Segments an image with a repository's own networks and this project's current code, in ONNX Runtime or OpenVINO.
 
 So a repository can be tried with other code where no server runs it, with neither PyTorch nor the backbone.
 
@@ -7,8 +7,9 @@ Shapes: C crops of the image, S the side of the fitted image.
 
 from __future__ import annotations
 
+import importlib.util
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,26 +21,30 @@ from slime_repository import config as triton_config
 from slime_repository import layout, shared_store
 from slime_repository.contract import is_encoder, is_preprocess, is_unet
 from slime_repository.errors import RepositoryError
+from slime_repository.openvino_network import OpenVinoNetwork
 from slime_repository.record import Check, Mask
 from slime_was.tensors import LATENTS, PIXELS
 
 FILE = "model.onnx"
+Network = Callable[[Mapping[str, Any]], dict[str, Any]]
 
 
 class Trial:
-    """Runs the networks of `repository`, each loaded once. Raises RepositoryError where ONNX Runtime is missing."""
+    """Runs the networks of `repository`, each loaded once, by what serves them, ONNX Runtime or OpenVINO.
+
+    Raises RepositoryError where ONNX Runtime is missing.
+    """
 
     def __init__(self, repository: Path) -> None:
-        try:
-            import onnxruntime
-        except ModuleNotFoundError as error:
+        texts = [layout.config_text(repository / model) for model in layout.models(repository) if is_unet(model)]
+        by_onnx = [text for text in texts if triton_config.openvino_precision(text) is None]
+        if by_onnx and importlib.util.find_spec("onnxruntime") is None:
             raise RepositoryError(
                 "repository: trying its segmenters without a server needs ONNX Runtime, which is missing; "
                 'pip install "slime-serve[export]", or give the --url of the server that has the repository'
-            ) from error
-        self._runtime: Any = onnxruntime
+            )
         self._repository = repository
-        self._sessions: dict[tuple[str, int], Any] = {}
+        self._networks: dict[tuple[str, int], Network] = {}
 
     def complaint(self, config: str, check: Check, segmenter: str | None = None) -> str | None:
         """Return what is wrong with the answer of an ensemble of this configuration; None where it is as expected.
@@ -76,18 +81,35 @@ class Trial:
         path = self._repository / model / str(pins[model]) / FILE
         if not path.exists():
             raise RepositoryError(f"model {model}: has no {FILE}, and cannot be tried here; give the --url of a server")
+        if (model, pins[model]) not in self._networks:
+            precision = triton_config.openvino_precision(layout.config_text(self._repository / model))
+            self._networks[model, pins[model]] = opened(model, path, precision)
         try:
-            if (model, pins[model]) not in self._sessions:
-                options = self._runtime.SessionOptions()
-                options.log_severity_level = 3
-                self._sessions[model, pins[model]] = self._runtime.InferenceSession(
-                    str(path), options, providers=["CPUExecutionProvider"]
-                )
-            session = self._sessions[model, pins[model]]
-            names = [output.name for output in session.get_outputs()]
-            return dict(zip(names, session.run(names, {k: np.asarray(v) for k, v in inputs.items()}), strict=True))
+            return self._networks[model, pins[model]]({name: np.asarray(value) for name, value in inputs.items()})
         except Exception as error:  # ONNX Runtime has a dozen kinds of its own
-            reason = " ".join(str(error).split())[:200]
-            raise RepositoryError(
-                f"model {model}: cannot be tried on this machine ({reason}); give the --url of a server"
-            ) from error
+            raise _untried(model, error) from error
+
+
+def opened(model: str, path: Path, openvino_precision: str | None, threads: int = 0) -> Network:
+    """Return the network of a file, in OpenVINO where a precision for it is given; 0 threads: one for each core.
+
+    Raises RepositoryError, which names the model, where it cannot be opened.
+    """
+    try:
+        if openvino_precision is not None:
+            return OpenVinoNetwork(path, openvino_precision, threads=threads)
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        options.intra_op_num_threads = threads
+        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:
+        raise _untried(model, error) from error
+    names = [output.name for output in session.get_outputs()]
+    return lambda inputs: dict(zip(names, session.run(names, dict(inputs)), strict=True))
+
+
+def _untried(model: str, error: Exception) -> RepositoryError:
+    reason = " ".join(str(error).split())[:200]
+    return RepositoryError(f"model {model}: cannot be tried on this machine ({reason}); give the --url of a server")

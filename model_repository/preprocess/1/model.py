@@ -15,6 +15,10 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 
 import slime_image
+from slime_image import places
+
+# As Triton says it of a model's queue.
+_FULL = f"Exceeds maximum queue size: {places.MOST} images are under way; try again after a random pause"
 
 
 class TritonPythonModel:
@@ -25,6 +29,7 @@ class TritonPythonModel:
         self.channel_order = values["channel_order"]
         self.crops = json.loads(values["crops"]) or [[0, 0]]
         self.metrics = _Metrics(args["model_name"])
+        self.places = places.Places(places.shared_file())
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """Answer the requests one by one, because each image has a size of its own."""
@@ -35,6 +40,8 @@ class TritonPythonModel:
             return _failed("the request was cancelled", pb_utils.TritonError.CANCELLED)
         try:
             started = time.monotonic_ns()
+            if not self.places.take(started):
+                return _failed(_FULL, pb_utils.TritonError.UNAVAILABLE)
             data = pb_utils.get_input_tensor_by_name(request, "IMAGE").as_numpy()
             begun = started / 1e9
             image_HW3 = slime_image.decode(data.item())

@@ -24,6 +24,8 @@ FILE_FORMATS = (*FORMATS, "TIFF", "BMP", "GIF", "AVIF", "HEIF")
 # Where a file of the ISO base media family says which of them it is.
 _BRANDS = {b"avif": "AVIF", b"avis": "AVIF"} | dict.fromkeys((b"heic", b"heix", b"heim", b"heis", b"mif1"), "HEIF")
 MAX_PIXELS = 50_000_000
+# More than cameras and screens have, and what one line of a mask costs stays small.
+MAX_SIDE = 16_384
 # More than that many pixels take in any of the formats, uncompressed and with transparency.
 MAX_BYTES = 4 * MAX_PIXELS + 10_000_000
 # Raw pixels as a program sends them, and nothing else of the PNM family: no comments, no text, 8 bits.
@@ -50,7 +52,7 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS, formats: Sequence[str] = F
     Grayscale, palette and CMYK become RGB; of 16 bits, 0..65535 becomes 0..255; transparency is laid over white; of
     several frames the first counts. `formats` are Pillow's names of those that are read. Raw pixels are taken as they
     are: ``P6 W H 255``, white space, W * H * 3 bytes (binary PPM). Raises ImageError: empty, unreadable or truncated
-    data, another format, more than ``max_pixels`` or MAX_BYTES.
+    data, another format, more than ``max_pixels``, MAX_SIDE or MAX_BYTES.
     """
     if not data:
         raise ImageError(f"image: got 0 bytes, expected an encoded {_listed(formats)}; send the file's content")
@@ -145,6 +147,10 @@ def _check_size(width: int, height: int, max_pixels: int) -> None:
         raise ImageError(
             f"image: got {width} x {height} = {width * height / 1e6:.1f} megapixels, "
             f"expected at most {max_pixels / 1e6:g}; make it smaller"
+        )
+    if max(width, height) > MAX_SIDE:
+        raise ImageError(
+            f"image: got {width} x {height} pixels, expected at most {MAX_SIDE} a side; cut it, or make it smaller"
         )
 
 

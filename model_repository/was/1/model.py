@@ -16,9 +16,10 @@ import triton_python_backend_utils as pb_utils
 import slime_was
 from slime_was import tensors
 from slime_was.options import name_in
+from slime_was.places import Finished
 
 # As many as a picture may have that `preprocess` reads; no client that sends one asks for more.
-_MAX_PIXELS = 50_000_000
+_MAX_PIXELS, _MAX_SIDE = 50_000_000, 16_384
 # From a mask in a few milliseconds to Stable Diffusion on a CPU.
 _SECONDS = [0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100]
 _VERSION = re.compile(r'key: "version"\s+value \{\s+string_value: "(\d+)"')
@@ -27,11 +28,15 @@ _VERSION = re.compile(r'key: "version"\s+value \{\s+string_value: "(\d+)"')
 class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
         self.metrics = _Metrics(args["model_name"], Path(args["model_repository"]).parent)
+        self.finished = Finished()
 
     def execute(self, requests: list[Any]) -> list[Any]:
         return [self._respond(request) for request in requests]
 
     def _respond(self, request: Any) -> Any:
+        started = _tensor(request, tensors.STARTED)
+        if started is not None:  # Its place is free from now on, whatever becomes of it.
+            self.finished.note(int(started[0]))
         if request.is_cancelled():
             return _failed("the request was cancelled", pb_utils.TritonError.CANCELLED)
         try:
@@ -117,8 +122,10 @@ def _mask(request: Any, metrics: _Metrics) -> Any:
     vector_CX, size = (_tensor(request, name) for name in (tensors.POSTPROCESS, tensors.SIZE))
     cross_CKhw, attended = _maps(request)
     height, width = map(int, size)
-    if height < 1 or width < 1 or height * width > _MAX_PIXELS:
-        raise ValueError(f"mask: got {height} x {width} pixels, expected 1 to {_MAX_PIXELS}")
+    if min(height, width) < 1 or max(height, width) > _MAX_SIDE or height * width > _MAX_PIXELS:
+        raise ValueError(
+            f"mask: got {height} x {width} pixels, expected 1 to {_MAX_SIDE} a side and at most {_MAX_PIXELS}"
+        )
     postprocess = slime_was.Postprocess.from_vector(vector_CX[0])
     guide_3SS, started = (_tensor(request, name) for name in (tensors.GUIDE_IMAGE, tensors.STARTED))
     begun = time.monotonic()

@@ -1,4 +1,4 @@
-"""Turns scores into a mask: enlargement and argmax, in bands of rows.
+"""Turns scores into a mask: enlargement and argmax, in bands of rows and columns.
 
 The same code runs on numpy arrays (the server) and on torch tensors (training, evaluation), so both give the
 same mask.
@@ -16,7 +16,7 @@ from slime_was.interpolation import interpolation_matrix, is_numpy, library, lik
 
 ArrayT = TypeVar("ArrayT", bound=Any)
 
-# Scores of one band of rows. Small enough to stay in a core's cache (1 MiB as float32), which makes the
+# Scores of one band. Small enough to stay in a core's cache (1 MiB as float32), which makes the
 # argmax several times faster than whole-image arrays, and to keep a 12-megapixel mask of 77 parts small.
 BAND_ELEMENTS = 1 << 18
 # On a GPU the cost is the number of kernels, not the cache.
@@ -28,7 +28,7 @@ def segment(scores_Phw: ArrayT, height: int, width: int) -> ArrayT:
 
     scores_Phw: (P, h, w) float32, 1 <= P <= 256. Returns (height, width) uint8 part numbers, of the same kind and
     on the same device; ties go to the lowest number. Equal to ``interpolate(...).argmax`` of torch up to
-    rounding, but worked in bands of rows, so that memory does not grow with P * height * width.
+    rounding, but worked in bands, so that memory does not grow with P * height * width.
     Raises ValueError for other shapes or a size under 1.
     """
     if scores_Phw.ndim != 3 or not 1 <= scores_Phw.shape[0] <= 256:
@@ -39,11 +39,15 @@ def segment(scores_Phw: ArrayT, height: int, width: int) -> ArrayT:
     # As (h, P*w), so that one small product gives any band of rows for all parts at once.
     lines_hX = scores_Phw.swapaxes(0, 1).reshape(map_height, parts * map_width)
     mask_HW = _empty_mask(scores_Phw, height, width)
-    band = max(1, _band_elements(scores_Phw) // (parts * width))
-    for top in range(0, height, band):
-        rows_bh = rows_Hh[top : top + band]
+    pixels = max(1, _band_elements(scores_Phw) // parts)
+    across = min(width, pixels)  # whole rows, but of images that are wider than a band
+    down = pixels // across
+    for top in range(0, height, down):
+        rows_bh = rows_Hh[top : top + down]
         band_bPw = (rows_bh @ lines_hX).reshape(len(rows_bh), parts, map_width)
-        mask_HW[top : top + band] = (band_bPw @ columns_wW).argmax(1)
+        for left in range(0, width, across):
+            columns_wb = columns_wW[:, left : left + across]
+            mask_HW[top : top + down, left : left + across] = (band_bPw @ columns_wb).argmax(1)
     return mask_HW
 
 

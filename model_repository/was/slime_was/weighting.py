@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from slime_was.guided import joint_bilateral
+from slime_was.guided import joint_bilateral, reduced
 from slime_was.interpolation import enlarge, extremes, library, lowest_highest
 from slime_was.options import Postprocess
 
@@ -34,7 +34,7 @@ def scores(cross_BPhw: ArrayT, attended: ArrayT, postprocess: Postprocess) -> Ar
     """Return the scores of one image from the maps of its crops; the mask is their argmax, once sharpened and enlarged.
 
     cross_BPhw: (B, P, h, w). attended: self-attention (B, N, N) with N = h*w, or (B, P, h, w), what a UNet has
-    already accumulated from it. Returns (P, h, w), or (P, S, S) where patches are merged. Raises ValueError where the
+    already accumulated from it. Returns (P, h, w), or merged patches, as `finished` does. Raises ValueError where the
     shapes do not belong together.
     """
     batch, _, height, width = cross_BPhw.shape
@@ -68,7 +68,11 @@ def prepared(cross_BPhw: ArrayT, postprocess: Postprocess) -> ArrayT:
 
 
 def finished(cross_BPhw: ArrayT, was_BPhw: ArrayT, postprocess: Postprocess) -> ArrayT:
-    """Return WAS maps rescaled, absent parts at 0, and patches merged: (P, h, w) or (P, S, S)."""
+    """Return WAS maps rescaled, absent parts at 0, and patches merged.
+
+    Returns (P, h, w) of a whole image; of patches (P, S, S), or, where they will be sharpened, (P, m, m), about as
+    coarse as the maps of the patches, because `sharpened` reaches as far as samples lie apart.
+    """
     expected = len(postprocess.crops)
     if len(cross_BPhw) != expected:
         raise ValueError(f"maps: got {len(cross_BPhw)} crops, expected {expected}, as the segmenter's patches say")
@@ -121,7 +125,7 @@ def _positive(spans: ArrayT) -> ArrayT:
 
 
 def _merged(scores_BPhw: ArrayT, kept_BP11: ArrayT, postprocess: Postprocess) -> ArrayT:
-    """Return the crops put back in their places, (P, S, S): each part is the mean over the crops that kept it."""
+    """Return the crops put back in their places: each part is the mean over the crops that kept it."""
     side = postprocess.crop_side
     parts = scores_BPhw.shape[1]
     total_PSS = _zeros(scores_BPhw, (parts, postprocess.side, postprocess.side))
@@ -130,7 +134,12 @@ def _merged(scores_BPhw: ArrayT, kept_BP11: ArrayT, postprocess: Postprocess) ->
         total_PSS[:, top : top + side, left : left + side] += enlarge(scores_Phw, side, side) * kept_P11
         count_PSS[:, top : top + side, left : left + side] += kept_P11
     merged_PSS: ArrayT = total_PSS / (count_PSS + 1e-7)
-    return merged_PSS
+    if postprocess.edge_tolerance <= 0:
+        return merged_PSS
+    # As wide as a sample of a crop's map, or the next wider that divides S.
+    sample = -(-side // scores_BPhw.shape[-1])
+    square = next(each for each in range(sample, postprocess.side + 1) if postprocess.side % each == 0)
+    return reduced(merged_PSS, postprocess.side // square)
 
 
 def _zeros(example: ArrayT, shape: tuple[int, ...]) -> ArrayT:

@@ -2,7 +2,7 @@
 
 Triton takes a folder ``<backends>/onnxruntime`` holding this file for the backend of that name; where the native
 library lies in such a folder, that one is used. Understands ``model.onnx`` with external data, batching along the
-first dimension, and nothing of instance groups or accelerators. Threads: environment SLIME_SERVE_THREADS.
+first dimension, and of accelerators ``openvino``; nothing of instance groups. Threads: environment SLIME_SERVE_THREADS.
 
 The first network, which gives out LATENTS, waits while another has a full batch to compute, because then more wait
 behind it: under overload requests queue before the first network, where they can be rejected, and not after it. The
@@ -14,6 +14,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,17 +23,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 import triton_python_backend_utils as pb_utils
+
+# Here the launcher puts a copy of what is imported from slime_repository.
+sys.path.append(str(Path(__file__).parent))
+from slime_repository.openvino_network import FP32, PRECISION, OpenVinoError, OpenVinoNetwork
 
 LATENTS = "LATENTS"
 THREADS_VARIABLE = "SLIME_SERVE_THREADS"
 # Networks leave the cores to the models around them: masks get done at once, and what has to wait does so where it
 # becomes a batch. More would cost a lone request, whose network then yields to all that a server does besides.
 NICENESS = 3
-# A configuration asks for a warm-up with each batch size, as GPUs prepare themselves for each. A CPU has run them all
-# when it has run one image and the largest batch, which reserves the memory for the others: left out where that takes
-# longer than so many seconds.
+# A configuration asks for a warm-up with each batch size, as GPUs prepare themselves for each. ONNX Runtime on a CPU
+# has run them all when it has run one image and the largest batch, which reserves the memory for the others: left out
+# where that takes longer than so many seconds. OpenVINO prepares itself for each, the smallest first, within them.
 WARM_UP_SECONDS = 2.0
 
 
@@ -43,13 +47,15 @@ class TritonPythonModel:
         self.batches = config["max_batch_size"]
         self.inputs = [tensor["name"] for tensor in config["input"]]
         self.is_first = LATENTS in [tensor["name"] for tensor in config["output"]]
-        self.warm_up = _WarmUp(config)
+        precision = _openvino_precision(config)
+        self.warm_up = _WarmUp(config, every=precision is not None)
         # This file is one server's own copy; locked by the first network, and by others that compute a full batch.
         self.computing = os.open(__file__, os.O_RDONLY)
         os.nice(NICENESS)  # Threads that are made from now on, the session's, take after this one.
-        self.session = _open(Path(args["model_repository"], args["model_version"], "model.onnx"))
-        _check_names("inputs", self.inputs, self.session.get_inputs())
-        _check_names("outputs", [tensor["name"] for tensor in config["output"]], self.session.get_outputs())
+        path = Path(args["model_repository"], args["model_version"], "model.onnx")
+        self.network = _Onnx(path) if precision is None else _OpenVino(path, precision, self.name)
+        _check_names("inputs", self.inputs, self.network.inputs)
+        _check_names("outputs", [tensor["name"] for tensor in config["output"]], self.network.outputs)
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """One response for each request; those that Triton's dynamic batcher handed over together run together."""
@@ -59,7 +65,7 @@ class TritonPythonModel:
             feeds = [self._feeds(request) for request in requests]
             with self._turn(sum(len(each[self.inputs[0]]) for each in feeds)):
                 return self._respond(requests, feeds)
-        except Exception as error:  # ONNX Runtime's text can name files of the server.
+        except Exception as error:  # Their texts can name files of the server.
             pb_utils.Logger.log_error(f"{self.name}: {error!r}")
             message = f"{self.name}: inference failed; the server's log has the reason"
             return [_failed(message, pb_utils.TritonError.INTERNAL) for _ in requests]
@@ -87,9 +93,9 @@ class TritonPythonModel:
     def _run(self, requests: list[Any], feeds_per_request: list[dict[str, Any]]) -> list[Any]:
         wanted = sorted({name for request in requests for name in request.requested_output_names()})
         if len(requests) == 1:
-            return [_response(wanted, self.session.run(wanted, feeds_per_request[0]))]
+            return [_response(wanted, self.network.run(wanted, feeds_per_request[0]))]
         feeds = {name: np.concatenate([feeds[name] for feeds in feeds_per_request]) for name in self.inputs}
-        outputs = self.session.run(wanted, feeds)
+        outputs = self.network.run(wanted, feeds)
         ends = list(accumulate(len(feeds[self.inputs[0]]) for feeds in feeds_per_request))
         spans = zip([0, *ends], ends, strict=False)
         return [_response(wanted, [output[start:end] for output in outputs]) for start, end in spans]
@@ -101,7 +107,8 @@ class TritonPythonModel:
 class _WarmUp:
     """Triton runs the samples of a configuration, the largest last, before it passes requests on."""
 
-    def __init__(self, config: dict[str, Any]) -> None:
+    def __init__(self, config: dict[str, Any], *, every: bool) -> None:
+        self._every = every
         self._left = sum(max(1, int(sample.get("count", 1))) for sample in config.get("model_warmup", []))
         self._largest = max(1, config["max_batch_size"])
         self._begun: float | None = None
@@ -114,26 +121,66 @@ class _WarmUp:
         if self._begun is None:
             self._begun = time.monotonic()
             return False
-        one = time.monotonic() - self._begun
-        return self._left > 0 or one * self._largest > WARM_UP_SECONDS
+        gone = time.monotonic() - self._begun  # of the one image, where ONNX Runtime runs it
+        if self._every:
+            return gone > WARM_UP_SECONDS
+        return self._left > 0 or gone * self._largest > WARM_UP_SECONDS
 
 
-def _open(path: Path) -> Any:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = int(os.environ.get(THREADS_VARIABLE, "0")) or len(os.sched_getaffinity(0))
-    options.inter_op_num_threads = 1
-    # Several networks share the cores and run in turns: a spinning pool would take them from the one that works.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    # A plan for each batch size, and a block of memory for it beside all before: a quarter more for Stable Diffusion,
-    # at no gain in speed.
-    options.enable_mem_pattern = False
-    return onnxruntime.InferenceSession(os.fspath(path), options, providers=["CPUExecutionProvider"])
+class _Onnx:
+    """An ONNX file in ONNX Runtime."""
+
+    def __init__(self, path: Path) -> None:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = _threads()
+        options.inter_op_num_threads = 1
+        # Several networks share the cores and run in turns: a spinning pool would take them from the one that works.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        # A plan for each batch size, and a block of memory for it beside all before: a quarter more for Stable
+        # Diffusion, at no gain in speed.
+        options.enable_mem_pattern = False
+        self._session = onnxruntime.InferenceSession(os.fspath(path), options, providers=["CPUExecutionProvider"])
+        self.inputs = tuple(node.name for node in self._session.get_inputs())
+        self.outputs = tuple(node.name for node in self._session.get_outputs())
+
+    def run(self, wanted: list[str], feeds: dict[str, Any]) -> list[Any]:
+        answers: list[Any] = self._session.run(wanted, feeds)
+        return answers
 
 
-def _check_names(kind: str, configured: list[str], found: list[Any]) -> None:
-    missing = sorted(set(configured) - {node.name for node in found})
+class _OpenVino:
+    """An ONNX file in OpenVINO."""
+
+    def __init__(self, path: Path, precision: str, name: str) -> None:
+        try:
+            self._network = OpenVinoNetwork(path, precision, threads=_threads())
+        except OpenVinoError as error:
+            raise pb_utils.TritonModelException(f"{name}: {error}") from error
+        self.inputs, self.outputs = self._network.inputs, self._network.outputs
+        how = "loaded from its cache" if self._network.from_cache else "compiled"
+        pb_utils.Logger.log_info(f"{name}: {how} by OpenVINO, {precision}")
+
+    def run(self, wanted: list[str], feeds: dict[str, Any]) -> list[Any]:
+        answers = self._network(feeds)
+        return [answers[name] for name in wanted]
+
+
+def _openvino_precision(config: dict[str, Any]) -> str | None:
+    """Return what OpenVINO is to compute in; None for a model that ONNX Runtime runs."""
+    asked = config.get("optimization", {}).get("execution_accelerators", {}).get("cpu_execution_accelerator", [])
+    return next((each.get("parameters", {}).get(PRECISION, FP32) for each in asked if each["name"] == "openvino"), None)
+
+
+def _threads() -> int:
+    return int(os.environ.get(THREADS_VARIABLE, "0")) or len(os.sched_getaffinity(0))
+
+
+def _check_names(kind: str, configured: list[str], found: tuple[str, ...]) -> None:
+    missing = sorted(set(configured) - set(found))
     if missing:
-        have = ", ".join(node.name for node in found)
+        have = ", ".join(found)
         raise pb_utils.TritonModelException(f"model.onnx has {kind} {have}; config.pbtxt expects {', '.join(missing)}")
 
 

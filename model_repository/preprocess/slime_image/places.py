@@ -1,0 +1,51 @@
+"""Limits how many images are under way on a server, before anything is done for them.
+
+Triton could limit a model's queue, but then its batcher sends nothing ahead to a network that is busy, sometimes misses
+that it is free again, and looks only after half a second (2.51, and the code of newer releases). And what such a queue
+refuses has been decoded. So the processes that decode count the images between them and the masks, in a small file
+that they share: `was` notes there which image it has finished.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from pathlib import Path
+
+import numpy as np
+
+# Two full batches wait while a third is computed.
+MOST = 24
+
+
+class Places:
+    """The places of a server's images; the file holds int64: begin and end of a finished image, begins of MOST others.
+
+    An image counts as under way until one that began later has finished: those that were cancelled, or failed, are
+    passed by others. Where none finishes any more, because all were lost, one is let in each time that the last
+    took has passed. All times are nanoseconds of the system's monotonic clock.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        os.ftruncate(self._file, 8 * (2 + MOST))
+        self._times = np.memmap(path, np.int64, "r+", shape=(2 + MOST,))
+
+    def take(self, now: int) -> bool:
+        """Take a place for an image that begins now; False where all are taken."""
+        fcntl.flock(self._file, fcntl.LOCK_EX)
+        try:
+            (began, ended), begins = self._times[:2].tolist(), self._times[2:]
+            last = max(ended, int(begins.max()))
+            if begins.min() > began and now - last < ended - began:
+                return False
+            begins[begins.argmin()] = now
+            return True
+        finally:
+            fcntl.flock(self._file, fcntl.LOCK_UN)
+
+
+def shared_file() -> Path:
+    """Return the file of this process's server: among the regions that its launcher removes, or by Triton's process."""
+    regions = os.environ.get("SLIME_SERVE_REGIONS", f"slime_{os.getppid()}_")
+    return Path("/dev/shm", f"{regions}places")
