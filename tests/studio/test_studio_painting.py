@@ -12,6 +12,7 @@ from PIL import Image
 from starlette.testclient import TestClient
 from studios import encoded, noise
 
+from slime_image.decoding import MAX_SIDE
 from slime_studio.errors import StudioError
 from slime_studio.project import Project
 from slime_studio.studio import Studio
@@ -153,7 +154,7 @@ def turned() -> bytes:
     ("data", "size"),
     [
         (turned(), (10, 20)),
-        (encoded(noise(1, 20_000)), (20_000, 1)),
+        (encoded(noise(1, MAX_SIDE)), (MAX_SIDE, 1)),
         (encoded(noise(8, 6), "TIFF"), (6, 8)),
         (encoded(noise(8, 6)[..., 0], "BMP"), (6, 8)),
     ],
@@ -181,6 +182,7 @@ def huge() -> bytes:
     ("data", "told"),
     [
         (huge(), "100.0 megapixels, expected at most 50"),
+        (encoded(noise(1, MAX_SIDE + 1)), "16385 x 1"),
         (encoded(noise(30, 30))[:900], "broken or truncated"),
         (b"no image at all", "expected a readable JPEG"),
         (b"", "got 0 bytes"),
