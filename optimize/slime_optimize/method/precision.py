@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers.models.attention_processor import Attention
 
 AUTO, FP32, BF16 = "auto", "fp32", "bf16"
 BF16_BUT_ATTENTION = "bf16, attention in fp32"
@@ -77,7 +76,7 @@ def computing(precision: str, unet: Any) -> Iterator[None]:
     if precision == FP32:
         yield
         return
-    layers = [each for each in unet.modules() if isinstance(each, Attention)]
+    layers = [each for each in unet.modules() if hasattr(each, "upcast_attention")]  # diffusers' attention layers
     before = [each.upcast_attention for each in layers]
     try:
         for each in layers:
