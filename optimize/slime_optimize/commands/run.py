@@ -17,16 +17,14 @@ import json
 import os
 import shlex
 import sys
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from tqdm import tqdm
-
 from slime_optimize import training_image
 from slime_optimize.backbone import EMBEDDED, choose_device, load_backbone
+from slime_optimize.commands import told
 from slime_optimize.data.annotations import (
     Annotated,
     Example,
@@ -47,13 +45,12 @@ from slime_optimize.method.training import Learned, Trainer, learn
 from slime_optimize.options import Parser, add_settings, chosen
 from slime_optimize.picture import colour_mask, overlay, sheet
 from slime_optimize.presets import FALLBACK, PRESETS, chosen_preset, preset
-from slime_optimize.report import REPORT_FILE, duration, report_html
+from slime_optimize.report import REPORT_FILE, report_html
 from slime_optimize.segmenter import JSON_FILE, WEIGHTS_FILE, Segmenter
 from slime_optimize.settings import Settings
 from slime_optimize.verdict import verdict
 
 PREVIEW_FILE = "preview.png"
-_TIMED_STEPS = 5
 _ON_SHARE = 3  # learning on takes a third of the steps, unless they are given
 _CELL = 256  # side of a picture in the preview, in pixels
 
@@ -187,12 +184,12 @@ def run(
     state = checkpoint.load(this.identity)
     if validation and validation.held_back:
         print(f"{validation.examples[0].name}: held back to choose the embeddings by", flush=True)
-    print(_plan(this, out), flush=True)
+    print(told.plan(this, out), flush=True)
     if decision.measured:
         print(f"precision {decision.precision}: {decision.reason}", flush=True)
     if state:
         print(f"{checkpoint.path}: goes on after step {state.step} of {this.steps}", flush=True)
-    clock = _Clock()
+    clock = told.Clock()
 
     def stepped(trainer: Trainer) -> None:
         clock.step(trainer.left)
@@ -207,7 +204,7 @@ def run(
     if not arguments.no_report:
         write_text(out / REPORT_FILE, report_html(learned, this, out.resolve().name, command))
     checkpoint.remove()
-    print("\n".join([f"{out / JSON_FILE}: {_summary(learned)}", *verdict(learned, this).lines()]))
+    print("\n".join([f"{out / JSON_FILE}: {told.summary(learned)}", *verdict(learned, this).lines()]))
 
 
 def _check_out(out: Path) -> None:
@@ -271,35 +268,6 @@ def _split(arguments: argparse.Namespace, training: Annotated) -> tuple[Sequence
     return examples, Validation(examples=(spared,), every=arguments.validate_every, held_back=True)
 
 
-def _plan(this: Run, out: Path) -> str:
-    """Return what is about to happen, in one line."""
-    backbone, settings, side = this.backbone, this.settings, this.backbone.image_size
-    images = f"{len(this.examples)} image{'s' if len(this.examples) > 1 else ''}"
-    begins = f", begins from {this.begin.folder}" if this.begin else ""
-    views = f" of {settings.batch_size} views" if settings.batch_size > 1 else ""
-    return (
-        f"backbone {backbone.id} on {backbone.device}, preset {this.preset} ({this.preset_from}), {images} at "
-        f"{side} x {side} pixels, {this.steps} steps{views}, {len(this.parts)} parts ({', '.join(this.parts)})"
-        f"{begins} -> {out}"
-    )
-
-
-class _Clock:
-    """Tells once, from a few steps after the first, which is slower, what the rest of a run will take."""
-
-    def __init__(self) -> None:
-        self._ends: list[float] = []
-
-    def step(self, left: int) -> None:
-        """Take the time of a step that has ended; `left` more are to come."""
-        self._ends.append(time.monotonic())
-        if len(self._ends) == 1 + _TIMED_STEPS:
-            a_step = (self._ends[-1] - self._ends[0]) / _TIMED_STEPS
-            # Above the progress bar.
-            tqdm.write(f"{a_step:.2f} s a step: about {duration(left * a_step)} for the {left} steps that are left")
-            sys.stdout.flush()
-
-
 def _save_preview(learned: Learned, this: Run, path: Path) -> None:
     segmenter, colours = learned.segmenter, learned.segmenter.colours
     rows = [
@@ -309,13 +277,3 @@ def _save_preview(learned: Learned, this: Run, path: Path) -> None:
     picture = sheet(rows, ("image", "mask", "prediction"), segmenter.parts, colours, _CELL)
     with whole(path) as waiting:
         picture.save(waiting, format="PNG")
-
-
-def _summary(learned: Learned) -> str:
-    metrics = learned.segmenter.metrics
-    text = (
-        f"{len(learned.segmenter.parts)} parts, mean IoU on the training data {metrics['training']['mean_iou']:.1f} %"
-    )
-    if "validation" in metrics:
-        text += f", on validation {metrics['validation']['mean_iou']:.1f} % (step {metrics['step']})"
-    return text
