@@ -76,7 +76,7 @@ def computing(precision: str, unet: Any) -> Iterator[None]:
     if precision == FP32:
         yield
         return
-    layers = [each for each in unet.modules() if hasattr(each, "upcast_attention")]  # diffusers' attention layers
+    layers = [each for each in unet.modules() if "upcast_attention" in vars(each)]  # attention
     before = [each.upcast_attention for each in layers]
     try:
         for each in layers:
