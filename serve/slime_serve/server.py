@@ -180,9 +180,11 @@ class Server:
             *self._settings.security.arguments(self._key),
         ]
         threads = self._settings.threads or len(os.sched_getaffinity(0))
+        places = folder / "places"  # of the images under way (slime_image/places.py)
+        places.unlink(missing_ok=True)
         self._process = Process(
             [os.fspath(self._wheel.server), *arguments],
-            wheel.environment(self._wheel, folder / "python", threads) | {"SLIME_SERVE_REGIONS": self._regions.prefix},
+            wheel.environment(self._wheel, folder / "python", threads) | {"SLIME_SERVE_PLACES": os.fspath(places)},
             self._log,
             self._regions.lock,
         )

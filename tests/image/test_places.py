@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import struct
 import time
 from pathlib import Path
@@ -23,12 +22,12 @@ def finish(path: Path, began: int, ended: int) -> None:
 
 
 def test_was_notes_what_has_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In the same file of /dev/shm, under the name that the launcher gives, or by Triton's process."""
-    for regions in (f"slime_test_{os.getpid()}_", None):
-        if regions is None:
-            monkeypatch.delenv("SLIME_SERVE_REGIONS", raising=False)
+    """In the same file: the one that the launcher names, or one in /dev/shm by Triton's process."""
+    for named in (tmp_path / "places", None):
+        if named is None:
+            monkeypatch.delenv("SLIME_SERVE_PLACES", raising=False)
         else:
-            monkeypatch.setenv("SLIME_SERVE_REGIONS", regions)
+            monkeypatch.setenv("SLIME_SERVE_PLACES", str(named))
         path = shared_file()
         try:
             Finished().note(SECOND)

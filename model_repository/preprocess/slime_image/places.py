@@ -46,6 +46,5 @@ class Places:
 
 
 def shared_file() -> Path:
-    """Return the file of this process's server: among the regions that its launcher removes, or by Triton's process."""
-    regions = os.environ.get("SLIME_SERVE_REGIONS", f"slime_{os.getppid()}_")
-    return Path("/dev/shm", f"{regions}places")
+    """Return the file of this process's server: the one its launcher names, else one by Triton's process."""
+    return Path(os.environ.get("SLIME_SERVE_PLACES", f"/dev/shm/slime_{os.getppid()}_places"))

@@ -15,8 +15,8 @@ class Finished:
     """The file's first two numbers, int64: when the image that finished last began, and when it finished."""
 
     def __init__(self) -> None:
-        regions = os.environ.get("SLIME_SERVE_REGIONS", f"slime_{os.getppid()}_")
-        self._file = os.open(f"/dev/shm/{regions}places", os.O_RDWR | os.O_CREAT, 0o600)
+        path = os.environ.get("SLIME_SERVE_PLACES", f"/dev/shm/slime_{os.getppid()}_places")
+        self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
 
     def note(self, began: int) -> None:
         """Free the place of the image that began then, in nanoseconds of the monotonic clock, and of those before."""
