@@ -7,11 +7,15 @@ import { Paint } from "./paint.js";
 import { Publish } from "./publish.js";
 
 const steps = ["paint", "learn", "look", "publish"];
+let asked = 0, shown = 0; // refreshes, by their turn
 const page = {
   state: null,
   /** Ask the server for everything, and show it. */
   async refresh() {
-    page.state = await get("/api/state");
+    const turn = ++asked, state = await get("/api/state");
+    if (turn < shown) return; // what was asked later has been shown
+    shown = turn;
+    page.state = state;
     document.getElementById("project").textContent = page.state.project;
     views[document.body.dataset.step].show(page.state);
   },

@@ -166,10 +166,14 @@ export class Paint {
   async addPart() {
     const name = this.new.value.trim();
     if (!name) return;
+    const before = this.painter.value;
+    this.new.value = ""; // at once: the next name may be typed before the studio has answered
     const made = await trying(() => post("/api/parts", { name }));
-    if (!made) return;
-    this.new.value = "";
-    this.painter.value = made.value;
+    if (!made) {
+      this.new.value ||= name;
+      return;
+    }
+    if (this.painter.value === before) this.painter.value = made.value; // unless another was chosen meanwhile
     await this.page.refresh();
     this.new.focus();
   }
