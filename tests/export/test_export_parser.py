@@ -11,7 +11,7 @@ from benchmarks.common.random_backbone import random_segmenter
 from exporting import PARTS, Exported
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
-from backbones import build_tiny
+from backbones import KINDS, build_tiny
 from slime_export.graph import onnx_export as exporter
 from slime_export.graph.networks import Encoder, MapsUNet
 from slime_export.graph.onnx_export import Signature
@@ -75,9 +75,7 @@ def _known_resize(said: dict[str, object]) -> bool:
     )
 
 
-@pytest.fixture(
-    scope="module", params=["sd15", *(pytest.param(name, marks=pytest.mark.slow) for name in ("sd21", EMBEDDED))]
-)
+@pytest.fixture(scope="module", params=[pytest.param(name, marks=pytest.mark.slow) for name in (*KINDS, EMBEDDED)])
 def graphs(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, export_of: Callable[..., Exported]
 ) -> dict[str, ModelProto]:

@@ -37,7 +37,7 @@ def backbone(tmp_path_factory: pytest.TempPathFactory, make_segmenter: Callable[
     return load_backbone(Segmenter.load(make_segmenter(tmp_path_factory.mktemp("shared"))).backbone_id)
 
 
-@pytest.mark.parametrize("maps", ["averaged", "weighted"])
+@pytest.mark.parametrize("maps", ["averaged", pytest.param("weighted", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", names(OPTIONS))
 def test_one_graph_for_segmenters_of_different_parts(name: str, maps: str, backbone: Backbone, tmp_path: Path) -> None:
     variant = Variant(maps=maps)
