@@ -5,7 +5,6 @@ A mask on disk is a PNG of one channel whose pixels are part values, with a pale
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import threading
@@ -17,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from slime_client.images import saved
 from slime_studio.errors import StudioError, disk_error
 
 Mask = npt.NDArray[np.uint8]
@@ -60,9 +60,7 @@ def mask_png(mask_HW: Mask, colours: Mapping[int, str]) -> bytes:
     for value, colour in colours.items():
         flat[3 * value : 3 * value + 3] = bytes.fromhex(colour[1:])
     picture.putpalette(bytes(flat))
-    stream = io.BytesIO()
-    picture.save(stream, "PNG", compress_level=1)
-    return stream.getvalue()
+    return saved(picture, "PNG", compress_level=1)
 
 
 def read_mask(path: Path) -> Mask | None:

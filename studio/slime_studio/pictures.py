@@ -6,13 +6,13 @@ What a browser shows as it is, upright JPEG, PNG and WebP of 8 bits, is kept byt
 from __future__ import annotations
 
 import hashlib
-import io
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from slime_client.images import saved
 from slime_image import FILE_FORMATS, ImageError, decode, opened
 from slime_studio.errors import StudioError
 
@@ -52,9 +52,7 @@ def take(data: bytes, name: str) -> Taken:
 
 def encoded(pixels_HW3: npt.NDArray[np.uint8]) -> bytes:
     """Return RGB pixels as a PNG, quickly."""
-    stream = io.BytesIO()
-    Image.fromarray(pixels_HW3).save(stream, "PNG", compress_level=1)
-    return stream.getvalue()
+    return saved(Image.fromarray(pixels_HW3), "PNG", compress_level=1)
 
 
 def small(pixels_HW3: npt.NDArray[np.uint8], side: int = _SMALL) -> bytes:
@@ -62,6 +60,4 @@ def small(pixels_HW3: npt.NDArray[np.uint8], side: int = _SMALL) -> bytes:
     picture = Image.fromarray(pixels_HW3)
     scale = min(1.0, side / max(picture.size))
     size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
-    stream = io.BytesIO()
-    picture.resize(size, Image.Resampling.BILINEAR).save(stream, "JPEG", quality=82)
-    return stream.getvalue()
+    return saved(picture.resize(size, Image.Resampling.BILINEAR), "JPEG", quality=82)

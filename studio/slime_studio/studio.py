@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -31,6 +32,7 @@ from slime_studio.serving import Serving
 _RESULTS = 200  # masks of the served model that are kept for downloading
 _DOWNLOADS = ("palette", "coco", "geojson", "npz")
 _PARITY = "parity.json"
+_SEGMENTER = re.compile(r"v\d+")  # names of segmenters, by the job that learned them
 
 
 class Studio:
@@ -70,22 +72,7 @@ class Studio:
 
     def segmenters(self) -> list[dict[str, Any]]:
         """Return what was learned, the newest first: name, parts, mean IoU on its training images, and its looks."""
-        found = []
-        for path in (self.project.folder / "segmenters").glob("v*/segmenter.json"):
-            facts = files.read_json(path)
-            begun = facts.get("begun_from")
-            found.append(
-                {
-                    "name": path.parent.name,
-                    "parts": facts["parts"],
-                    "created": facts["created"],
-                    "begun_from": Path(begun["segmenter"]).name if begun else None,
-                    "images": len(facts["training_images"]),
-                    "iou": facts["metrics"]["training"]["mean_iou"],
-                    "seconds": facts["metrics"]["seconds"],
-                    "looks": files.read_json(self._looks(path.parent.name) / "looks.json").get("images", {}),
-                }
-            )
+        found = [self._told(path) for path in (self.project.folder / "segmenters").glob("v*/segmenter.json")]
         return sorted(found, key=lambda each: -int(each["name"][1:]))
 
     def learn(self, steps: int | None, begin: str | None, seed: int) -> int:
@@ -244,10 +231,24 @@ class Studio:
             self.look(job["segmenter"])
 
     def _segmenter(self, name: str) -> dict[str, Any]:
-        found = next((each for each in self.segmenters() if each["name"] == name), None)
-        if found is None:
+        path = self.project.folder / "segmenters" / name / "segmenter.json"
+        if not (_SEGMENTER.fullmatch(name) and path.exists()):
             raise StudioError(f"segmenter {name[:40]!r}: is not in this project", 404)
-        return found
+        return self._told(path)
+
+    def _told(self, path: Path) -> dict[str, Any]:
+        facts = files.read_json(path)
+        begun = facts.get("begun_from")
+        return {
+            "name": path.parent.name,
+            "parts": facts["parts"],
+            "created": facts["created"],
+            "begun_from": Path(begun["segmenter"]).name if begun else None,
+            "images": len(facts["training_images"]),
+            "iou": facts["metrics"]["training"]["mean_iou"],
+            "seconds": facts["metrics"]["seconds"],
+            "looks": files.read_json(self._looks(path.parent.name) / "looks.json").get("images", {}),
+        }
 
     def _looks(self, name: str) -> Path:
         return self.project.folder / "predictions" / name

@@ -116,10 +116,10 @@ def look(folder: Path, job: dict[str, Any]) -> int:
     found = files.read_json(out / "looks.json") or {"parts": list(made.parts), "images": {}}
     for done, (name, path) in enumerate(job["images"].items(), 1):
         image_HW3 = load(path)
-        mask_HW = predictor.mask(image_HW3)
+        mask_HW, scores_Phw = predictor.mask_and_scores(image_HW3)
         files.write(out / f"{name}.png", files.mask_png(mask_HW, {}))
         files.write(out / f"{name}.jpg", small(overlay(image_HW3, mask_HW, made.colours), _PICTURE))
-        found["images"][name] = round(margin(predictor.scores([image_HW3])[0].cpu().numpy()), 4)
+        found["images"][name] = round(margin(scores_Phw.cpu().numpy()), 4)
         files.write_json(out / "looks.json", found)
         files.write_json(folder / "progress.json", {"step": done, "steps": len(job["images"])})
     return 0

@@ -145,6 +145,15 @@ def open_image(page: Page, name: str) -> None:
     expect(page.locator(".about")).to_contain_text(name)
 
 
+def begin_to_paint(page: Page, studio: Running, folder: Path) -> Hand:
+    """Open the studio's page with one image and all parts, ready to be painted."""
+    page.goto(studio.page)
+    page.set_input_files("#add-images", draw(folder / "pictures", 1))
+    add_parts(page)
+    open_image(page, "car-0.png")
+    return Hand(page)
+
+
 def test_the_whole_way(page: Page, running: list[Running], tmp_path: Path) -> None:
     """From nothing to the masks of ten other images: what a person who has never seen the project does."""
     (studio,) = running
@@ -229,11 +238,7 @@ def test_painting_is_exact_and_outlives_reloads_other_tabs_and_kills(
     page: Page, running: list[Running], tmp_path: Path
 ) -> None:
     (studio,) = running
-    page.goto(studio.page)
-    page.set_input_files("#add-images", draw(tmp_path / "pictures", 1))
-    add_parts(page)
-    open_image(page, "car-0.png")
-    hand = Hand(page)
+    hand = begin_to_paint(page, studio, tmp_path)
     page.locator("#size").fill("1")
     page.keyboard.press("1")
     hand.drag((10.5, 20.5), (30.5, 20.5))  # from the middle of a pixel to that of another
@@ -298,11 +303,7 @@ def test_a_studio_killed_while_learning_is_found_again_by_its_page(
     page: Page, running: list[Running], tmp_path: Path
 ) -> None:
     (studio,) = running
-    page.goto(studio.page)
-    page.set_input_files("#add-images", draw(tmp_path / "pictures", 1))
-    add_parts(page)
-    open_image(page, "car-0.png")
-    hand = Hand(page)
+    hand = begin_to_paint(page, studio, tmp_path)
     for number in range(1, len(PARTS)):
         page.keyboard.press(str(number))
         hand.drag((20 * number, 30.5), (20 * number, 90.5))

@@ -166,6 +166,11 @@ class Predictor:
         """Return the mask of one RGB uint8 image: part indices, uint8 (H,W), at the image's own size."""
         return self.masks([image_HW3], use_was=use_was)[0]
 
+    def mask_and_scores(self, image_HW3: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[np.uint8], Tensor]:
+        """Return what `mask` and `scores` return of one image, from one pass."""
+        ((scores_Phw, pixels_3SS),) = self._scored([image_HW3], use_was=True)
+        return self._mask(scores_Phw, pixels_3SS, image_HW3.shape[0], image_HW3.shape[1]), scores_Phw
+
     def masks(
         self, images_HW3: Sequence[npt.NDArray[np.uint8]], *, use_was: bool = True
     ) -> list[npt.NDArray[np.uint8]]:
