@@ -9,24 +9,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from slime_export.graph import processor
-
-
-def cpu() -> str:
-    """Return the processor's name, as far as the system tells it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.processor() or platform.machine())
+from slime_export.machine import instructions, processor
 
 
 def facts(**more: Any) -> dict[str, Any]:
     """Return the part `machine` of a result, taken before the run: the load is what else the machine was doing."""
     return {
-        "cpu": cpu(),
-        "instructions": processor.described().partition("; ")[2],
+        "cpu": processor(),
+        "instructions": instructions(),
         "cores": len(os.sched_getaffinity(0)),
         "python": platform.python_version(),
         "load_before": [round(each, 1) for each in os.getloadavg()],
@@ -56,9 +46,3 @@ def free_bytes() -> float:
     except OSError:
         return float("inf")
     return next(float(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
-
-
-def peak_bytes() -> int:
-    """Return the largest resident set that this process ever had."""
-    fields = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    return int(fields["VmHWM"].split()[0]) * 1024

@@ -25,7 +25,7 @@ from typing import Any, TextIO
 
 import numpy as np
 import torch
-from benchmarks.common import command_line, machine
+from benchmarks.common import command_line
 from benchmarks.common.sides import work
 from benchmarks.pipeline.published import PublishedStep, sampled
 from diffusers import DDIMScheduler, UNet2DConditionModel
@@ -33,6 +33,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from slime_export import machine
 from slime_image import fit
 from slime_optimize.backbone import EMBEDDED, Backbone, embedded_folder, load_backbone
 from slime_optimize.backbone_folder import TOKENS

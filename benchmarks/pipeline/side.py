@@ -25,11 +25,12 @@ from typing import Any, TextIO
 
 import numpy as np
 import numpy.typing as npt
-from benchmarks.common import command_line, machine
+from benchmarks.common import command_line
 from benchmarks.common.pictures import encoded
 from benchmarks.common.sides import MissingError, work
 
 import slime_image
+from slime_export.machine import peak_bytes
 
 Mask = npt.NDArray[np.uint8]
 STAGES = ("fit", "encode", "unet", "postprocess", "mask")
@@ -77,7 +78,7 @@ class Variant(ABC):
         return 0
 
     def peak_bytes(self) -> int:
-        return machine.peak_bytes()
+        return peak_bytes()
 
     def close(self) -> None:  # noqa: B027  most have nothing to end
         """End what else runs for this variant."""

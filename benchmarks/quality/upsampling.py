@@ -27,6 +27,7 @@ from benchmarks.quality.laboratory import Job, Laboratory, add_options
 from benchmarks.quality.study import Optimisation
 from scipy.ndimage import label
 
+from slime_export.machine import processor
 from slime_optimize.data.annotations import Example
 from slime_optimize.method.prediction import Predictor
 from slime_optimize.metrics import confusion, report
@@ -65,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         rows.append((kind, "the truth", "", f"{mean(specks(each.mask_HW) for each in examples):.1f}", ""))
     columns = (f"PartScenes, {options.split}", "upsampling", "mean IoU, %", "specks an image", "ms")
     print(Table(columns=columns, rows=tuple(rows)).text())
-    print(f"{machine.cpu()}, one thread")
+    print(f"{processor()}, one thread")
     return 0
 
 

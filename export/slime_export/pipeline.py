@@ -15,8 +15,9 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+from slime_export import machine
 from slime_export.forms import FORMS
-from slime_export.graph import engine_builder, inspection, lowering, onnx_export, processor, tracing
+from slime_export.graph import engine_builder, inspection, lowering, onnx_export, tracing
 from slime_export.graph.runtimes import opened
 from slime_export.options import ExportOptions
 from slime_export.proof import drift, parity, references
@@ -89,7 +90,7 @@ class Export:
     def run(self) -> tuple[Published, Report]:
         options, name = self.options, self.options.served_name
         if options.accelerator == OPENVINO:
-            self.say(f"this machine: {processor.described()}")
+            self.say(f"this machine: {machine.described()}")
         server = Server(options.url, options.access) if options.url else None
         predictor = self.begin()
         with staging(options.repository, options.wait, self.say) as staged:

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from slime_export import machine
 from slime_export.errors import EngineError, ExportError
 from slime_export.publish.trial import opened
 from slime_repository.config import CPU, OPENVINO
@@ -102,11 +103,10 @@ def table(found: Mapping[str, Tried]) -> str:
 
 
 def _measured(options: ExportOptions, say: Say) -> dict[str, Tried]:
-    from slime_export.graph import processor
     from slime_export.pipeline import Export
     from slime_export.publish.lock import staging
 
-    say(f"this machine: {processor.described()}")
+    say(f"this machine: {machine.described()}")
     run = Export(options, say, tuning=True)
     predictor = run.begin()
     with staging(options.repository, options.wait, say) as staged:
@@ -176,19 +176,7 @@ def main(encoder: str, unet: str, side: str, precision: str | None = None) -> No
         start = time.perf_counter()
         networks[1]({LATENTS: networks[0]({PIXELS: pixels})[LATENTS]})
         taken.append(1e3 * (time.perf_counter() - start))
-    print(json.dumps({"ms": taken[1:], "peak_bytes": _peak_bytes()}))
-
-
-def _peak_bytes() -> int:
-    """Return the largest resident memory of this process; 0 where the system does not tell.
-
-    Not `resource`: its figure begins with what the process that started this one had.
-    """
-    try:
-        lines = Path("/proc/self/status").read_text().splitlines()
-    except OSError:
-        return 0
-    return next(1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
+    print(json.dumps({"ms": taken[1:], "peak_bytes": machine.peak_bytes()}))
 
 
 if __name__ == "__main__":

@@ -18,8 +18,9 @@ from onnx import numpy_helper
 
 from serving import png, served
 from slime_cli.segment import local
+from slime_export import machine
 from slime_export.errors import ParityError
-from slime_export.graph import processor, runtimes
+from slime_export.graph import runtimes
 from slime_export.options import ExportOptions
 from slime_export.pipeline import export
 from slime_export.proof import parity
@@ -160,5 +161,5 @@ def test_the_cache_holds_whole_files_of_just_this_network(
 
 def test_the_processor_is_told(tmp_path: Path) -> None:
     (tmp_path / "cpuinfo").write_text("model name\t: Intel Xeon\nflags\t\t: fpu avx512f amx_bf16\n")
-    told = processor.described(tmp_path / "cpuinfo")
+    told = machine.described(tmp_path / "cpuinfo")
     assert told.startswith("Intel Xeon; has AVX-512, AMX BF16; has no AVX-512 VNNI, ")

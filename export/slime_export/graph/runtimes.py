@@ -18,8 +18,9 @@ import torch
 from onnx import ModelProto
 from torch import Tensor
 
+from slime_export import machine
 from slime_export.errors import EngineError, ExportError
-from slime_export.graph import engine_builder, onnx_export, processor
+from slime_export.graph import engine_builder, onnx_export
 from slime_repository.config import OPENVINO
 from slime_repository.contract import openvino_computes_in
 from slime_repository.openvino_network import BF16, OpenVinoError, OpenVinoNetwork, has_bf16
@@ -81,7 +82,7 @@ def require_openvino(precision: str) -> None:
         raise ExportError(f"--accelerator {OPENVINO}: {error}") from error
     if precision == BF16 and not able:
         raise ExportError(
-            f"--precision bf16: this processor has no instructions for it ({processor.described()}), expected AMX or "
+            f"--precision bf16: this processor has no instructions for it ({machine.described()}), expected AMX or "
             "AVX-512 BF16, so nothing would be gained; leave it out"
         )
 
