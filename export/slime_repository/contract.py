@@ -36,7 +36,7 @@ MAX_BATCH = 8
 # Of an ensemble's parameters: what one image takes, measured on the server that is to answer. See client/slime_client.
 IMAGE_SECONDS = "image_seconds"
 # No model's queue has a limit: a batcher with one sends nothing ahead to a busy network, and now and then misses for
-# half a second that it is free. `preprocess` limits the images under way (slime_image/places.py), before decoding.
+# half a second that it is free. `preprocess` limits the images under way (slime_image/admission.py), before decoding.
 # The latents of one batch reach the UNet one after the other, within this time, and run as one batch again.
 UNET_DELAY_US = 1000
 # What the committed preprocess/config.pbtxt carries; a repository of another backbone has its own.

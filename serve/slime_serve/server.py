@@ -180,7 +180,7 @@ class Server:
             *self._settings.security.arguments(self._key),
         ]
         threads = self._settings.threads or len(os.sched_getaffinity(0))
-        places = folder / "places"  # of the images under way (slime_image/places.py)
+        places = folder / "places"  # of the images under way (slime_image/admission.py)
         places.unlink(missing_ok=True)
         self._process = Process(
             [os.fspath(self._wheel.server), *arguments],

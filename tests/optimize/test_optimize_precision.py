@@ -15,12 +15,12 @@ from slime_optimize import Backbone, Settings
 from slime_optimize.data.annotations import Example
 from slime_optimize.method import precision
 from slime_optimize.method.attention import Attended, attend
-from slime_optimize.method.precision import AUTO, BF16, BF16_BUT_ATTENTION, FP32, Decision, computing, decide
+from slime_optimize.method.precision import AUTO, BF16, BF16_BUT_ATTENTION, FP32, Decision, computing, decide, measured
 from slime_optimize.method.run import Run, first_step, initial_text
 from slime_optimize.method.training import learn
 
 CPU = torch.device("cpu")
-Taking = Callable[[Mapping[str, float]], Callable[[], Callable[[str], None]]]
+Taking = Callable[[Mapping[str, float]], Callable[[str], None]]
 
 
 @pytest.fixture
@@ -32,26 +32,22 @@ def this(loaded: dict[str, Backbone]) -> Run:
 
 @pytest.fixture
 def taking(monkeypatch: pytest.MonkeyPatch) -> Taking:
-    """Return what prepares steps that take so many seconds of a clock that stands still otherwise."""
+    """Return what makes steps that take so many seconds of a clock that stands still otherwise."""
     now = 0.0
     monkeypatch.setattr(precision.time, "perf_counter", lambda: now)
 
-    def prepared(seconds: Mapping[str, float]) -> Callable[[], Callable[[str], None]]:
+    def made(seconds: Mapping[str, float]) -> Callable[[str], None]:
         def step(name: str) -> None:
             nonlocal now
             now += seconds[name]
 
-        return lambda: step
+        return step
 
-    return prepared
+    return made
 
 
 def amx(monkeypatch: pytest.MonkeyPatch, there: bool) -> None:
     monkeypatch.setattr(precision, "has_amx", lambda: there)
-
-
-def unmeasured() -> Callable[[str], None]:
-    raise AssertionError("a step was measured")
 
 
 @pytest.mark.parametrize(
@@ -68,20 +64,27 @@ def test_the_shortest_step_decides(
     asked: str, seconds: tuple[float, ...], expected: str, taking: Taking, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     amx(monkeypatch, True)
-    decision = decide(asked, CPU, taking(dict(zip((FP32, BF16, BF16_BUT_ATTENTION), seconds, strict=True))))
+    assert decide(asked, CPU) is None
+    decision = measured(asked, taking(dict(zip((FP32, BF16, BF16_BUT_ATTENTION), seconds, strict=True))))
     assert decision.precision == expected
-    assert decision.measured and f"{seconds[2]:.2f} s" in decision.reason
+    assert "a step was measured" in decision.reason and f"{seconds[2]:.2f} s" in decision.reason
 
 
 def test_nothing_is_measured_where_nothing_is_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    def decided(asked: str, device: torch.device = CPU, kept: str | None = None) -> str:
+        decision = decide(asked, device, kept)
+        assert decision is not None, "a step would be measured"
+        return decision.precision
+
     amx(monkeypatch, False)
-    assert decide(AUTO, CPU, unmeasured).precision == FP32
-    assert decide(AUTO, torch.device("cuda"), unmeasured).precision == FP32
+    assert decided(AUTO) == FP32
+    assert decided(AUTO, torch.device("cuda")) == FP32
     amx(monkeypatch, True)
-    assert decide(FP32, CPU, unmeasured).precision == FP32
-    assert decide(AUTO, CPU, unmeasured, kept=BF16).precision == BF16
-    assert decide(AUTO, CPU, unmeasured, kept=FP32).precision == FP32
-    assert decide(BF16, CPU, unmeasured, kept=BF16_BUT_ATTENTION).precision == BF16_BUT_ATTENTION
+    assert decided(FP32) == FP32
+    assert decided(AUTO, kept=BF16) == BF16
+    assert decided(AUTO, kept=FP32) == FP32
+    assert decided(BF16, kept=BF16_BUT_ATTENTION) == BF16_BUT_ATTENTION
+    assert decided(BF16, kept=FP32) == BF16  # which the checkpoint then refuses
 
 
 def test_the_processors_flags_tell_of_amx(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -157,10 +160,13 @@ def test_the_command(
         patch.setattr("slime_optimize.method.training.Trainer._record", _Interrupted())
         assert run([*words, "--out", str(stopped)]) == 130
     monkeypatch.setattr(precision, "has_amx", lambda: pytest.fail("a checkpoint says what to compute in"))
+    otherwise = [*words[: words.index("--precision")], "--precision", "fp32", "--out", str(stopped)]
+    assert run(otherwise) == 2
+    assert "of another run (precision: its" in capsys.readouterr().err
     assert run([*words, "--out", str(stopped)]) == 0
     same = json.loads((stopped / "segmenter.json").read_text())
     assert same["metrics"]["losses"] == made["metrics"]["losses"]
-    assert run([*words[: words.index("--precision")], "--precision", "fp32", "--out", str(stopped), "--restart"]) == 0
+    assert run([*otherwise, "--restart"]) == 0
     assert json.loads((stopped / "segmenter.json").read_text())["metrics"]["precision"] == FP32
 
 

@@ -15,10 +15,10 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 
 import slime_image
-from slime_image import places
+from slime_image import admission
 
 # As Triton says it of a model's queue.
-_FULL = f"Exceeds maximum queue size: {places.MOST} images are under way; try again after a random pause"
+_FULL = f"Exceeds maximum queue size: {admission.MOST} images are under way; try again after a random pause"
 
 
 class TritonPythonModel:
@@ -29,7 +29,7 @@ class TritonPythonModel:
         self.channel_order = values["channel_order"]
         self.crops = json.loads(values["crops"]) or [[0, 0]]
         self.metrics = _Metrics(args["model_name"])
-        self.places = places.Places(places.shared_file())
+        self.places = admission.Places(admission.shared_file())
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """Answer the requests one by one, because each image has a size of its own."""

@@ -15,8 +15,8 @@ import triton_python_backend_utils as pb_utils
 
 import slime_was
 from slime_was import tensors
+from slime_was.admission import Finished
 from slime_was.options import name_in
-from slime_was.places import Finished
 
 # As many as a picture may have that `preprocess` reads; no client that sends one asks for more.
 _MAX_PIXELS, _MAX_SIDE = 50_000_000, 16_384

@@ -19,12 +19,11 @@ import shlex
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 from slime_optimize import training_image
 from slime_optimize.backbone import EMBEDDED, choose_device, load_backbone
-from slime_optimize.commands import told
+from slime_optimize.commands import messages
 from slime_optimize.data.annotations import (
     Annotated,
     Example,
@@ -39,7 +38,7 @@ from slime_optimize.data.validation import Validation, hold_back
 from slime_optimize.errors import InputError, exit_code, failed
 from slime_optimize.files import whole, write_text
 from slime_optimize.method.checkpoint import Checkpoint
-from slime_optimize.method.precision import ASKED, AUTO, decide
+from slime_optimize.method.precision import ASKED, AUTO, decide, measured
 from slime_optimize.method.run import Begin, Run, first_step
 from slime_optimize.method.training import Learned, Trainer, learn
 from slime_optimize.options import Parser, add_settings, chosen
@@ -179,17 +178,19 @@ def run(
     elif not checkpoint.path.exists() and _finished(out) == made_from:
         print(f"{out / JSON_FILE}: this run has finished already; add --restart to learn it anew")
         return
-    decision = decide(arguments.precision, backbone.device, partial(first_step, this), checkpoint.precision())
-    this = replace(this, precision=decision.precision, precision_from=decision.reason)
+    decision = decide(arguments.precision, backbone.device, checkpoint.precision())
+    if decision:
+        this = this.computing_in(decision)
     state = checkpoint.load(this.identity)
     if validation and validation.held_back:
         print(f"{validation.examples[0].name}: held back to choose the embeddings by", flush=True)
-    print(told.plan(this, out), flush=True)
-    if decision.measured:
-        print(f"precision {decision.precision}: {decision.reason}", flush=True)
+    print(messages.plan(this, out), flush=True)
+    if decision is None:
+        this = this.computing_in(measured(arguments.precision, first_step(this)))
+        print(f"precision {this.precision}: {this.precision_from}", flush=True)
     if state:
         print(f"{checkpoint.path}: goes on after step {state.step} of {this.steps}", flush=True)
-    clock = told.Clock()
+    clock = messages.Clock()
 
     def stepped(trainer: Trainer) -> None:
         clock.step(trainer.left)
@@ -204,7 +205,7 @@ def run(
     if not arguments.no_report:
         write_text(out / REPORT_FILE, report_html(learned, this, out.resolve().name, command))
     checkpoint.remove()
-    print("\n".join([f"{out / JSON_FILE}: {told.summary(learned)}", *verdict(learned, this).lines()]))
+    print("\n".join([f"{out / JSON_FILE}: {messages.summary(learned)}", *verdict(learned, this).lines()]))
 
 
 def _check_out(out: Path) -> None:

@@ -31,38 +31,38 @@ _SHORT_S = 1.0
 
 @dataclass(frozen=True, kw_only=True)
 class Decision:
-    """A precision, and in words why it was chosen; `measured`: whether steps were timed for it."""
+    """A precision, and in words why it was chosen."""
 
     precision: str
     reason: str
-    measured: bool = False
 
 
-def decide(
-    asked: str, device: torch.device, prepared: Callable[[], Callable[[str], object]], kept: str | None = None
-) -> Decision:
-    """Return the precision of a run: the fastest of those that `asked`, one of ASKED, allows.
+def decide(asked: str, device: torch.device, kept: str | None = None) -> Decision | None:
+    """Return the precision that `asked`, one of ASKED, comes to on this device; None where a step has to be measured.
 
-    What `prepared` returns takes one whole step in a given precision, and is timed. `kept` is the precision of the
-    checkpoint that the run continues, which ends as if it had not been stopped. Without AMX, and on a GPU, "auto" is
-    float32.
+    `kept` is the precision of a checkpoint: the run that continues it ends as if it had not been stopped. Without AMX,
+    and on a GPU, "auto" is float32.
     """
     if kept is not None and (asked == AUTO or kept.startswith(asked)):
         return Decision(precision=kept, reason="that of the run that goes on")
-    if asked == FP32:
-        return Decision(precision=FP32, reason="--precision")
+    if asked == FP32 or kept is not None:  # a checkpoint of another precision is of another run, which is refused
+        return Decision(precision=asked, reason="--precision")
     if asked == AUTO and device.type != "cpu":
         return Decision(precision=FP32, reason="the default on a GPU")
     if asked == AUTO and not has_amx():
         return Decision(precision=FP32, reason="the processor has no AMX")
+    return None
+
+
+def measured(asked: str, step: Callable[[str], object]) -> Decision:
+    """Return the fastest precision that `asked` allows; `step` takes a whole step in a given one, and is timed."""
     names = _LOWER if asked == BF16 else (FP32, *_LOWER)
-    step = prepared()
     seconds = {name: _seconds(step, name) for name in names}
     best = min(_LOWER, key=seconds.__getitem__)
     if asked == AUTO and seconds[best] > _PAYS * seconds[FP32]:
         best = FP32
-    measured = "; ".join(f"{name}: {taken:.2f} s" for name, taken in seconds.items())
-    return Decision(precision=best, reason=f"a step was measured, {measured}", measured=True)
+    each = "; ".join(f"{name}: {taken:.2f} s" for name, taken in seconds.items())
+    return Decision(precision=best, reason=f"a step was measured, {each}")
 
 
 def has_amx() -> bool:

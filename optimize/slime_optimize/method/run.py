@@ -19,7 +19,7 @@ from slime_optimize.errors import InputError
 from slime_optimize.method.augmentation import views
 from slime_optimize.method.checkpoint import digest
 from slime_optimize.method.losses import Stepper
-from slime_optimize.method.precision import FP32
+from slime_optimize.method.precision import FP32, Decision
 from slime_optimize.segmenter import Segmenter, in_place
 from slime_optimize.settings import Settings
 
@@ -117,6 +117,10 @@ class Run:
             **({} if self.precision == FP32 else {"precision": self.precision}),
             **({"begins from": self.begin.segmenter.hash} if self.begin else {}),
         }
+
+    def computing_in(self, decision: Decision) -> Run:
+        """Return the run with the precision that was decided for its UNet."""
+        return replace(self, precision=decision.precision, precision_from=decision.reason)
 
     @property
     def stepper(self) -> Stepper:

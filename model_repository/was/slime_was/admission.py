@@ -1,6 +1,6 @@
 """Tells `preprocess`, in a file of the server's own, which image has reached its mask, so that the next may begin.
 
-`preprocess` lets in a limited number of images: slime_image/places.py, which is not importable from here, has the
+`preprocess` lets in a limited number of images: slime_image/admission.py, which is not importable from here, has the
 reasons and the file's form.
 """
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from slime_image.places import MOST, Places, shared_file
-from slime_was.places import Finished
+from slime_image.admission import MOST, Places, shared_file
+from slime_was.admission import Finished
 
 SECOND = 1_000_000_000
 
