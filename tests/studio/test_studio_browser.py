@@ -143,6 +143,12 @@ def add_parts(page: Page) -> None:
 def open_image(page: Page, name: str) -> None:
     page.locator("#images, .image").filter(has_text=name).first.click()
     expect(page.locator(".about")).to_contain_text(name)
+    ready(page)
+
+
+def ready(page: Page) -> None:
+    """Wait until the image that is opened can be painted."""
+    expect(page.locator("#paint canvas")).to_have_attribute("aria-busy", "false")
 
 
 def begin_to_paint(page: Page, studio: Running, folder: Path) -> Hand:
@@ -195,8 +201,10 @@ def test_the_whole_way(page: Page, running: list[Running], tmp_path: Path) -> No
     other = page.locator("#look .picture").filter(has=page.locator("img[alt^='car-3.png']"))
     other.click()
     expect(page.locator(".about")).to_contain_text("car-3.png")
+    ready(page)
     page.keyboard.press("2")
     Hand(page).drag((3.5, 3.5), (9.5, 3.5))
+    saved(page)
     expect(page.locator("#example")).to_be_checked()
     saved(page)
     assert mask_of(studio, "car-3")[3, 3] == 2 and len(np.unique(mask_of(studio, "car-3"))) > 2

@@ -77,12 +77,18 @@ export class Paint {
   async open(id, mask) {
     const image = this.state.images.find((each) => each.id === id);
     sessionStorage.setItem("image", id);
-    await trying(() => this.painter.open(image));
-    if (mask) {
+    const opened = await trying(() => this.painter.open(image));
+    if (mask && opened) {
       const free = !image.revision || await ask(`${image.name} is painted already. Replace its mask? You can undo it.`, "Replace");
-      if (free) this.painter.replace(mask);
+      if (free) this.replace(image, mask);
     }
     this.show(this.state);
+  }
+
+  /** Put a whole mask in place of an image's, unless another image was opened while it was fetched. */
+  replace(image, mask) {
+    if (this.painter.mask && this.painter.image?.id === image.id) this.painter.replace(mask);
+    else say(`Another image was opened meanwhile: the mask of ${image.name} is as it was.`);
   }
 
   showTools() {
@@ -106,7 +112,7 @@ export class Paint {
         button("−", () => view.zoom(0.8), { "aria-label": "Zoom out" }), button("+", () => view.zoom(1.25), { "aria-label": "Zoom in" }),
         button("Fit", () => view.fit(), { title: "Fit (F)" })));
     const [file, fileButton] = choosing("Open a mask", (files) => trying(async () => {
-      painter.replace(await sendForMask(`/api/images/${image.id}/open-mask?name=${encodeURIComponent(files[0].name)}`, files[0]));
+      this.replace(image, await sendForMask(`/api/images/${image.id}/open-mask?name=${encodeURIComponent(files[0].name)}`, files[0]));
     }), { accept: ".png,.tif,.tiff,.bmp,.gif,.npy", multiple: false, id: "open-mask" });
     fill(this.about, image && [
       h("label", {}, h("input", { type: "checkbox", id: "example", checked: image.example, onchange: (event) => this.setExample(image, event.target.checked) }), " Learn from this image"),
@@ -130,6 +136,11 @@ export class Paint {
 
   showParts() {
     const { painter, state } = this;
+    const added = state.parts.find((part) => part.name === this.adding);
+    if (added) { // it is chosen as it appears, and not by an answer that may come later than the next choice
+      painter.value = added.value;
+      this.adding = null;
+    }
     const all = [...state.parts, { value: VOID, name: "void", colour: "#ffffff" }];
     if (!all.some((part) => part.value === painter.value)) painter.value = state.parts[1]?.value ?? 0;
     fill(this.parts, all.map((part, number) => {
@@ -166,16 +177,15 @@ export class Paint {
   async addPart() {
     const name = this.new.value.trim();
     if (!name) return;
-    const before = this.painter.value;
+    this.adding = name;
     this.new.value = ""; // at once: the next name may be typed before the studio has answered
-    const made = await trying(() => post("/api/parts", { name }));
-    if (!made) {
-      this.new.value ||= name;
-      return;
-    }
-    if (this.painter.value === before) this.painter.value = made.value; // unless another was chosen meanwhile
-    await this.page.refresh();
     this.new.focus();
+    if (await trying(() => post("/api/parts", { name }))) {
+      await this.page.refresh();
+    } else {
+      this.adding = null;
+      this.new.value ||= name;
+    }
   }
 
   async add(files) {

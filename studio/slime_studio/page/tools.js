@@ -13,6 +13,7 @@ export class Painter {
     this.value = 1;
     this.size = 12;
     this.pointers = new Map();
+    this.opened = 0; // how often an image was opened: what an earlier opening fetches comes too late
     const { canvas } = view;
     canvas.addEventListener("pointerdown", (event) => this.down(event));
     canvas.addEventListener("pointermove", (event) => this.move(event));
@@ -28,22 +29,30 @@ export class Painter {
     window.addEventListener("pagehide", () => this.finish());
   }
 
-  /** Open an image of the project, or none (null). */
+  /** Open an image of the project, or none (null); resolve to whether it is open, and no other was opened meanwhile. */
   async open(image) {
     this.finish();
+    const turn = ++this.opened, { canvas } = this.view;
     this.image = image;
+    this.mask = null; // nothing can be painted until this image's own is there
+    canvas.setAttribute("aria-busy", String(Boolean(image)));
     this.done = [];
     this.undone = [];
     this.view.points = [];
-    if (!image) return this.view.show(null, null);
+    if (!image) {
+      this.view.show(null, null);
+      return false;
+    }
     const picture = new Image();
     picture.src = `/api/images/${image.id}`;
     const [mask] = await Promise.all([getMask(`/api/images/${image.id}/mask`), picture.decode()]);
-    if (this.image?.id !== image.id) return undefined;
+    if (turn !== this.opened) return false;
     for (const { edit, values } of unsaved(image.id)) apply(mask, edit, values);
     this.mask = mask;
     this.view.show(picture, mask);
-    return this.changed();
+    canvas.setAttribute("aria-busy", "false");
+    this.changed();
+    return true;
   }
 
   /** Take over what another tab has painted on this image. */
