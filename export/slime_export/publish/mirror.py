@@ -143,7 +143,8 @@ class Mirror:
             if new:
                 loose = loading(self.repository, model, config, sorted({*layout.versions(folder), *new}))
                 config = config if triton_config.same(loose, config) else loose
-            self._configure(model, config)
+            # Before the versions are there, as a Transaction does it.
+            self._configure(model, config, loaded_later=bool(new))
         self._add(model, new, config)
 
     def _put_ensemble(self, model: str) -> None:
@@ -211,14 +212,19 @@ class Mirror:
         if versions:
             self.transaction.add(self.root / model, versions[-1], config)
 
-    def _configure(self, model: str, config: str) -> None:
+    def _configure(self, model: str, config: str, *, loaded_later: bool = False) -> None:
         """Have the model's config.pbtxt be `config` to the byte, and loaded."""
-        if layout.config_text(self.repository / model) != config:
-            self.transaction.write_config(model, config)
+        if layout.config_text(self.repository / model) == config:
+            return
+        self.transaction.write_config(model, config)
+        if not loaded_later:
             self.transaction.load(model, layout.versions(self.repository / model)[-1])
 
     def _write(self, path: str) -> None:
-        (self.repository / path).parent.mkdir(parents=True, exist_ok=True)
+        missing = [each for each in (self.repository / path).parents if not each.exists()]
+        for folder in reversed(missing):
+            folder.mkdir()
+            self.transaction.changes.on_undo(folder.rmdir)
         self.transaction.changes.write(self.repository / path, self._content(path))
 
     def _content(self, path: str) -> bytes:

@@ -7,8 +7,8 @@ parts > .REPO.pulled/SHA256, verified, while the repository is as it was; a pull
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from dataclasses import replace as changed
 from pathlib import Path
@@ -53,15 +53,15 @@ def pull(
     if head is None:
         raise ObjectStoreError(f"store {store.url}: holds no repository yet; slime repository push REPO {store.url}")
     found, known = synced.contents(repository), synced.read(repository, store.url)
-    done = Synced(content=head.digest)
+    done, root = Synced(content=head.digest), repository.resolve()
+    downloads = root.with_name(f".{root.name}.pulled")
     if found.digest == head.digest:
         if known != done:
             with staging(repository, wait_s, say) as staged:
                 synced.write(repository, staged, store.url, done)
+        shutil.rmtree(downloads, ignore_errors=True)
         return Pulled(generation=head.number, changed=False)
     _require_replaceable(repository, store, found, known, replace)
-    root = repository.resolve()
-    downloads = root.with_name(f".{root.name}.pulled")
     with locked(downloads, wait_s, say):
         received = _download(store, head.part_bytes, Plan(repository, found, head), downloads, say)
         following = server()
@@ -73,10 +73,7 @@ def pull(
                 synced.write(repository, staged, store.url, changed(known, pulling=True))
                 Mirror(transaction, Plan(repository, found, head), downloads).run()
             synced.write(repository, staged, store.url, done)
-        for file in downloads.iterdir():
-            file.unlink()
-    with suppress(OSError):
-        downloads.rmdir()
+    shutil.rmtree(downloads, ignore_errors=True)
     return Pulled(generation=head.number, changed=True, received=received)
 
 

@@ -43,10 +43,18 @@ def push(
     layout.require_repository(repository)
     with staging(repository, wait_s, say) as staged:
         with locked(repository, wait_s, say):
-            found, known = _linked(repository, staged / _LINKS), synced.read(repository, store.url)
+            known = synced.read(repository, store.url)
+            if known.pulling and not replace:
+                raise RepositoryError(
+                    f"repository {repository}: a pull into it was interrupted; run that again, or push with --replace"
+                )
+            found = _linked(repository, staged / _LINKS)
         head = store.head()
-        if not replace:
-            _require_known(repository, store, found, known, head)
+        if head and not replace and head.digest not in (known.content, known.pushing, found.digest):
+            raise ObjectStoreError(
+                f"store {store.url}: generation {head.number} of {head.pushed} is not from repository {repository}; "
+                "pull it into another folder, export into that, and push that; or give up what it holds with --replace"
+            )
         there = {} if replace or head is None or head.part_bytes != PART_BYTES else head.files
         files, sent = _sent(store, repository, staged / _LINKS, found, there, say)
         if head and head.digest == found.digest:
@@ -74,21 +82,6 @@ def _linked(repository: Path, links: Path) -> Contents:
         except FileNotFoundError as error:
             raise _not_as_published(repository, path) from error
     return found
-
-
-def _require_known(
-    repository: Path, store: ObjectStore, found: Contents, known: Synced, head: Generation | None
-) -> None:
-    """Raise RepositoryError where the push would take away what others pushed."""
-    if known.pulling:
-        raise RepositoryError(
-            f"repository {repository}: a pull into it was interrupted; run that again first, or push with --replace"
-        )
-    if head and head.digest not in (known.content, known.pushing, found.digest):
-        raise ObjectStoreError(
-            f"store {store.url}: generation {head.number} of {head.pushed} is not from repository {repository}; pull "
-            "it into another folder, export into that, and push that; or give up what it holds with --replace"
-        )
 
 
 def _sent(
