@@ -60,9 +60,9 @@ class Generation:
     number: int
     files: Mapping[str, Stored]
     folders: tuple[str, ...] = ()
+    part_bytes: int = PART_BYTES
     pushed: str = field(default_factory=now_in_utc)
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
-    part_bytes: int = PART_BYTES
 
     @property
     def digest(self) -> str:
@@ -119,9 +119,12 @@ def digest(files: Mapping[str, Entry], folders: Iterable[str]) -> str:
 
 
 class ObjectStore:
-    """The store at `url`. Raises RepositoryError where there can be none, in one line without what may be secret."""
+    """The store at `url`; `part_bytes`: of what is pushed from now on.
 
-    def __init__(self, url: str) -> None:
+    Raises RepositoryError where there can be none, in one line without what may be secret.
+    """
+
+    def __init__(self, url: str, *, part_bytes: int = PART_BYTES) -> None:
         scheme, separator, rest = url.partition("://")
         if not separator:
             raise RepositoryError(f"store {url}: is no address of one, expected for example s3://BUCKET/PREFIX")
@@ -130,7 +133,7 @@ class ObjectStore:
                 f"store {scheme}://…: the address holds a name or a password, which others would see; leave it to the "
                 "environment (for S3, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY)"
             )
-        self.url = url.rstrip("/")
+        self.url, self.part_bytes = url.rstrip("/"), part_bytes
         try:
             import fsspec
 

@@ -20,6 +20,7 @@ from slime_export.publish.publication import Candidate, Published, publish
 from slime_export.publish.server_control import Server
 from slime_optimize.segmenter import Segmenter
 from slime_optimize.settings import Settings
+from slime_repository import config as triton_config
 from slime_repository import layout, manifest, shared_store, synced
 from slime_repository.manifest import verify
 from slime_repository.record import Check
@@ -77,7 +78,7 @@ def run(
 
 
 def assert_servable(repository: Path) -> None:
-    """Every model has its configuration, and every ensemble what it names, within the two latest versions."""
+    """Every model has its configuration, and every ensemble what it names, within the versions that are loaded."""
     for model in repository.iterdir():
         if model.name in (manifest.FILE, synced.FILE):
             continue
@@ -85,7 +86,11 @@ def assert_servable(repository: Path) -> None:
         assert f'name: "{model.name}"' in layout.config_text(model)
     for name in layout.segmenters(repository):
         for model_name, version in layout.pinned(repository / name).items():
-            assert version in layout.versions(repository / model_name)[-2:], (name, model_name)
+            loaded = triton_config.parsed(
+                layout.config_text(repository / model_name)
+            ).version_policy.latest.num_versions
+            assert loaded >= 2
+            assert version in layout.versions(repository / model_name)[-loaded:], (name, model_name)
         assert_own_version(repository / name)
     assert not list(repository.rglob("__pycache__"))
     assert verify(repository) or {each.name for each in repository.iterdir()} <= {synced.FILE}

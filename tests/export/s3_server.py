@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import socket
 import threading
 from collections.abc import Callable, Iterable
@@ -24,11 +25,12 @@ ENVIRONMENT = {
 class S3Server:
     """Serves until `close`. Before each request `fault(method, path)` says what is to happen to it:
 
-    None: nothing. A status: it is refused. "cut": the connection breaks in the middle of the content. "hold": it is
-    answered when `release` is set; `held` is set when it is there.
+    None: nothing. A status: it is refused. "cut": the connection breaks in the middle of the content. "lose": it breaks
+    before the answer. "hold": the answer waits for `release`; `held` is set when the request is there.
     """
 
     def __init__(self) -> None:
+        logging.getLogger("werkzeug").setLevel(logging.ERROR)
         self._moto = DomainDispatcherApplication(create_backend_app)
         self._server = make_server("127.0.0.1", 0, self, threaded=True)
         self.url = f"http://127.0.0.1:{self._server.server_port}"
@@ -67,6 +69,9 @@ class S3Server:
             environ["wsgi.input"] = io.BytesIO()
             start_response("400 Cut", [])
             return []
+        if fault == "lose":
+            list(self._moto(environ, lambda *_: None))
+            environ["werkzeug.socket"].shutdown(socket.SHUT_RDWR)
         answer = self._moto(environ, start_response)
         return self._half(b"".join(answer), environ["werkzeug.socket"]) if fault == "cut" else answer
 

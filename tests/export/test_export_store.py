@@ -129,7 +129,7 @@ def test_shared_segmenters_are_tried_under_a_hidden_name_and_come_and_go_as_file
     pushed(one, store)
     pulled(store, other, server)
     (group,) = layout.groups(one)
-    loads = [f"load {model}" for model in sorted(["segmenters", "vae_encoder", "was", f"{group}_unet"])]
+    loads = [f"load {model}" for model in layout.models(one) if model != group]
     assert server.calls == [*loads, f"load {group}", "try first"]
     server.calls.clear()
     for _ in range(2):
@@ -146,8 +146,7 @@ def test_shared_segmenters_are_tried_under_a_hidden_name_and_come_and_go_as_file
     assert not list((other / "segmenters").rglob("*first*"))
 
 
-@pytest.mark.parametrize("existing", [0, 2])
-@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize(("existing", "shared"), [(0, False), (2, False), (2, True)])
 def test_a_pull_that_fails_at_any_step_changes_nothing(
     tmp_path: Path,
     store: ObjectStore,
@@ -183,14 +182,12 @@ def changed(tmp_path: Path, store: ObjectStore, existing: int, shared: bool) -> 
     return one, other
 
 
-@pytest.mark.parametrize("existing", [0, 2])
-@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize(("existing", "shared"), [(0, False), (2, False), (2, True)])
 def test_a_pull_that_is_killed_at_any_step_goes_on(
     tmp_path: Path, store: ObjectStore, monkeypatch: pytest.MonkeyPatch, existing: int, shared: bool
 ) -> None:
     step, codes = 0, {9}
     one, behind = changed(tmp_path, store, existing, shared)
-    unet = next(model for model in layout.models(one) if model.endswith("_unet"))
     while codes == {9}:
         step += 1
         other = tmp_path / str(step) / "other"
@@ -202,7 +199,7 @@ def test_a_pull_that_is_killed_at_any_step_goes_on(
             with pytest.raises(RepositoryError, match="a pull into it was interrupted"):
                 pushed(other, store)
         # All was there already, but for a configuration that differed for as long as more versions were loaded.
-        assert pulled(store, other).received in (0, (one / f"{unet}/config.pbtxt").stat().st_size)
+        assert pulled(store, other).received <= max(path.stat().st_size for path in one.glob("*/config.pbtxt"))
         assert_same(one, other)
         pushed(other, store)
     assert codes == {0}

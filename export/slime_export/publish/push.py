@@ -15,7 +15,7 @@ from pathlib import Path
 from slime_export.publish.lock import WAIT_S, Say, locked, staging
 from slime_repository import layout, synced
 from slime_repository.errors import ObjectStoreError, RepositoryError
-from slime_repository.object_store import PART_BYTES, Generation, ObjectStore, Progress, Stored, in_order
+from slime_repository.object_store import Generation, ObjectStore, Progress, Stored, in_order
 from slime_repository.synced import Contents, Synced
 
 # Of the staging folder: what the repository held when the push began.
@@ -55,12 +55,14 @@ def push(
                 f"store {store.url}: generation {head.number} of {head.pushed} is not from repository {repository}; "
                 "pull it into another folder, export into that, and push that; or give up what it holds with --replace"
             )
-        there = {} if replace or head is None or head.part_bytes != PART_BYTES else head.files
+        there = {} if replace or head is None or head.part_bytes != store.part_bytes else head.files
         files, sent = _sent(store, repository, staged / _LINKS, found, there, say)
         if head and head.digest == found.digest:
             synced.write(repository, staged, store.url, Synced(content=found.digest))
             return Pushed(generation=head.number, sent=sent, new=False)
-        generation = Generation(number=head.number + 1 if head else 1, files=files, folders=found.folders)
+        generation = Generation(
+            number=head.number + 1 if head else 1, files=files, folders=found.folders, part_bytes=store.part_bytes
+        )
         # Told beforehand, because a kill may come after the store has it.
         before = head.digest if head else ""
         synced.write(repository, staged, store.url, Synced(content=before, pushing=found.digest))
@@ -102,7 +104,7 @@ def _sent(
     def pieces() -> Iterator[tuple[str, bytes]]:
         for path in paths.values():
             whole = hashlib.sha256()
-            for piece in _read(links / path):
+            for piece in _read(links / path, store.part_bytes):
                 whole.update(piece)
                 parts[path].append(hashlib.sha256(piece).hexdigest())
                 yield parts[path][-1], piece
@@ -126,11 +128,11 @@ def _sent(
     return {path: stored[entry.sha256] for path, entry in found.files.items()}, sent
 
 
-def _read(file: Path) -> Iterator[bytes]:
+def _read(file: Path, part_bytes: int) -> Iterator[bytes]:
     """Yield the parts of the file, one that is empty for an empty file."""
     with file.open("rb") as opened:
-        yield opened.read(PART_BYTES)
-        while piece := opened.read(PART_BYTES):
+        yield opened.read(part_bytes)
+        while piece := opened.read(part_bytes):
             yield piece
 
 
