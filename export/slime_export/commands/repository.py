@@ -22,6 +22,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from slime_client import SegmenterError, access
 from slime_client.cli import Parser
@@ -188,7 +189,7 @@ def _parser(prog: str | None) -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    places = {
+    places: dict[str, dict[str, Any]] = {
         "repository": {"type": Path, "metavar": "REPO", "help": "folder that export/build.py published into"},
         "store": {
             "metavar": "STORE",

@@ -23,6 +23,7 @@ from slime_repository.errors import ObjectStoreError
 from slime_repository.layout import CONFIG
 from slime_repository.manifest import Entry
 from slime_repository.object_store import Generation
+from slime_repository.record import Check
 from slime_repository.shared_contract import STORE, is_group
 from slime_repository.shared_store import CHECKS, HISTORY, VERSION
 from slime_repository.synced import Contents
@@ -153,16 +154,16 @@ class Mirror:
         if server and layout.config_text(self.repository / model) != config:
             for pinned, version in layout.pins(config).items():
                 self.transaction.keep(pinned, version)
+            checks: dict[str | None, Check | None] = {}
             if is_group(model):
                 members = shared_store.members(self.repository, model) if (self.repository / model).exists() else []
-                checks = {name: shared_store.check_of(self.repository, name) for name in members}
+                checks |= {name: shared_store.check_of(self.repository, name) for name in members}
             else:
                 version = max(each for name, each in self.plan.all if name == model)
                 place = self.root if version in self.plan.versions[model] else self.repository
                 folder = place / model / str(version)
                 # Of before there were records there is nothing to be asked.
-                known = (folder / record.FACTS_FILE).exists()
-                checks = {None: record.read_check(folder)} if known else {}
+                checks |= {None: record.read_check(folder)} if (folder / record.FACTS_FILE).exists() else {}
             for name, check in checks.items():
                 if check:
                     server.try_out(model, config, check, name)
