@@ -13,7 +13,6 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
 
-import slime_store.store
 from slime_export.publish.shared_segmenter import try_file
 from slime_export.publish.transaction import Transaction, loading
 from slime_repository import config as triton_config
@@ -184,7 +183,8 @@ class Mirror:
                 store.folder.mkdir(exist_ok=True)
         for name, path in files.items():
             if server:
-                told = slime_store.store.read(self.downloads / self.plan.new[path].sha256).description
+                file = self.downloads / self.plan.new[path].sha256
+                told = shared_store.read_file(self.repository, file).description
                 group, check = str(told["model"]), shared_store.check_of(self.repository, name, told[VERSION])
                 if check:
                     self.transaction.keep(group, layout.versions(self.repository / group)[-1])
