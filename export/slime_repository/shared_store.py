@@ -83,7 +83,7 @@ def versions(repository: Path, name: str) -> list[int]:
 
 
 def read_file(repository: Path, path: Path) -> Entry:
-    """Return the segmenter that a file, of whatever name, holds. Raises RepositoryError where it is damaged or missing."""
+    """Return the segmenter that a file holds, whatever its name. Raises RepositoryError for a damaged one."""
     try:
         return read(path)
     except StoreError as error:
