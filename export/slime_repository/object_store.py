@@ -260,7 +260,11 @@ class ObjectStore:
         raise AssertionError
 
     def _failed(self, what: str, name: str, error: Exception) -> ObjectStoreError:
-        why = "check what the credentials may do" if isinstance(error, PermissionError) else "run again to go on"
+        why = (
+            "check what the credentials may do"
+            if isinstance(error, PermissionError)
+            else "check the connection and the credentials, and run again to go on"
+        )
         return ObjectStoreError(f"store {self.url}: cannot {what} {name} ({_line(error)}); {why}")
 
 
