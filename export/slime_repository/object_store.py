@@ -134,6 +134,7 @@ class ObjectStore:
                 "environment (for S3, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY)"
             )
         self.url, self.part_bytes = url.rstrip("/"), part_bytes
+        self._head: tuple[tuple[int, str], Generation] | None = None
         try:
             import fsspec
 
@@ -151,11 +152,16 @@ class ObjectStore:
         """Return the newest generation, or None where nothing was pushed. Raises ObjectStoreError."""
         folder = f"{self._root}/generations"
         try:
-            names = self._asked("list", "generations", lambda: self._fs.ls(folder, detail=False))
+            listed = self._asked("list", "generations", lambda: self._fs.ls(folder, detail=True))
         except FileNotFoundError:
             return None
-        numbers = [int(stem) for name in names if (stem := PurePosixPath(name).stem).isdecimal()]
-        return self._generation(max(numbers)) if numbers else None
+        # With time and size: who waits for the next one does not read the same one again and again.
+        found = [(int(stem), str(each)) for each in listed if (stem := PurePosixPath(each["name"]).stem).isdecimal()]
+        if not found:
+            return None
+        if self._head is None or self._head[0] != max(found):
+            self._head = max(found), self._generation(max(found)[0])
+        return self._head[1]
 
     def put(self, generation: Generation) -> None:
         """Write the generation, unless there is one of its number: then raise ObjectStoreError that says so."""
