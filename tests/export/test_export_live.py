@@ -21,6 +21,7 @@ from slime_export.options import ExportOptions
 from slime_export.pipeline import export
 from slime_export.proof import parity, references
 from slime_export.publish import guard
+from slime_export.publish.maintenance import rollback
 from slime_export.publish.pull import pull
 from slime_export.publish.push import push
 from slime_export.publish.server_control import Server
@@ -95,8 +96,10 @@ def test_a_server_of_another_machine_follows_an_object_store(exported: Exported,
     with served(other) as server:
         with Asking(server, image) as asking:
             # The second time two versions come at once, and more are loaded than Triton otherwise keeps.
-            for exports in (1, 2):
-                for _ in range(exports):
+            for rollbacks in (0, 2):
+                for _ in range(rollbacks):
+                    rollback(target, "car", say=lambda line: None)
+                if not rollbacks:
                     export(ExportOptions(folder=exported.folder, repository=target), lambda line: None)
                 push(target, store, say=lambda line: None)
                 pull(store, other, lambda: Server(server.grpc), say=lambda line: None)
