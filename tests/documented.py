@@ -46,6 +46,7 @@ NOT_RUN = {
     r"grpcurl ": "needs grpcurl and NVIDIA's .proto files; the Python client sends the same messages",
     r"perf_analyzer ": "needs NVIDIA's SDK container; benchmarks.load measures the server here",
     r"slime studio": "serves until it is stopped; tests/studio drives it, in a browser too",
+    r"slime repository pull .* --watch": "goes on until it is stopped; tests/export starts it",
     r"cvat-cli ": "needs a CVAT server; tests/integrations loads and runs what it would",
     r"slime import-checkpoint": "needs a checkpoint of gigabytes; tests/optimize converts tiny ones",
 }
@@ -72,6 +73,7 @@ class Command:
         """The words to run: without its optional ones, of few steps, on the embedded backbone, at `url` or `http`."""
         words = re.sub(r"\[[^]]*\]", "", self.line).replace('"', "").split()
         stands_for = {"localhost:8001": url, "HOST:PORT": url, "REPO": "repository", "REPOSITORY": "repository"}
+        stands_for["s3://models/cars"] = "file://store"
         stands_for["stable-diffusion-v1-5/stable-diffusion-v1-5"] = "embedded"
         words = [stands_for.get(word, word).replace("localhost:8000", http) for word in words]
         if words[0] == "curl":

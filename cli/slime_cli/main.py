@@ -48,7 +48,9 @@ COMMANDS = {
         "make a segmenter a served model, checked against PyTorch, and publish it",
     ),
     "repository": Command(
-        "slime_export.commands.repository", "export", "list, roll back and remove what a repository serves"
+        "slime_export.commands.repository",
+        "export",
+        "list, roll back and remove what a repository serves, or push and pull it",
     ),
     "serve": Command("slime_serve.launch_command", "serve", "serve a repository on this machine with NVIDIA Triton"),
     "segment": Command(

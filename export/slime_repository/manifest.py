@@ -48,8 +48,13 @@ class Manifest:
     changing: Mapping[str, Entry | None] = field(default_factory=dict)
 
     def announced(self, entries: Mapping[str, Entry | None]) -> Manifest:
-        """Return the manifest during a change: each of these paths may have this content as well."""
-        return Manifest(files=self.files, changing={**self.changing, **entries})
+        """Return the manifest during a change: each of these paths may have this content as well.
+
+        Of a path that was announced before, that change is done by now: it is as announced then, or as now.
+        """
+        done = {path: self.changing[path] for path in entries if path in self.changing}
+        files = {path: entry for path, entry in {**self.files, **done}.items() if entry} if done else self.files
+        return Manifest(files=files, changing={**self.changing, **entries})
 
     def settled(self) -> Manifest:
         """Return the manifest once the changes are made."""
@@ -83,6 +88,12 @@ def read(repository: Path, models: Callable[[], Iterable[Path]]) -> Manifest:
         return found
     there = {path: repository / path for path in found.changing}
     return found.announced({path: entry(file) if file.is_file() else None for path, file in there.items()}).settled()
+
+
+def is_unsettled(repository: Path) -> bool:
+    """Return whether a change is under way, or was killed, and no other has settled the manifest since."""
+    path = repository / FILE
+    return path.exists() and bool(_loaded(path, "delete it and run again").changing)
 
 
 def verify(repository: Path, say: Callable[[str], object] = lambda line: None) -> bool:

@@ -44,12 +44,12 @@ def names(repository: Path) -> list[str]:
 
 def entry(repository: Path, name: str) -> Entry:
     """Return the segmenter's file that serves. Raises RepositoryError where it is damaged or missing."""
-    return _read(repository, store_of(repository).path(name))
+    return read_file(repository, store_of(repository).path(name))
 
 
 def earlier(repository: Path, name: str, version: int) -> Entry:
     """Return the segmenter's file of an earlier version. Raises RepositoryError where it is damaged or missing."""
-    return _read(repository, file_of(history(repository, name), version))
+    return read_file(repository, file_of(history(repository, name), version))
 
 
 def file_of(folder: Path, version: int) -> Path:
@@ -82,7 +82,8 @@ def versions(repository: Path, name: str) -> list[int]:
     return sorted(found)
 
 
-def _read(repository: Path, path: Path) -> Entry:
+def read_file(repository: Path, path: Path) -> Entry:
+    """Return the segmenter that a file holds, whatever its name. Raises RepositoryError for a damaged one."""
     try:
         return read(path)
     except StoreError as error:

@@ -20,9 +20,11 @@ from slime_export.publish.publication import Candidate, Published, publish
 from slime_export.publish.server_control import Server
 from slime_optimize.segmenter import Segmenter
 from slime_optimize.settings import Settings
-from slime_repository import layout, manifest
+from slime_repository import config as triton_config
+from slime_repository import layout, manifest, shared_store, synced
 from slime_repository.manifest import verify
 from slime_repository.record import Check
+from slime_repository.variant import Variant
 
 BACKBONE = "a1" * 32
 CHECK = Check(image=b"an image", mask_HW=np.zeros((8, 8), np.uint8), agreement=0.999, training_image=True)
@@ -45,7 +47,13 @@ def segmenter(parts: int = 3, backbone: str = BACKBONE) -> Segmenter:
 
 
 def run(
-    repository: Path, name: str = "car", parts: int = 3, server: Any = None, unet: str = "", keep: int = 2
+    repository: Path,
+    name: str = "car",
+    parts: int = 3,
+    server: Any = None,
+    unet: str = "",
+    keep: int = 2,
+    shared: bool = False,
 ) -> Published:
     """As the pipeline does it, with files of a few bytes in place of networks."""
     with staging(repository) as staged:
@@ -63,23 +71,29 @@ def run(
             unet=folders["unet"],
             encoder=None if encoder else folders["encoder"],
             check=CHECK,
+            shared=shared,
+            variant=Variant(maps="weighted" if shared else "averaged"),
         )
         return publish(repository, staged, candidate, server, keep=keep)
 
 
 def assert_servable(repository: Path) -> None:
-    """Every model has its configuration, and every ensemble what it names, within the two latest versions."""
+    """Every model has its configuration, and every ensemble what it names, within the versions that are loaded."""
     for model in repository.iterdir():
-        if model.name == manifest.FILE:
+        if model.name in (manifest.FILE, synced.FILE):
             continue
         assert not model.name.startswith(".")
         assert f'name: "{model.name}"' in layout.config_text(model)
     for name in layout.segmenters(repository):
         for model_name, version in layout.pinned(repository / name).items():
-            assert version in layout.versions(repository / model_name)[-2:], (name, model_name)
+            loaded = triton_config.parsed(
+                layout.config_text(repository / model_name)
+            ).version_policy.latest.num_versions
+            assert loaded >= 2
+            assert version in layout.versions(repository / model_name)[-loaded:], (name, model_name)
         assert_own_version(repository / name)
     assert not list(repository.rglob("__pycache__"))
-    assert verify(repository) or not list(repository.iterdir())
+    assert verify(repository) or {each.name for each in repository.iterdir()} <= {synced.FILE}
 
 
 def assert_own_version(ensemble: Path) -> None:
@@ -183,6 +197,12 @@ class FakeServer(Server):
             assert self.has(model, version)
         assert check.image == CHECK.image and np.array_equal(check.mask_HW, CHECK.mask_HW)
         self._note(f"try {name} on unet {layout.pins(config)[name + '_unet']}")
+        return 0.25
+
+    def try_shared(self, group: str, name: str, check: Check) -> float:
+        assert group in self.loaded and shared_store.entry(self.repository, name)
+        assert check.image == CHECK.image
+        self._note(f"try {name}")
         return 0.25
 
     def _note(self, call: str) -> None:

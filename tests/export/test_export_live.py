@@ -21,8 +21,13 @@ from slime_export.options import ExportOptions
 from slime_export.pipeline import export
 from slime_export.proof import parity, references
 from slime_export.publish import guard
+from slime_export.publish.maintenance import rollback
+from slime_export.publish.pull import pull
+from slime_export.publish.push import push
+from slime_export.publish.server_control import Server
 from slime_optimize.evaluation import read_data
-from slime_repository import contract, layout
+from slime_repository import contract, layout, synced
+from slime_repository.object_store import ObjectStore
 from slime_repository.record import Check
 
 pytestmark = pytest.mark.triton
@@ -77,6 +82,32 @@ def test_publishing_to_a_server_that_answers(
             assert len(each.masks) > 3
             assert min((mask == expected).mean() for mask in each.masks) >= 0.999
         assert (server.segment("car", png(image)) == expected).mean() >= 0.999
+
+
+@pytest.mark.usefixtures("without_tracing")
+@pytest.mark.parametrize("exported", ["sd21"], indirect=True)
+def test_a_server_of_another_machine_follows_an_object_store(exported: Exported, tmp_path: Path) -> None:
+    target, other = shutil.copytree(exported.repository, tmp_path / "repository"), tmp_path / "other"
+    store = ObjectStore(f"file://{tmp_path}/store")
+    (image,) = parity.random_images(np.random.default_rng(3), 1, 64)
+    expected = exported.predictor.mask(image)
+    push(target, store, say=lambda line: None)
+    pull(store, other, say=lambda line: None)
+    with served(other) as server:
+        with Asking(server, image) as asking:
+            # The second time two versions come at once, and more are loaded than Triton otherwise keeps.
+            for rollbacks in (0, 2):
+                for _ in range(rollbacks):
+                    rollback(target, "car", say=lambda line: None)
+                if not rollbacks:
+                    export(ExportOptions(folder=exported.folder, repository=target), lambda line: None)
+                push(target, store, say=lambda line: None)
+                pull(store, other, lambda: Server(server.grpc), say=lambda line: None)
+                assert int(served_version(server)) == layout.versions(target / "car")[-1]
+        assert synced.contents(target) == synced.contents(other)
+        assert not asking.errors
+        assert len(asking.masks) > 3
+        assert min((mask == expected).mean() for mask in asking.masks) >= 0.999
 
 
 def leave_a_trial(server: Served) -> None:

@@ -32,12 +32,15 @@ from slime_export.publish.lock import staging
 from slime_export.publish.maintenance import remove, rollback
 from slime_export.publish.publication import Candidate
 from slime_export.publish.publication import publish as published
+from slime_export.publish.pull import pull
+from slime_export.publish.push import push
 from slime_export.publish.server_control import Server
 from slime_optimize.backbone import Backbone, load_backbone
 from slime_optimize.method.prediction import Predictor
 from slime_optimize.segmenter import Segmenter
 from slime_repository import layout, listing, shared_store
 from slime_repository.manifest import verify
+from slime_repository.object_store import ObjectStore
 from slime_repository.record import Check, png
 from slime_repository.variant import Variant
 
@@ -194,6 +197,44 @@ def test_rollback_publishes_old_content_anew_and_removal_takes_it_away(publish: 
         assert remove(publish.repository, "back", say=quiet) == ["back"]
         with pytest.raises(SegmenterError, match="back"):
             client.segment(png(IMAGE))
+
+
+def test_another_server_follows_an_object_store(publish: Publisher, tmp_path: Path) -> None:
+    """A segmenter comes, one answers wrongly, and one is removed, while another is asked all the time."""
+    store, other = ObjectStore(f"file://{tmp_path}/store"), tmp_path / "other"
+    push(publish.repository, store, say=quiet)
+    pull(store, other, say=quiet)
+    words = [sys.executable, str(ROOT / "export/repository.py"), "pull", store.url, str(other), "--watch", "0.1"]
+    with served(other) as server, Client(server.grpc, "one") as one, ThreadPoolExecutor(1) as pool:
+        stop, expected = Event(), one.segment(png(IMAGE)).array
+        asked = pool.submit(lambda: [one.segment(png(IMAGE)).array for _ in iter(stop.is_set, True)])
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        with subprocess.Popen([*words, "--url", server.grpc], **pipes) as watching:
+            try:
+                publish("late", publish.segmenter(40))
+                push(publish.repository, store, say=quiet)
+                assert "is generation 2 of file://" in watching.stdout.readline()
+                with Client(server.grpc, "late") as late:
+                    assert (late.segment(png(IMAGE)).array == publish.mask(publish.segmenter(40))).mean() > 0.999
+                    wrong = np.full_like(publish.mask(publish.segmenter(41)), 3)
+                    publish("wrong", publish.segmenter(41), expected=wrong)
+                    push(publish.repository, store, say=quiet)
+                    while "expected at least 99 %" not in watching.stderr.readline():
+                        assert watching.poll() is None
+                    with pytest.raises(SegmenterError, match="wrong"):
+                        Client(server.grpc, "wrong")
+                    for name in ("wrong", "late"):
+                        remove(publish.repository, name, say=quiet)
+                    push(publish.repository, store, say=quiet)
+                    assert "is generation 4 of file://" in watching.stdout.readline()
+                    with pytest.raises(SegmenterError, match="late"):
+                        late.segment(png(IMAGE))
+            finally:
+                watching.terminate()
+                stop.set()
+        assert watching.returncode == 0
+        masks = asked.result()
+    assert len(masks) > 3 and all((mask == expected).all() for mask in masks)
 
 
 def quiet(_: str) -> None:

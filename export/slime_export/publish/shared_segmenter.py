@@ -52,11 +52,8 @@ class SharedSegmenter:
             entry, description={**entry.description, "name": self.name, VERSION: version, PUBLISHED: now_in_utc()}
         )
         if transaction.server and check:
-            tried = store.path(f".{self.name}")
-            changes.write(tried, content(told))
-            seconds = transaction.server.try_shared(str(entry.description["model"]), f".{self.name}", check)
+            seconds = try_file(transaction, self.name, content(told), str(entry.description["model"]), check)
             told = replace(told, description={**told.description, IMAGE_SECONDS: round(seconds, 3)})
-            changes.take(tried)
         live = store.path(self.name)
         if live.exists():
             self._remember()
@@ -105,6 +102,19 @@ class SharedSegmenter:
             transaction.changes.take(shared_store.file_of(folder, old))
             if (checked := shared_store.checks(repository, self.name) / str(old)).is_dir():
                 transaction.changes.take(checked)
+
+
+def try_file(transaction: Transaction, name: str, file: bytes, group: str, check: Check) -> float:
+    """Have the running server answer `check` by this file under a name of its own; return the seconds that took.
+
+    Raises ServerError where it answers wrongly.
+    """
+    assert transaction.server
+    hidden = shared_store.store_of(transaction.repository).path(f".{name}")
+    transaction.changes.write(hidden, file)
+    seconds = transaction.server.try_shared(group, f".{name}", check)
+    transaction.changes.take(hidden)
+    return seconds
 
 
 def switch_group(transaction: Transaction, group: str, config: str, *, tried: bool = False) -> int:

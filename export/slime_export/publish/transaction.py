@@ -40,7 +40,7 @@ class Transaction:
         else:
             (staged / CONFIG).write_text(config, encoding="utf-8")
             self.changes.place(staged, target)
-        self._load(staged.name, version)
+        self.load(staged.name, version)
 
     def add_files(self, files: Path, model: str, config: str) -> int:
         """Make the staged folder `files` the next version of `model`, load it, and return its number."""
@@ -55,11 +55,15 @@ class Transaction:
         folder = self.repository / model
         differs = config is not None and not triton_config.same(layout.config_text(folder), config)
         if config is not None and differs:
-            self._load_after_undo(model)
-            self.changes.write(folder / CONFIG, config)
+            self.write_config(model, config)
         if differs or (self.server and not self.server.has(model, version)):
-            self._load(model, version)
+            self.load(model, version)
         return version
+
+    def write_config(self, model: str, config: str) -> None:
+        """Put `config` in place of the model's config.pbtxt. A running server is told with the model's next load."""
+        self._load_after_undo(model)
+        self.changes.write(self.repository / model / CONFIG, config)
 
     def add_shared_files(self, files: Path, model: str, config: str, besides: str | None = None) -> int:
         """As `add_files`, for a model that several segmenters use: all versions that one is pinned to stay loaded.
@@ -69,11 +73,10 @@ class Transaction:
         new, folder = self.next_version(model), self.repository / model
         if besides is not None:
             self._check_users(model, new, besides)
-        config = _loading(self.repository, model, config, [*self._versions(model), new])
+        config = loading(self.repository, model, config, [*self._versions(model), new])
         if folder.exists() and not triton_config.same(layout.config_text(folder), config):
             # Before the version is there: a kill in between must not leave one too many for those that are loaded.
-            self._load_after_undo(model)
-            self.changes.write(folder / CONFIG, config)
+            self.write_config(model, config)
         return self.add_files(files, model, config)
 
     def python_model(self, model: str, kind: str, config: str, besides: str | None = None) -> int:
@@ -83,7 +86,7 @@ class Transaction:
         """
         folder, latest = self.repository / model, max(self._versions(model), default=0)
         if latest and served_code.is_current(folder, latest, kind):
-            return self.keep(model, latest, _loading(self.repository, model, config, self._versions(model)))
+            return self.keep(model, latest, loading(self.repository, model, config, self._versions(model)))
         # The packages go into the version's own folder, which Triton puts before the model's on sys.path: the versions
         # before keep theirs.
         files = self.staging / ".code" / model
@@ -140,7 +143,8 @@ class Transaction:
                     f"{self.repository} (or export {user} again)"
                 )
 
-    def _load(self, model: str, version: int) -> None:
+    def load(self, model: str, version: int) -> None:
+        """Have the running server load the model, and require that it has this version."""
         if self.server:
             self.server.load(model)
             self.server.require(model, version)
@@ -165,14 +169,14 @@ class Transaction:
 def settle(repository: Path, models: Iterable[str], server: Server | None, *, wait_s: float, say: Say) -> None:
     """Have no more versions of shared models loaded than are needed, now that segmenters have moved on.
 
-    In a transaction of its own, because a manifest can tell of one change of a file at a time. Where it fails, versions
-    that nobody needs stay loaded until the next change, which is said and no error.
+    In a transaction of its own, so that nothing else is undone where it fails. Then versions that nobody needs stay
+    loaded until the next change, which is said and no error.
     """
     wanted: dict[str, str] = {}
     for model in models:
         there, text = layout.versions(repository / model), layout.config_text(repository / model)
         if there and not served_code.is_own(repository, model):
-            config = _loading(repository, model, text, there)
+            config = loading(repository, model, text, there)
             wanted |= {} if triton_config.same(text, config) else {model: config}
     if not wanted:
         return
@@ -184,7 +188,7 @@ def settle(repository: Path, models: Iterable[str], server: Server | None, *, wa
         say(f"older versions of {', '.join(wanted)} stay loaded until the next change: {error}")
 
 
-def _loading(repository: Path, model: str, config: str, versions: list[int]) -> str:
+def loading(repository: Path, model: str, config: str, versions: list[int]) -> str:
     """Return `config` with so many of these versions loaded that nobody's is missing, two at least."""
     lowest = min(layout.users(repository, model).values(), default=versions[-1])
     return triton_config.loading(config, max(LOADED, sum(each >= lowest for each in versions)))
