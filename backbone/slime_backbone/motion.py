@@ -22,6 +22,8 @@ from slime_backbone.scene import KINDS, SIZE, backdrop, blob, parts_of
 SPLITS = {"choosing": 5, "testing": 6}
 COUNTS = {"choosing": 4, "testing": 6}
 FRAMES = 48
+# Pillow moves corners to whole places of its grid, which would make outlines tremble from frame to frame.
+_FINER = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +57,7 @@ def clip(kind: str, split: str, index: int, *, frames: int = FRAMES, size: int =
             replace(layer, polygon_V2=_moved(layer.polygon_V2, pose))
             for layer, pose in zip(layers, poses_L33, strict=True)
         ]
-        index_OO = indices(placed, size)
+        index_OO = indices(placed, size * _FINER)[::_FINER, ::_FINER]
         body_OO = body_of_L[index_OO]
         surface_2OO = _through(np.linalg.inv(poses_GT33[:, t]), body_OO)
         # The same chance for each frame: light and textures are the clip's, noise alone is the frame's.
