@@ -1,4 +1,4 @@
-"""Write PartScenes to folders: images/NNN.png, masks/NNN.png (part indices), parts.json; captions.json or motion.npz."""
+"""Write PartScenes to folders: images/NNN.png, masks/NNN.png (part indices), parts.json and more."""
 
 from __future__ import annotations
 

@@ -123,9 +123,7 @@ def _swaying(
     """Return poses (T, 3, 3) that go to and fro, each by up to twice these: of the side, radians, and a share."""
     amplitudes = np.array([shift, shift, turn, growth]) * rng.uniform(0.5, 1.5, 4)
     periods, phases = rng.uniform(40, 100, 4), rng.uniform(0, 2 * np.pi, 4)
-    across, down, angle, grown = amplitudes[:, None] * np.sin(
-        2 * np.pi * clock_T / periods[:, None] + phases[:, None]
-    )
+    across, down, angle, grown = amplitudes[:, None] * np.sin(2 * np.pi * clock_T / periods[:, None] + phases[:, None])
     return np.stack(
         [
             _pose(scale * (1 + grown[t]), angle[t], np.array([0.5 + across[t], 0.5 + down[t]]), origin=0.5)

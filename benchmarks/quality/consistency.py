@@ -7,8 +7,6 @@ Legend: T frames, H, W image sides, P parts.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import numpy.typing as npt
 from scipy.ndimage import binary_dilation
@@ -25,9 +23,7 @@ def video_consistency(truth_THW: Labels, masks_THW: Labels, window: int) -> floa
     in the masks stays, too; the mean over the windows. NaN where no window fits."""
     shares = []
     for first in range(len(truth_THW) - window + 1):
-        still_HW, held_HW = (
-            (each[first : first + window] == each[first]).all(0) for each in (truth_THW, masks_THW)
-        )
+        still_HW, held_HW = ((each[first : first + window] == each[first]).all(0) for each in (truth_THW, masks_THW))
         if still_HW.any():
             shares.append(float(held_HW[still_HW].mean()))
     return 100 * float(np.mean(shares)) if shares else float("nan")
@@ -51,10 +47,19 @@ def mean_iou(confusion_PP: npt.NDArray[np.int64]) -> float:
     return 100 * float((both_P[either_P > 0] / either_P[either_P > 0]).mean())
 
 
-def flicker(masks_THW: Labels) -> float:
-    """Return A-B-A changes: pixels that have another label for one frame only, per 1,000 pixels and frame."""
+def flicker(masks_THW: Labels, truth_THW: Labels | None = None) -> float:
+    """Return A-B-A changes: pixels that have another label for one frame only, per 1,000 pixels and frame.
+
+    With the truth, those apart where it changes in the same way itself, as under what passes quickly.
+    """
+    changed = _there_and_back(masks_THW)
+    return 1000 * float((changed if truth_THW is None else changed & ~_there_and_back(truth_THW)).mean())
+
+
+def _there_and_back(masks_THW: Labels) -> Bools:
     before, now, after = masks_THW[:-2], masks_THW[1:-1], masks_THW[2:]
-    return 1000 * float(((before == after) & (now != before)).mean())
+    changed: Bools = (before == after) & (now != before)
+    return changed
 
 
 def region_and_contour(truth_THW: Labels, masks_THW: Labels, parts: int) -> tuple[float, float]:
@@ -64,7 +69,9 @@ def region_and_contour(truth_THW: Labels, masks_THW: Labels, parts: int) -> tupl
     clip are left out.
     """
     shown = [part for part in range(1, parts) if (truth_THW == part).any()]
-    pairs = [[(truth == part, mask == part) for truth, mask in zip(truth_THW, masks_THW, strict=True)] for part in shown]
+    pairs = [
+        [(truth == part, mask == part) for truth, mask in zip(truth_THW, masks_THW, strict=True)] for part in shown
+    ]
     regions = [np.mean([_overlap(*pair) for pair in of_part]) for of_part in pairs]
     contours = [np.mean([contour_accuracy(*pair) for pair in of_part]) for of_part in pairs]
     return 100 * float(np.mean(regions)), 100 * float(np.mean(contours))
@@ -92,8 +99,3 @@ def _outline(region_HW: Bools) -> Bools:
 def _overlap(truth_HW: Bools, mask_HW: Bools) -> float:
     either = (truth_HW | mask_HW).sum()
     return float((truth_HW & mask_HW).sum() / either) if either else 1.0
-
-
-def mean_over(figures: Sequence[float]) -> float:
-    """Return the mean of the clips' figures that are not NaN."""
-    return float(np.nanmean(figures))

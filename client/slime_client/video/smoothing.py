@@ -10,7 +10,7 @@ things stay what they are while they move: a hidden Markov model along the optic
 
 So a frame that is sure weighs more than one that is not, and a label changes once enough frames have spoken against it.
 `trust` is 1 where the flow to the other frame and back comes back, and the colours there are the same, and 0 where
-something was covered or came into sight. After a cut nothing is carried on. The flow is OpenCV's DIS, the extra `video`.
+something was covered or came into sight. After a cut nothing is carried on. The flow is DIS, of OpenCV (extra `video`).
 
 Letters in names: H, W pixels of the frame, K parts, h, w the scores' grid, g the grid that is worked on.
 """
