@@ -14,7 +14,7 @@ import grpc.aio
 from tritonclient.grpc import service_pb2_grpc
 
 from slime_client.access import Access
-from slime_client.core import DEFAULT_TIMEOUT_S, LIVE_TIMEOUT_S, Answer, SegmenterCore, listing
+from slime_client.core import DEFAULT_TIMEOUT_S, LIVE_TIMEOUT_S, Answer, Scores, SegmenterCore, listing
 from slime_client.images import ImageLike
 from slime_client.lookup import Description
 from slime_client.mask import Mask
@@ -50,7 +50,7 @@ class Segmenter(SegmenterCore, AbstractAsyncContextManager["Segmenter", None]):
             await self.close()
             raise
 
-    async def segment(self, image: ImageLike, *, scores: bool = False, timeout: float | None = None) -> Mask:
+    async def segment(self, image: ImageLike, *, scores: Scores = False, timeout: float | None = None) -> Mask:
         """Return one image's mask; see `slime_client.Segmenter.segment`."""
         return await self._run(self._segmenting(image, scores=scores, timeout=timeout))
 
@@ -60,7 +60,7 @@ class Segmenter(SegmenterCore, AbstractAsyncContextManager["Segmenter", None]):
         *,
         concurrency: int | None = None,
         ordered: bool = True,
-        scores: bool = False,
+        scores: Scores = False,
         timeout: float | None = None,
     ) -> AsyncIterator[Answer]:
         """Yield the masks of many images, several in flight; see `slime_client.Segmenter.segment_many`."""

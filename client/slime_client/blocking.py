@@ -12,7 +12,7 @@ import grpc
 from tritonclient.grpc import service_pb2_grpc
 
 from slime_client.access import Access
-from slime_client.core import DEFAULT_TIMEOUT_S, LIVE_TIMEOUT_S, MAX_CONCURRENCY, Answer, SegmenterCore, listing
+from slime_client.core import DEFAULT_TIMEOUT_S, LIVE_TIMEOUT_S, MAX_CONCURRENCY, Answer, Scores, SegmenterCore, listing
 from slime_client.errors import CANCELLED, SegmenterError
 from slime_client.images import ImageLike
 from slime_client.lookup import Description
@@ -134,12 +134,13 @@ class Segmenter(SegmenterCore, AbstractContextManager["Segmenter", None]):
             self.close()
             raise
 
-    def segment(self, image: ImageLike, *, scores: bool = False, timeout: float | None = None) -> Mask:
+    def segment(self, image: ImageLike, *, scores: Scores = False, timeout: float | None = None) -> Mask:
         """Return one image's mask.
 
         Args:
             image: a path or bytes (JPEG, PNG, WebP, sent as they are), a uint8 RGB array (H, W, 3) or a PIL image.
-            scores: ask for the parts' score maps too.
+            scores: ask for the parts' score maps too; "sharpened" for those that the mask is the argmax of once they are
+                enlarged to its size, which is what may be averaged over the frames of a video.
             timeout: seconds for the whole call, instead of the segmenter's.
 
         Returns:
@@ -150,7 +151,7 @@ class Segmenter(SegmenterCore, AbstractContextManager["Segmenter", None]):
         """
         return self._connection.run(self._segmenting(image, scores=scores, timeout=timeout))
 
-    def submit(self, image: ImageLike, *, scores: bool = False, timeout: float | None = None) -> "Future[Mask]":
+    def submit(self, image: ImageLike, *, scores: Scores = False, timeout: float | None = None) -> "Future[Mask]":
         """Do `segment` in a thread of its own. Cancelling the future ends the call, on the server too."""
         future: Future[Mask] = Future()
         cancellation = Cancellation()
@@ -168,7 +169,7 @@ class Segmenter(SegmenterCore, AbstractContextManager["Segmenter", None]):
         *,
         concurrency: int | None = None,
         ordered: bool = True,
-        scores: bool = False,
+        scores: Scores = False,
         timeout: float | None = None,
     ) -> Iterator[Answer]:
         """Yield the masks of many images, several in flight: one answer for each. Stopping early cancels the rest.
