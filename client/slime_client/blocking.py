@@ -139,8 +139,8 @@ class Segmenter(SegmenterCore, AbstractContextManager["Segmenter", None]):
 
         Args:
             image: a path or bytes (JPEG, PNG, WebP, sent as they are), a uint8 RGB array (H, W, 3) or a PIL image.
-            scores: ask for the parts' score maps too; "sharpened" for those that the mask is the argmax of once they are
-                enlarged to its size, which is what may be averaged over the frames of a video.
+            scores: ask for the parts' score maps too; "sharpened" for those that the mask is the argmax of, once
+                enlarged to its size; these may be averaged over the frames of a video.
             timeout: seconds for the whole call, instead of the segmenter's.
 
         Returns:
