@@ -151,7 +151,8 @@ class Segmenter(SegmenterCore, AbstractAsyncContextManager["Segmenter", None]):
                 elif not window.over:
                     await changed.wait()
         finally:
-            await asyncio.gather(*await asyncio.to_thread(window.close), return_exceptions=True)
+            await asyncio.gather(*window.give_up(), return_exceptions=True)
+            await asyncio.to_thread(ahead.close)
 
     async def _run(self, steps: Steps[Result]) -> Result:
         if self._connection is None:

@@ -10,6 +10,7 @@ import importlib.util
 import io
 import os
 import uuid
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias, Union
@@ -115,8 +116,8 @@ def saved(picture: Image.Image, kind: str, **options: Any) -> bytes:
     return buffer.getvalue()
 
 
-def write_file(path: Path, data: bytes) -> None:
-    """Write `data` under `path`, replacing what is there only once all of it is on disk.
+def write_file(path: Path, data: bytes | Iterable[bytes]) -> None:
+    """Write `data`, whole or in pieces, under `path`, replacing what is there only once all of it is on disk.
 
     Raises:
         SegmenterError: INVALID_ARGUMENT when the folder is missing or cannot be written.
@@ -124,7 +125,8 @@ def write_file(path: Path, data: bytes) -> None:
     # Not tempfile: its files are readable by the owner alone, and os.replace would keep that.
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
-        temporary.write_bytes(data)
+        with temporary.open("wb") as file:
+            file.writelines([data] if isinstance(data, bytes) else data)
         os.replace(temporary, path)
     except OSError as error:
         reason = f"cannot be written ({error.strerror or error})"

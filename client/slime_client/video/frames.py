@@ -146,10 +146,8 @@ class Track:
                 self._smoother, self._shape = Smoother(self._how.smooth), shape
             mask = replace(mask, array=self._smoother(picture.image, answer.scores))
         if mask.array.shape != picture.image.shape[:2]:
-            got, expected = mask.array.shape, picture.image.shape[:2]
-            raise SegmenterError(
-                f"frame {picture.index}: got a mask {got}, expected {expected}, as the frame", INTERNAL
-            )
+            message = f"frame {picture.index}: got a mask {mask.array.shape}, expected {picture.image.shape[:2]}"
+            raise SegmenterError(f"{message}, the frame's size", INTERNAL)
         return Frame(
             index=picture.index, time=picture.time, name=picture.name, image=picture.image, mask=mask, reused=reused
         )
@@ -273,11 +271,12 @@ class Window(Generic[Answer]):
         picture, answer, reused = self._flying.popleft()
         return lambda: self._track.frame(picture, _told(picture, answer), reused)
 
-    def close(self) -> None:
-        """Stop reading and give up what is in flight."""
-        self._ahead.close()
-        for _, answer, _ in self._flying:
+    def give_up(self) -> list[Answer]:
+        """Cancel what is in flight, and return it."""
+        given_up = [answer for _, answer, _ in self._flying]
+        for answer in given_up:
             answer.cancel()
+        return given_up
 
 
 def _told(picture: Picture, answer: Pending) -> Mask:
@@ -302,7 +301,8 @@ def frames(
     `start` is the index of the first picture that is wanted.
     """
     changed = threading.Event()
-    window: Window[Future[Mask]] = Window(Ahead(clip.read(how.stride, start), how, changed.set), track, concurrency)
+    ahead = Ahead(clip.read(how.stride, start), how, changed.set)
+    window: Window[Future[Mask]] = Window(ahead, track, concurrency)
     try:
         while not window.over:
             changed.clear()
@@ -315,4 +315,5 @@ def frames(
             elif not window.over:
                 changed.wait()
     finally:
-        window.close()
+        window.give_up()
+        ahead.close()

@@ -18,7 +18,7 @@ class Smoother:
             raise NotImplementedError(how)
 
     def history(self) -> dict[str, npt.NDArray[Any]]:
-        """Return what the frames so far leave behind for those that follow, as arrays by name; none before the first."""
+        """Return what the frames so far leave behind for those that follow, as arrays by name."""
         return {}
 
     def go_on(self, history: Mapping[str, npt.NDArray[Any]]) -> None:
