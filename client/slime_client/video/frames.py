@@ -89,6 +89,11 @@ class Following:
             raise bad("max_staleness", repr(self.max_staleness), "seconds, more than 0")
 
     @property
+    def follows(self) -> bool:
+        """Whether a frame's mask follows from those before."""
+        return self.smooth != "none" or self.skip_still
+
+    @property
     def scores(self) -> Scores:
         """What is asked for beside the mask."""
         return False if self.smooth == "none" else "sharpened"
@@ -108,7 +113,7 @@ class Track:
     def __init__(self, how: Following) -> None:
         self._how, self._taken = how, 0
         self._sent: npt.NDArray[np.int16] | None = None
-        self._smoother, self._shape = Smoother(how.smooth), (0, 0, 0)
+        self._smoother, self._shape = Smoother(how.smooth), [0, 0, 0]
 
     def history(self) -> dict[str, npt.NDArray[Any]]:
         """Return what the frames so far leave behind for those that follow, as arrays by name."""
@@ -116,7 +121,7 @@ class Track:
 
     def go_on(self, history: Mapping[str, npt.NDArray[Any]]) -> None:
         """Follow frames whose `history` was this."""
-        self._shape = tuple(history["shape"].tolist())
+        self._shape = history["shape"].tolist()
         self._smoother.go_on({name: array for name, array in history.items() if name != "shape"})
 
     def is_still(self, picture: Picture) -> bool:
@@ -127,12 +132,13 @@ class Track:
             return False
         reduced = Image.fromarray(picture.image).reduce(min(_BLOCK, *picture.image.shape[:2]))
         means = np.asarray(reduced, np.int16)
-        before = self._sent
-        comparable = not begins and before is not None and before.shape == means.shape
-        if comparable and np.abs(means - before).max() <= _STILL_LEVELS:
-            return True
-        self._sent = means
-        return False
+        before, self._sent = self._sent, means
+        if begins or before is None or before.shape != means.shape:
+            return False
+        still = bool(np.abs(means - before).max() <= _STILL_LEVELS)
+        if still:  # Compared with what was sent, so that what changes slowly is sent at last.
+            self._sent = before
+        return still
 
     def frame(self, picture: Picture, answer: Mask, reused: bool) -> Frame:
         """Return the frame of a picture, from the answer to it, or to an earlier one."""
@@ -140,7 +146,7 @@ class Track:
         if self._how.smooth != "none":
             if answer.scores is None:
                 raise AssertionError("an answer that is to be smoothed has scores")
-            shape = (*picture.image.shape[:2], len(answer.parts))
+            shape = [*picture.image.shape[:2], len(answer.parts)]
             # What came before says nothing of a picture of another size, or of other parts.
             if shape != self._shape:
                 self._smoother, self._shape = Smoother(self._how.smooth), shape
@@ -162,7 +168,7 @@ class Ahead:
         changed: called, in the thread, whenever a picture has come or the last one has.
     """
 
-    def __init__(self, pictures: Iterator[Picture], how: Following, changed: Callable[[], None]) -> None:
+    def __init__(self, pictures: Iterator[Picture], how: Following, changed: Callable[[], object]) -> None:
         self._pictures, self._how, self._changed = pictures, how, changed
         self._lock = threading.Condition()
         self._waiting: deque[Picture] = deque(maxlen=1 if how.freshest else None)

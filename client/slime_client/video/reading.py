@@ -9,10 +9,10 @@ Letters in names: H, W pixels of the picture as seen.
 import importlib.util
 import os
 import re
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import numpy as np
@@ -54,7 +54,7 @@ class Picture:
     time: float
     name: str
     image: npt.NDArray[np.uint8]
-    arrived: float = field(default_factory=time.monotonic)
+    arrived: float = field(default_factory=monotonic)
 
 
 @dataclass(kw_only=True)

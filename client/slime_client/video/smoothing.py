@@ -28,4 +28,5 @@ class Smoother:
         """Return the mask, uint8 (H, W), of an image (H, W, 3) with its scores (K, h, w), enlarged to its size."""
         size = (image.shape[1], image.shape[0])
         maps = [np.asarray(Image.fromarray(each).resize(size, Image.Resampling.BILINEAR)) for each in scores]
-        return np.stack(maps).argmax(0).astype(np.uint8)
+        mask: npt.NDArray[np.uint8] = np.stack(maps).argmax(0).astype(np.uint8)
+        return mask
