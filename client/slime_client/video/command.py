@@ -1,0 +1,169 @@
+"""`slime segment` of a clip: the options, the run with its progress, and how it goes on where it was stopped."""
+
+import argparse
+import json
+import sys
+import time
+from functools import partial
+from pathlib import Path
+from typing import TypeAlias, get_args
+
+from slime_client.blocking import Segmenter
+from slime_client.errors import INVALID_ARGUMENT, SegmenterError
+from slime_client.formats import FORMATS
+from slime_client.local import LocalSegmenter
+from slime_client.progress import Lines
+from slime_client.video import overlay
+from slime_client.video.frames import FRESHEST_CONCURRENCY, PIECE, Following, Track, frames
+from slime_client.video.reading import DEFAULT_RATE, Clip, is_clip
+from slime_client.video.results import OVERLAY_MP4, Results, identity_of
+from slime_client.video.smoothing import Smooth
+
+_Segmenter: TypeAlias = Segmenter | LocalSegmenter
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options for clips."""
+    group = parser.add_argument_group(
+        "video",
+        "A clip is a video file, a camera (/dev/video0) or a URL (rtsp://…); with these options a folder or .tif too",
+    )
+    add, usual = group.add_argument, Following()
+    add("--video", action="store_true", help="the folder's images, or the pages of the .tif, are one clip")
+    meaning = "none: each frame as a single image; mean, flow: consistent masks (docs/video.md)"
+    add("--smooth", choices=get_args(Smooth), help=f"{meaning} (default: {usual.smooth})")
+    add("--stride", type=int, metavar="N", help="segment every Nth frame, and leave the others out")
+    add("--skip-still", action="store_true", help="a frame that hardly changed gets the answer to the one before")
+    add("--freshest", action="store_true", help="of a camera or URL, the newest frame; those in between are left out")
+    staleness = f"with --freshest: leave out a frame that waited longer (default: {usual.max_staleness:g})"
+    add("--max-staleness", type=float, metavar="S", help=staleness)
+    add("--fps", type=float, metavar="F", help=f"frames a second of folders and pages (default: {DEFAULT_RATE:g})")
+
+
+def is_wanted(options: argparse.Namespace) -> bool:
+    """Return whether a command line is about a clip."""
+    asked = (options.video, options.smooth, options.stride, options.skip_still, options.freshest)
+    more = (options.max_staleness, options.fps, OVERLAY_MP4 in (options.format or []))
+    return any(asked) or any(each not in (None, False) for each in more) or any(map(is_clip, options.images))
+
+
+class Wanted:
+    """What a command line wants of a clip, checked before a server is asked.
+
+    Raises:
+        SegmenterError: INVALID_ARGUMENT, FAILED_PRECONDITION where a package is missing.
+    """
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        if len(options.images) != 1 or options.list:
+            got = f"{len(options.images)} sources" if not options.list else "--list"
+            raise SegmenterError(f"video: got {got}, expected one clip; run once for each", INVALID_ARGUMENT)
+        given = {
+            "smooth": options.smooth,
+            "stride": options.stride,
+            "skip_still": options.skip_still or None,
+            "freshest": options.freshest or None,
+            "max_staleness": options.max_staleness,
+        }
+        self.how = Following(**{name: value for name, value in given.items() if value is not None})
+        self.formats: list[str] = list(dict.fromkeys(options.format or ["palette"]))
+        for name in self.formats:
+            overlay.check() if name == OVERLAY_MP4 else FORMATS[name].check()
+        (self.source,) = options.images
+        self.rate = DEFAULT_RATE if options.fps is None else options.fps
+        self.clip: Clip = self.how.opened(self.source, self.rate)
+        self.out: Path = options.out
+        if Path(self.source).is_dir() and self.out.resolve() == Path(self.source).resolve():
+            message = f"--out {self.out}: is the folder of the frames, expected another"
+            raise SegmenterError(f"{message}; masks would be taken for frames next time", INVALID_ARGUMENT)
+        self.concurrency: int | None = options.concurrency
+        self.overwrite: bool = options.overwrite
+        self.as_json: bool = options.json
+
+
+def run(segmenter: _Segmenter, wanted: Wanted) -> bool:
+    """Segment the clip into the folder `wanted.out`, which exists; return whether the clip was read without damage.
+
+    Raises:
+        SegmenterError: what a frame's request ended with. The results so far are whole, and the same command goes on.
+    """
+    how, clip, lines = wanted.how, wanted.clip, Lines(sys.stderr)
+    about = {
+        **identity_of(wanted.source),
+        "segmenter": segmenter.name,
+        "version": str(segmenter.description.about.get("version", "")),
+        "parts": list(segmenter.parts),
+        "smooth": how.smooth,
+        "stride": how.stride,
+        "skip_still": how.skip_still,
+        "fps": wanted.rate,
+        "formats": sorted(wanted.formats),
+    }
+    results = Results(wanted.out, wanted.formats, about, follows=how.follows, overwrite=wanted.overwrite)
+    if results.done:
+        lines.line(f"{results.done} frames were done before; --overwrite does them again")
+    progress = _Progress(clip, how.stride, results.done, lines)
+    complete = results.complete
+    try:
+        if not complete:
+            _segment(segmenter, wanted, results, progress)
+            complete = True
+    finally:
+        results.close(complete, clip.damage)
+        progress.end(wanted.out)
+    if clip.damage:
+        lines.line(f"error: {clip.source}: {clip.damage}; the frames that could be read have their masks")
+    return not clip.damage
+
+
+def _segment(segmenter: _Segmenter, wanted: Wanted, results: Results, progress: "_Progress") -> None:
+    how, track = wanted.how, Track(wanted.how)
+    if results.history:
+        track.go_on(results.history)
+    usual = FRESHEST_CONCURRENCY if how.freshest else segmenter.concurrency
+    made = frames(
+        partial(segmenter.submit, scores=how.scores),
+        wanted.clip,
+        track,
+        how,
+        concurrency=wanted.concurrency or usual,
+        start=results.done * how.stride,
+    )
+    parts = segmenter.parts
+    for number, frame in enumerate(made, results.done + 1):
+        if frame.mask.parts != parts:
+            message = f"frame {frame.index}: segmenter {segmenter.name!r} was published again, with other parts"
+            raise SegmenterError(f"{message}; --overwrite begins again", INVALID_ARGUMENT)
+        line = results.add(frame)
+        if number % PIECE == 0:
+            results.save(track.history())
+        progress.done(frame.time)
+        if wanted.as_json:
+            print(json.dumps(line, ensure_ascii=False), flush=True)
+
+
+class _Progress:
+    """Counts frames, and tells how fast they come and how long it will take where the clip's length is known."""
+
+    def __init__(self, clip: Clip, stride: int, before: int, lines: Lines) -> None:
+        self._clip, self._before, self._lines = clip, before, lines
+        self._total = -(-clip.pictures // stride) if clip.pictures else None
+        self._frames, self._start, self._told = 0, time.monotonic(), 0.0
+
+    def done(self, at: float) -> None:
+        """Count a frame, which is `at` so many seconds of the clip."""
+        self._frames += 1
+        now = time.monotonic()
+        if now - self._told < 0.1:
+            return
+        self._told = now
+        rate, there = self._frames / max(now - self._start, 1e-6), self._before + self._frames
+        total = f"/{self._total}" if self._total else ""
+        left = f"{max(self._total - there, 0) / rate:.0f} s left" if self._total else f"at {at:.0f} s"
+        self._lines.rewrite(f"{there}{total} frames  {rate:.1f} frames/s  {left}")
+
+    def end(self, out: Path) -> None:
+        """Tell the summary."""
+        seconds = time.monotonic() - self._start
+        rate = f" ({self._frames / seconds:.1f} frames/s)" if self._frames > 1 else ""
+        self._lines.line(f"{self._before + self._frames} frames in {seconds:.1f} s{rate} -> {out}")
