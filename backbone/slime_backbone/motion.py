@@ -99,7 +99,7 @@ def _bodies(kind: str, rng: np.random.Generator, frames: int) -> tuple[list[list
     drift = float(rng.uniform(0.02, 0.06)) * (rng.random() < 0.5)
     poses = [
         _swaying(rng, clock_T, shift=drift, turn=0.0, growth=0.0, scale=1.0),
-        _swaying(rng, clock_T, shift=0.08, turn=0.15, growth=0.1, scale=float(rng.uniform(0.75, 0.95))),
+        _swaying(rng, clock_T, shift=0.07, turn=0.15, growth=0.08, scale=float(rng.uniform(0.85, 1.0))),
     ]
     for _ in range(rng.integers(1, 3)):
         bodies.append([blob(rng, np.zeros(2), rng.uniform(0.06, 0.16))])

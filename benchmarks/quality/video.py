@@ -12,18 +12,22 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import product
 from pathlib import Path
-from statistics import mean
-from typing import Any
+from statistics import mean, median
+from tempfile import TemporaryDirectory
+from typing import Any, get_args
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from benchmarks.common import command_line, keeping, machine
-from benchmarks.common.figures import Goal
+from benchmarks.common import command_line, keeping, machine, served_repository
+from benchmarks.common.figures import Goal, ratio
+from benchmarks.common.server import launched
+from benchmarks.common.sides import ROOT
 from benchmarks.quality import consistency
 from benchmarks.quality.laboratory import Job, Laboratory, add_options
 from benchmarks.quality.study import Optimisation
@@ -31,6 +35,7 @@ from PIL import Image
 
 from slime_backbone import motion
 from slime_backbone.motion import Clip
+from slime_client import Segmenter as Client
 from slime_client.video.smoothing import Settings, Smooth, Smoother
 from slime_optimize.method.prediction import Predictor
 from slime_optimize.metrics import confusion, report
@@ -51,7 +56,12 @@ MEASURES = {
     "flicker": "flicker",
     "false_flicker": "flicker the truth has not",
 }
-_TRIED = ("share", "weight", "doubt", "colours")
+SERVED_GOALS = {
+    "none": Goal(label="frames a second of a clip, of single images through the server", relation="≥", wanted=0.9),
+    "flow": Goal(label="the same with `--smooth flow`", relation="≥", wanted=0.75),
+}
+_SERVED_FRAMES, _ROUNDS = 200, 3
+_TRIED = ("share", "weight", "rarity", "colours")
 _READ = {MEAN: _TRIED[:1], FLOW: _TRIED[1:]}
 GOALS = {
     "miou": Goal(label="mean IoU of `flow`, points above single frames", relation="≥", wanted=0, form=".2f"),
@@ -91,6 +101,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add_options(parser, (0,))
     parser.add_argument("--clips", type=int, help="of each class and split, to see that everything works")
     parser.add_argument("--frames", type=int, default=motion.FRAMES, help="of each clip")
+    parser.add_argument("--repository", type=Path, default=ROOT / "build" / "video" / "repository", help="to serve")
     parser.add_argument("--skip-server", action="store_true", help="time neither server nor client")
     keeping.add_options(parser)
     options = parser.parse_args(argv)
@@ -105,10 +116,38 @@ def main(argv: Sequence[str] | None = None) -> int:
         "chosen": {name: {"how": way.how, **asdict(way.settings)} for name, way in chosen.items()},
         "tried": tried,
         "rows": rows,
+        "served": None if options.skip_server else served(laboratory, options),
         "machine": machine.facts(),
     }
     keeping.keep(options, result, page, plot=plot)
     return 0
+
+
+def served(laboratory: Laboratory, options: argparse.Namespace) -> dict[str, Any]:
+    """Return how many frames a second the server and the client make of a folder of frames, beside single images.
+
+    Every way has its turn in each round; rates are medians over the rounds.
+    """
+    kind, seed = options.kinds[0], options.seeds[0]
+    folder = laboratory.segmenter(Job(kind=kind, seed=seed, optimisation=Optimisation(preset="best")))
+    name = f"{kind}-{seed}-{folder.name[:8]}"
+    served_repository.export(folder, options.repository, name)
+    images = [image for clip in motion.clips(kind, "testing") for image in clip.images][:_SERVED_FRAMES]
+    rates: dict[str, list[float]] = {}
+    with launched(options.repository) as server, Client(server.url, name) as client, TemporaryDirectory() as frames:
+        for index, image in enumerate(images):
+            Image.fromarray(image).save(Path(frames) / f"{index:06}.png")
+        ways: dict[str, Callable[[], Iterable[Any]]] = {"single": lambda: client.segment_many(images)}
+        ways |= {smooth: partial(client.video, frames, smooth=smooth) for smooth in get_args(Smooth)}
+        for begin in range(_ROUNDS + 1):
+            for way, make in ways.items():
+                begun = time.perf_counter()
+                assert len(list(make())) == len(images)
+                if begin:  # The first round pays for what is set up once.
+                    rates.setdefault(way, []).append(len(images) / (time.perf_counter() - begun))
+            print(f"round {begin}: {rates}", flush=True)
+    ratios = {way: ratio(of_way, rates["single"]) for way, of_way in rates.items() if way != "single"}
+    return {"frames": len(images), "rates": {way: round(median(of), 2) for way, of in rates.items()}, "ratios": ratios}
 
 
 def films(laboratory: Laboratory, kind: str, split: str, options: argparse.Namespace) -> Iterator[Film]:
@@ -156,8 +195,8 @@ def grid() -> dict[str, list[Way]]:
     """Return the settings that are tried of each way."""
     means = [Way(how="mean", settings=Settings(share=share)) for share in (0.3, 0.5, 0.7)]
     flows = [
-        Way(how="flow", settings=Settings(weight=weight, doubt=doubt, colours=colours))
-        for weight, doubt, colours in product((0.5, 1.0, 2.0), (0.01, 0.1), (10.0, 20.0))
+        Way(how="flow", settings=Settings(weight=weight, rarity=rarity, colours=colours))
+        for weight, rarity, colours in product((0.3, 0.5, 1.0), (0.0, 0.05, 0.1), (20.0, 40.0))
     ]
     return {MEAN: means, FLOW: flows}
 
@@ -264,7 +303,7 @@ def page(result: Mapping[str, Any], picture: str) -> str:
     ]
     tables = {
         "rows": keeping.table(["clips for testing", *names, "ms a frame"], timed, True),
-        "goals": keeping.table(["goal", "wanted", "measured", ""], _goals(rows)),
+        "goals": keeping.table(["goal", "wanted", "measured", ""], _goals(result)),
         "kinds": keeping.table(["class", "masks", *names], by_kind),
         "tried": keeping.table(["clips for choosing", *_TRIED, *names], tried),
     }
@@ -285,14 +324,18 @@ def plot(result: Mapping[str, Any], path: Path) -> None:
         panels[0][0].legend(fontsize=8)
 
 
-def _goals(rows: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
-    single, flow, truth = (rows[name]["mean"] for name in (SINGLE, FLOW, TRUTH))
+def _goals(result: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
+    single, flow, truth = (result["rows"][name]["mean"] for name in (SINGLE, FLOW, TRUTH))
     values = {
         "miou": flow["miou"] - single["miou"],
         **{name: flow[name] / max(single[name], 1e-9) for name in ("flicker", "false_flicker")},
         **{name: (flow[name] - single[name]) / max(truth[name] - single[name], 1e-9) for name in ("tc", "vc16")},
     }
-    return [goal.row(values[name]) for name, goal in GOALS.items()]
+    ratios = (result["served"] or {}).get("ratios", {})
+    return [
+        *(goal.row(values[name]) for name, goal in GOALS.items()),
+        *(goal.row(ratios.get(name)) for name, goal in SERVED_GOALS.items()),
+    ]
 
 
 def _cells(figures: Mapping[str, float]) -> list[str]:
