@@ -202,11 +202,7 @@ def grid() -> dict[str, list[Way]]:
 
 
 def _chosen(laboratory: Laboratory, options: argparse.Namespace) -> tuple[dict[str, Way], list[dict[str, Any]]]:
-    """Return the best way of each kind on the clips for choosing, and the figures of all that were tried.
-
-    The best has the highest TC and VC 16 together of those whose mean IoU is not under single frames'; where none is
-    so good, it has the highest mean IoU.
-    """
+    """Return the best settings of each way on the clips for choosing, and the figures of all that were tried."""
     ways = [(name, way) for name, of_name in grid().items() for way in of_name]
     figures: list[dict[str, Figures]] = [{} for _ in ways]
     single: dict[str, Figures] = {}
@@ -221,23 +217,30 @@ def _chosen(laboratory: Laboratory, options: argparse.Namespace) -> tuple[dict[s
         for found, masks in zip(figures, smoothed, strict=True):
             found[kind] = measured(clips, masks)
         print(f"{kind}: {len(ways)} settings tried on {len(clips)} clips", flush=True)
-    floor = over_kinds(single)["miou"]
     tried = [
         {"way": name, **asdict(way.settings), **_rounded(over_kinds(found))}
         for (name, way), found in zip(ways, figures, strict=True)
     ]
+
+    chosen = {}
+    for name in grid():
+        places = [place for place, each in enumerate(tried) if each["way"] == name]
+        place = places[best([tried[each] for each in places], over_kinds(single)["miou"])]
+        chosen[name] = ways[place][1]
+        print(f"{name}: {tried[place]}", flush=True)
+    return chosen, [{"way": SINGLE, **_rounded(over_kinds(single))}, *tried]
+
+
+def best(tried: Sequence[Mapping[str, Any]], floor: float) -> int:
+    """Return the place of the settings with the highest TC and VC 16 together, of those whose mean IoU is not under
+    `floor`, single frames'; where none is so good, of those with the highest mean IoU."""
 
     def rank(place: int) -> tuple[bool, float]:
         found = tried[place]
         kept = found["miou"] >= floor
         return kept, found["tc"] + found["vc16"] if kept else found["miou"]
 
-    chosen = {}
-    for name in grid():
-        best = max((place for place, each in enumerate(tried) if each["way"] == name), key=rank)
-        chosen[name] = ways[best][1]
-        print(f"{name}: {tried[best]}", flush=True)
-    return chosen, [{"way": SINGLE, **_rounded(over_kinds(single))}, *tried]
+    return max(range(len(tried)), key=rank)
 
 
 def _tested(laboratory: Laboratory, options: argparse.Namespace, chosen: Mapping[str, Way]) -> dict[str, Any]:
