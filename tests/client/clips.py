@@ -1,4 +1,4 @@
-"""Small clips for tests: made with PyAV, each picture telling its place by its grey; and a segmenter of this process."""
+"""Small clips, made with PyAV, each picture telling its place by its grey; and a segmenter of this process."""
 
 from __future__ import annotations
 

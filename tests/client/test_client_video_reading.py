@@ -140,7 +140,7 @@ def test_a_volume_is_a_stack_of_pages(tmp_path: Path, deep: bool) -> None:
 
 def test_pages_of_floats_are_refused(tmp_path: Path) -> None:
     Image.fromarray(np.ones((4, 4), np.float32)).save(tmp_path / "volume.tif")
-    with pytest.raises(SegmenterError, match="volume.tif, page 0: got mode F, expected RGB or grey"):
+    with pytest.raises(SegmenterError, match=r"volume.tif, page 0: got mode F, expected RGB or grey"):
         read(tmp_path / "volume.tif")
 
 
@@ -199,7 +199,7 @@ def test_a_stream_that_nobody_sends() -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         url = f"tcp://127.0.0.1:{unused.getsockname()[1]}"
-        with pytest.raises(SegmenterError, match="cannot be opened .*; is it on, and may you use it"):
+        with pytest.raises(SegmenterError, match=r"cannot be opened .*; is it on, and may you use it"):
             opened(url)
 
 
