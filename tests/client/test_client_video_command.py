@@ -165,7 +165,8 @@ def test_a_folder_and_a_stack_with_video_are_clips(server: FakeTriton, tmp_path:
     pages = [Image.fromarray(picture(number)) for number in range(3)]
     for number, page in enumerate(pages):
         page.save(frames / f"shot-{number}.png")
-    pages[0].save(tmp_path / "volume.tif", save_all=True, append_images=pages[1:])
+    first, *others = (page.copy() for page in pages)
+    first.save(tmp_path / "volume.tif", save_all=True, append_images=others)
     assert run(server, tmp_path / "a", frames, "--video") == 0
     assert names(tmp_path / "a") == ["frames.jsonl", "shot-0.png", "shot-1.png", "shot-2.png"]
     assert run(server, tmp_path / "b", tmp_path / "volume.tif", "--video") == 0
