@@ -146,8 +146,9 @@ class Segmenter(SegmenterCore, AbstractAsyncContextManager["Segmenter", None]):
                     task = asyncio.create_task(self.segment(picture.image, scores=how.scores, timeout=timeout))
                     task.add_done_callback(lambda _: changed.set())
                     window.sent(picture, task)
-                if (frame := window.landed()) is not None:
-                    yield await asyncio.to_thread(frame)
+                if (made := window.landed()) is not None:
+                    for frame in await asyncio.to_thread(made):
+                        yield frame
                 elif not window.over:
                     await changed.wait()
         finally:

@@ -24,7 +24,7 @@ from slime_client.errors import INTERNAL, INVALID_ARGUMENT, SegmenterError
 from slime_client.images import bad, encode
 from slime_client.mask import Mask
 from slime_client.video.reading import Clip, Picture, opened
-from slime_client.video.smoothing import Smooth, Smoother
+from slime_client.video.smoothing import Settings, Smooth, Smoother
 
 # A run can go on from every picture whose place is a multiple of this: nothing before it is needed but the history of
 # the smoother, which is saved there. So the first picture of such a piece is always sent, and its overlay begins anew.
@@ -108,15 +108,21 @@ class Following:
 
 
 class Track:
-    """Follows a clip: says which pictures are still, and makes each answer the mask of its frame, in order."""
+    """Follows a clip: says which pictures are still, and makes the answers masks of frames, in order."""
 
     def __init__(self, how: Following) -> None:
-        self._how, self._taken = how, 0
+        self._how, self._taken, self._given = how, 0, 0
         self._sent: npt.NDArray[np.int16] | None = None
-        self._smoother, self._shape = Smoother(how.smooth), [0, 0, 0]
+        self._smoother, self._shape = self._new_smoother(), [0, 0, 0]
+        self._waiting: deque[Frame] = deque()  # for the smoother, with the masks of single frames
+
+    @property
+    def waits(self) -> bool:
+        """Whether there are frames that the smoother has not decided."""
+        return bool(self._waiting)
 
     def history(self) -> dict[str, npt.NDArray[Any]]:
-        """Return what the frames so far leave behind for those that follow, as arrays by name."""
+        """Return what the frames so far leave behind for those that follow, as arrays by name; none may wait."""
         return {"shape": np.array(self._shape), **self._smoother.history()}
 
     def go_on(self, history: Mapping[str, npt.NDArray[Any]]) -> None:
@@ -140,23 +146,45 @@ class Track:
             self._sent = before
         return still
 
-    def frame(self, picture: Picture, answer: Mask, reused: bool) -> Frame:
-        """Return the frame of a picture, from the answer to it, or to an earlier one."""
-        mask = answer if not reused else replace(answer, source=encode(picture.image))
-        if self._how.smooth != "none":
-            if answer.scores is None:
-                raise AssertionError("an answer that is to be smoothed has scores")
-            shape = [*picture.image.shape[:2], len(answer.parts)]
-            # What came before says nothing of a picture of another size, or of other parts.
-            if shape != self._shape:
-                self._smoother, self._shape = Smoother(self._how.smooth), shape
-            mask = replace(mask, array=self._smoother(picture.image, answer.scores))
-        if mask.array.shape != picture.image.shape[:2]:
-            message = f"frame {picture.index}: got a mask {mask.array.shape}, expected {picture.image.shape[:2]}"
+    def frames(self, picture: Picture, answer: Mask, reused: bool) -> list[Frame]:
+        """Return the frames that are decided now, from a picture and the answer to it, or to an earlier one."""
+        if answer.array.shape != picture.image.shape[:2]:
+            message = f"frame {picture.index}: got a mask {answer.array.shape}, expected {picture.image.shape[:2]}"
             raise SegmenterError(f"{message}, the frame's size", INTERNAL)
-        return Frame(
-            index=picture.index, time=picture.time, name=picture.name, image=picture.image, mask=mask, reused=reused
+        frame = Frame(
+            index=picture.index,
+            time=picture.time,
+            name=picture.name,
+            image=picture.image,
+            mask=answer if not reused else replace(answer, source=encode(picture.image)),
+            reused=reused,
         )
+        if self._how.smooth == "none":
+            return [frame]
+        if answer.scores is None:
+            raise AssertionError("an answer that is to be smoothed has scores")
+        decided, shape = [], [*picture.image.shape[:2], len(answer.parts)]
+        # What came before says nothing of a picture of another size, or of other parts.
+        if shape != self._shape:
+            decided = self.rest()
+            self._smoother, self._shape = self._new_smoother(), shape
+        self._waiting.append(frame)
+        decided += self._decided(self._smoother(picture.image, answer.scores))
+        self._given += 1
+        # Where a run may be taken up, nothing waits: what is saved there is the history alone.
+        return decided + self.rest() if self._given % PIECE == 0 else decided
+
+    def rest(self) -> list[Frame]:
+        """Return the frames that wait, at the end."""
+        return self._decided(self._smoother.rest())
+
+    def _decided(self, masks: list[npt.NDArray[np.uint8]]) -> list[Frame]:
+        frames = (self._waiting.popleft() for _ in masks)
+        return [replace(frame, mask=replace(frame.mask, array=mask)) for frame, mask in zip(frames, masks, strict=True)]
+
+    def _new_smoother(self) -> Smoother:
+        # The freshest frame is wanted now.
+        return Smoother(self._how.smooth, Settings(ahead=0) if self._how.freshest else None)
 
 
 class Ahead:
@@ -177,6 +205,12 @@ class Ahead:
         self.left_out = 0
         self._thread = threading.Thread(target=self._read, name="slime-video", daemon=True)
         self._thread.start()
+
+    @property
+    def ended(self) -> bool:
+        """Whether there will be no further picture."""
+        with self._lock:
+            return self._ended and not self._waiting
 
     @property
     def over(self) -> bool:
@@ -243,8 +277,8 @@ Answer = TypeVar("Answer", bound=Pending)
 class Window(Generic[Answer]):
     """The pictures in flight, at most `concurrency`; says what is to be done next. Frames leave in order.
 
-    Used so: `sent(picture, answer)` for what `to_send()` returns; `landed()` where it is not None is the next frame;
-    where both are None, wait until something changes, unless it is `over`.
+    Used so: `sent(picture, answer)` for what `to_send()` returns; `landed()`, where it is not None, makes the next
+    frames; where both are None, wait until something changes, unless it is `over`.
     """
 
     def __init__(self, ahead: Ahead, track: Track, concurrency: int) -> None:
@@ -255,7 +289,7 @@ class Window(Generic[Answer]):
     @property
     def over(self) -> bool:
         """Whether every frame has left."""
-        return not self._flying and self._ahead.over
+        return not self._flying and not self._track.waits and self._ahead.over
 
     def to_send(self) -> Picture | None:
         """Return the next picture to send, if there is room and one has come."""
@@ -270,12 +304,14 @@ class Window(Generic[Answer]):
         self._latest = answer
         self._flying.append((picture, answer, False))
 
-    def landed(self) -> Callable[[], Frame] | None:
-        """Return what makes the next frame, where its answer is there; calling it may take a while."""
-        if not self._flying or not self._flying[0][1].done():
+    def landed(self) -> Callable[[], list[Frame]] | None:
+        """Return what makes the next frames, if any, where an answer is there; calling it may take a while."""
+        if not self._flying:
+            return self._track.rest if self._track.waits and self._ahead.ended else None
+        if not self._flying[0][1].done():
             return None
         picture, answer, reused = self._flying.popleft()
-        return lambda: self._track.frame(picture, _told(picture, answer), reused)
+        return lambda: self._track.frames(picture, _told(picture, answer), reused)
 
     def give_up(self) -> list[Answer]:
         """Cancel what is in flight, and return it."""
@@ -316,8 +352,8 @@ def frames(
                 answer = submit(picture.image)
                 answer.add_done_callback(lambda _: changed.set())
                 window.sent(picture, answer)
-            if (frame := window.landed()) is not None:
-                yield frame()
+            if (made := window.landed()) is not None:
+                yield from made()
             elif not window.over:
                 changed.wait()
     finally:
