@@ -105,7 +105,7 @@ def opened(source: str | os.PathLike[str], rate: float = DEFAULT_RATE) -> Clip:
         raise bad("fps", str(rate), "pictures a second, more than 0")
     text, path = os.fspath(source), Path(source)
     if _is_live(text):
-        return _Video(source=text, live=True)
+        return _Video(text, live=True)
     try:
         if not path.exists():
             raise SegmenterError(f"{path}: no such file; check the path", INVALID_ARGUMENT)
@@ -115,7 +115,7 @@ def opened(source: str | os.PathLike[str], rate: float = DEFAULT_RATE) -> Clip:
             return _Pages(path, rate)
     except (OSError, ValueError) as error:
         raise SegmenterError(f"{path}: cannot be read ({error}); check its permissions", INVALID_ARGUMENT) from error
-    return _Video(source=text)
+    return _Video(text)
 
 
 def require_pyav(wanted_for: str) -> Any:
@@ -169,8 +169,9 @@ class _Pages(Clip):
 class _Video(Clip):
     """What PyAV decodes. Opened at once, so that what cannot be opened is told at once."""
 
-    def __post_init__(self) -> None:
-        av = require_pyav(self.source)
+    def __init__(self, source: str, *, live: bool = False) -> None:
+        super().__init__(source=source, live=live)
+        av = require_pyav(source)
         device = self.source.startswith("/dev/")
         options = {"rtsp_transport": "tcp"} if self.source.startswith("rtsp") else {}
         try:
@@ -210,7 +211,7 @@ class _Video(Clip):
 
     def read(self, stride: int = 1, start: int = 0) -> Iterator[Picture]:
         av = require_pyav(self.source)
-        seen, first, last, spoilt = 0, None, -1.0, 0
+        seen, first, last, spoilt = 0, 0.0, 0.0, 0
         with self._container:
             packets, broken = self._container.demux(self._stream), ""
             while not broken:
@@ -226,10 +227,11 @@ class _Video(Clip):
                     break
                 for frame in frames:
                     spoilt += frame.is_corrupt
-                    told = last + 1 / self._rate if frame.time is None else float(frame.time)
-                    first = told if first is None else first
-                    # Times of broken files run backwards; those of a clip never do.
-                    last = max(told - first, last + 1e-3) if seen else 0.0
+                    told = first + last + 1 / self._rate if frame.time is None else float(frame.time)
+                    if seen:  # Times of broken files run backwards; those of a clip never do.
+                        last = max(told - first, last + 1e-3)
+                    else:
+                        first = told
                     if seen % stride == 0 and seen >= start:
                         image = self._upright(frame)
                         yield Picture(index=seen, time=last, name=f"{seen:06}", image=image)
