@@ -223,7 +223,8 @@ def _chosen(laboratory: Laboratory, options: argparse.Namespace) -> tuple[dict[s
     figures: list[dict[str, Figures]] = [{} for _ in ways]
     single: dict[str, Figures] = {}
     for kind in options.kinds:
-        clips, plain, smoothed = [], [], [[] for _ in ways]
+        clips, plain = [], []
+        smoothed: list[list[Masks]] = [[] for _ in ways]
         for film in films(laboratory, kind, "choosing", options):
             clips.append(film.clip)
             plain.append(film.masks)

@@ -152,8 +152,8 @@ class Smoother:
             raise ValueError(f"smoothing: {len(self._waiting)} frames wait, expected none; take the rest first")
         if self._view is None or self._belief is None:
             return {}
-        history = {"belief": self._belief, "grey": self._view.grey_FF, "colours": self._view.colours_gg3}
-        return history if self._shown_K is None else {**history, "shown": self._shown_K}
+        seen = {"grey": self._view.grey_FF, "colours": self._view.colours_gg3}
+        return {"belief": self._belief, **seen, **({} if self._shown_K is None else {"shown": self._shown_K})}
 
     def go_on(self, history: Mapping[str, npt.NDArray[Any]]) -> None:
         """Continue as after the frames that left `history` behind."""
