@@ -42,20 +42,28 @@ def short(tmp_path: Path) -> Path:
 
 
 class Mean:
-    """A smoother whose every mask depends on all frames before."""
+    """A smoother whose every mask depends on all frames before, and comes when two more have come."""
 
-    def __init__(self, how: str) -> None:
+    def __init__(self, how: str, settings: object = None) -> None:
         self._mean: npt.NDArray[np.float32] | None = None
+        self._waiting: list[npt.NDArray[np.uint8]] = []
 
     def history(self) -> dict[str, npt.NDArray[Any]]:
+        assert not self._waiting
         return {} if self._mean is None else {"mean": self._mean}
 
     def go_on(self, history: Mapping[str, npt.NDArray[Any]]) -> None:
         self._mean = history.get("mean")
 
-    def __call__(self, image: npt.NDArray[np.uint8], scores: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
+    def __call__(self, image: npt.NDArray[np.uint8], scores: npt.NDArray[np.float32]) -> list[npt.NDArray[np.uint8]]:
         self._mean = scores if self._mean is None else 0.9 * self._mean + 0.1 * scores
-        return self._mean.argmax(0).astype(np.uint8).repeat(2, 0).repeat(2, 1)[: image.shape[0], : image.shape[1]]
+        labels = self._mean.argmax(0).astype(np.uint8).repeat(2, 0).repeat(2, 1)
+        self._waiting.append(labels[: image.shape[0], : image.shape[1]])
+        return [self._waiting.pop(0)] if len(self._waiting) > 2 else []
+
+    def rest(self) -> list[npt.NDArray[np.uint8]]:
+        rest, self._waiting = self._waiting, []
+        return rest
 
 
 def run(server: FakeTriton, out: Path, *words: object) -> int:
