@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import signal
 import subprocess
@@ -21,7 +20,7 @@ from PIL import Image
 from waiting import until
 
 from slime_client import SegmenterError
-from slime_client.cli import main
+from slime_client.cli import _segment_parser, main
 from slime_client.video import command
 from slime_client.video import frames as following
 
@@ -72,18 +71,9 @@ def run(server: FakeTriton, out: Path, *words: object) -> int:
 
 def wanted(out: Path, source: Path, *words: str) -> command.Wanted:
     """What these words of a command line want."""
-    parser = argparse.ArgumentParser()
-    add = parser.add_argument
-    add("images", nargs="*")
-    add("--list")
-    add("--format", action="append")
-    add("--out", type=Path)
-    add("--concurrency", type=int)
-    add("--overwrite", action="store_true")
-    add("--json", action="store_true")
-    command.add_options(parser)
     out.mkdir(exist_ok=True)
-    return command.Wanted(parser.parse_args([str(source), "--out", str(out), *words]))
+    words = (str(source), "--segmenter", "car", "--out", str(out), *words)
+    return command.Wanted.by(_segment_parser("slime").parse_args(words))
 
 
 def here(out: Path, source: Path, *words: str) -> Here:
