@@ -199,6 +199,7 @@ class _Progress:
 
     def end(self, out: Path) -> None:
         """Tell the summary."""
+        self._watch(self._before + self._frames, self._total)
         seconds = time.monotonic() - self._start
         rate = f" ({self._frames / seconds:.1f} frames/s)" if self._frames > 1 else ""
         self._lines.line(f"{self._before + self._frames} frames in {seconds:.1f} s{rate} -> {out}")
