@@ -5,6 +5,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -143,9 +144,10 @@ def run(
     finally:
         results.close(complete, clip.damage)
         progress.end(wanted.out)
-    if clip.damage:
-        lines.line(f"error: {clip.source}: {clip.damage}; the frames that could be read have their masks")
-    return not clip.damage
+    damage = clip.damage or results.damage
+    if damage:
+        lines.line(f"error: {clip.source}: {damage}; the frames that could be read have their masks")
+    return not damage
 
 
 def _segment(segmenter: _Segmenter, wanted: Wanted, results: Results, progress: "_Progress") -> None:
@@ -162,16 +164,17 @@ def _segment(segmenter: _Segmenter, wanted: Wanted, results: Results, progress: 
         start=results.done * how.stride,
     )
     parts = segmenter.parts
-    for number, frame in enumerate(made, results.done + 1):
-        if frame.mask.parts != parts:
-            message = f"frame {frame.index}: segmenter {segmenter.name!r} was published again, with other parts"
-            raise SegmenterError(f"{message}; --overwrite begins again", INVALID_ARGUMENT)
-        line = results.add(frame)
-        if number % PIECE == 0:
-            results.save(track.history())
-        progress.done(frame.time)
-        if wanted.as_json:
-            print(json.dumps(line, ensure_ascii=False), flush=True)
+    with closing(made):
+        for number, frame in enumerate(made, results.done + 1):
+            if frame.mask.parts != parts:
+                message = f"frame {frame.index}: segmenter {segmenter.name!r} was published again, with other parts"
+                raise SegmenterError(f"{message}; --overwrite begins again", INVALID_ARGUMENT)
+            line = results.add(frame)
+            if number % PIECE == 0:
+                results.save(track.history())
+            progress.done(frame.time)
+            if wanted.as_json:
+                print(json.dumps(line, ensure_ascii=False), flush=True)
 
 
 class _Progress:

@@ -45,6 +45,7 @@ class Overlay:
         self._encoder: Any = None
         self._file = (out / _GROWING).open("ab")
         self._file.truncate(kept)
+        self._file.seek(kept)
 
     def add(self, picture: Image.Image, size: tuple[int, int]) -> None:
         """Encode the next picture, shrunk or enlarged to `size` where it has another."""
