@@ -74,6 +74,7 @@ wheel: $(INSTALLED)
 results: $(INSTALLED)
 	$(BIN)/python -m benchmarks.quality.one_shot --json docs/one-shot.json
 	$(BIN)/python -m benchmarks.quality.results --jobs 2
+	$(BIN)/python -m benchmarks.quality.video --json docs/video-consistency.json --page docs/video-consistency.md
 
 speed: $(INSTALLED)
 	$(BIN)/python -m benchmarks.pipeline.optimize --shape embedded --json docs/optimise-speed.json

@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -36,6 +36,8 @@ from PIL import Image
 from slime_backbone import motion
 from slime_backbone.motion import Clip
 from slime_client import Segmenter as Client
+from slime_client.video.frames import Following, Track
+from slime_client.video.reading import Picture
 from slime_client.video.smoothing import Settings, Smooth, Smoother
 from slime_optimize.method.prediction import Predictor
 from slime_optimize.metrics import confusion, report
@@ -46,6 +48,7 @@ from slime_was import segment, sharpened
 Masks = npt.NDArray[np.uint8]  # (T, H, W)
 Figures = dict[str, float]
 SINGLE, MEAN, FLOW, LIVE, TRUTH = "single frames", "mean", "flow", "flow, decided at once", "the truth"
+SINGLE_REUSED, FLOW_REUSED = "single frames, still ones reused", "flow, still ones reused"
 MEASURES = {
     "miou": "mean IoU, %",
     "j": "J, %",
@@ -69,6 +72,7 @@ GOALS = {
     "false_flicker": Goal(label="the same, without the truth's own", relation="≤", wanted=1 / 3, form=".2f"),
     "tc": Goal(label="TC of `flow`, of the way from single frames to the truth", relation="≥", wanted=0.5, form=".2f"),
     "vc16": Goal(label="VC 16, the same", relation="≥", wanted=0.5, form=".2f"),
+    "reused": Goal(label="points of mean IoU that `skip_still` costs single frames", relation="≤", wanted=0.2),
 }
 
 
@@ -95,6 +99,16 @@ class Film:
     masks: Masks
     scores: npt.NDArray[np.float32]
 
+    def reusing(self) -> tuple[Film, float]:
+        """Return the film as `skip_still` segments it, and the share of frames that have another frame's answer."""
+        track, sources = Track(Following(skip_still=True)), [0]
+        for index, image in enumerate(self.clip.images):
+            still = track.is_still(Picture(index=index, time=index / 25, name=str(index), image=image))
+            sources.append(sources[-1] if still else index)
+        chosen = sources[1:]
+        share = 1 - len(set(chosen)) / len(chosen)
+        return replace(self, masks=self.masks[chosen], scores=self.scores[chosen]), share
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = command_line.parser(__doc__)
@@ -108,7 +122,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     torch.set_num_threads(1)
     laboratory = Laboratory.of(options)
     chosen, tried = _chosen(laboratory, options)
-    rows = _tested(laboratory, options, chosen)
+    rows, still = _tested(laboratory, options, chosen)
     result = {
         "clips": {split: options.clips or count for split, count in motion.COUNTS.items()},
         "frames": options.frames,
@@ -116,6 +130,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "chosen": {name: {"how": way.how, **asdict(way.settings)} for name, way in chosen.items()},
         "tried": tried,
         "rows": rows,
+        "still": round(still, 3),
         "served": None if options.skip_server else served(laboratory, options),
         "machine": machine.facts(),
     }
@@ -202,11 +217,7 @@ def grid() -> dict[str, list[Way]]:
 
 
 def _chosen(laboratory: Laboratory, options: argparse.Namespace) -> tuple[dict[str, Way], list[dict[str, Any]]]:
-    """Return the best way of each kind on the clips for choosing, and the figures of all that were tried.
-
-    The best has the highest TC and VC 16 together of those whose mean IoU is not under single frames'; where none is
-    so good, it has the highest mean IoU.
-    """
+    """Return the best settings of each way on the clips for choosing, and the figures of all that were tried."""
     ways = [(name, way) for name, of_name in grid().items() for way in of_name]
     figures: list[dict[str, Figures]] = [{} for _ in ways]
     single: dict[str, Figures] = {}
@@ -221,27 +232,36 @@ def _chosen(laboratory: Laboratory, options: argparse.Namespace) -> tuple[dict[s
         for found, masks in zip(figures, smoothed, strict=True):
             found[kind] = measured(clips, masks)
         print(f"{kind}: {len(ways)} settings tried on {len(clips)} clips", flush=True)
-    floor = over_kinds(single)["miou"]
     tried = [
         {"way": name, **asdict(way.settings), **_rounded(over_kinds(found))}
         for (name, way), found in zip(ways, figures, strict=True)
     ]
+
+    chosen = {}
+    for name in grid():
+        places = [place for place, each in enumerate(tried) if each["way"] == name]
+        place = places[best([tried[each] for each in places], over_kinds(single)["miou"])]
+        chosen[name] = ways[place][1]
+        print(f"{name}: {tried[place]}", flush=True)
+    return chosen, [{"way": SINGLE, **_rounded(over_kinds(single))}, *tried]
+
+
+def best(tried: Sequence[Mapping[str, Any]], floor: float) -> int:
+    """Return the place of the settings with the highest TC and VC 16 together, of those whose mean IoU is not under
+    `floor`, single frames'; where none is so good, of those with the highest mean IoU."""
 
     def rank(place: int) -> tuple[bool, float]:
         found = tried[place]
         kept = found["miou"] >= floor
         return kept, found["tc"] + found["vc16"] if kept else found["miou"]
 
-    chosen = {}
-    for name in grid():
-        best = max((place for place, each in enumerate(tried) if each["way"] == name), key=rank)
-        chosen[name] = ways[best][1]
-        print(f"{name}: {tried[best]}", flush=True)
-    return chosen, [{"way": SINGLE, **_rounded(over_kinds(single))}, *tried]
+    return max(range(len(tried)), key=rank)
 
 
-def _tested(laboratory: Laboratory, options: argparse.Namespace, chosen: Mapping[str, Way]) -> dict[str, Any]:
-    """Return the figures of each way by class, on the clips for testing."""
+def _tested(
+    laboratory: Laboratory, options: argparse.Namespace, chosen: Mapping[str, Way]
+) -> tuple[dict[str, Any], float]:
+    """Return the figures of each way by class, on the clips for testing, and the share of frames that are still."""
     flow = chosen[FLOW]
     at_once = Way(how="flow", settings=Settings(**{**asdict(flow.settings), "ahead": 0}))
     ways: dict[str, Callable[[Film], Masks]] = {
@@ -249,14 +269,18 @@ def _tested(laboratory: Laboratory, options: argparse.Namespace, chosen: Mapping
         MEAN: chosen[MEAN].masks,
         FLOW: flow.masks,
         LIVE: at_once.masks,
+        SINGLE_REUSED: lambda film: film.reusing()[0].masks,
+        FLOW_REUSED: lambda film: flow.masks(film.reusing()[0]),
         TRUTH: lambda film: film.clip.masks,
     }
     rows: dict[str, Any] = {name: {"ms": [], "kinds": {}} for name in ways}
+    reused: list[float] = []
     for kind in options.kinds:
         clips: list[Clip] = []
         masks: dict[str, list[Masks]] = {name: [] for name in ways}
         for film in films(laboratory, kind, "testing", options):
             clips.append(film.clip)
+            reused.append(film.reusing()[1])
             for name, way in ways.items():
                 begun = time.process_time()
                 masks[name].append(way(film))
@@ -269,7 +293,7 @@ def _tested(laboratory: Laboratory, options: argparse.Namespace, chosen: Mapping
     for row in rows.values():
         row["ms"] = round(mean(row["ms"]), 2)
         row["mean"] = _rounded(over_kinds(row["kinds"]))
-    return rows
+    return rows, mean(reused)
 
 
 def animate(path: Path, film: Film, columns: Sequence[Masks]) -> None:
@@ -288,7 +312,7 @@ def page(result: Mapping[str, Any], picture: str) -> str:
     """Return the document."""
     rows, names = result["rows"], list(MEASURES.values())
     timed = [
-        [name, *_cells(row["mean"]), "" if name in (SINGLE, TRUTH) else f"{row['ms']:.1f}"]
+        [name, *_cells(row["mean"]), f"{row['ms']:.1f}" if name in (MEAN, FLOW, LIVE) else ""]
         for name, row in rows.items()
     ]
     by_kind = [
@@ -315,7 +339,7 @@ def plot(result: Mapping[str, Any], path: Path) -> None:
     shown = ("miou", "vc16", "tc", "flicker")
     with keeping.drawn(path, 1, len(shown), (11, 3.2)) as panels:
         for panel, name in zip(panels[0], shown, strict=True):
-            ways = [way for way in result["rows"] if (way, name) != (TRUTH, "miou")]
+            ways = [way for way in (SINGLE, MEAN, FLOW, LIVE, TRUTH) if (way, name) != (TRUTH, "miou")]
             panel.bar(ways, [result["rows"][way]["mean"][name] for way in ways], color="#9bb7d4")
             for kind, marker in zip(result["rows"][SINGLE]["kinds"], "os^", strict=False):
                 panel.plot(ways, [result["rows"][way]["kinds"][kind][name] for way in ways], f"k{marker}", label=kind)
@@ -328,6 +352,7 @@ def _goals(result: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
     single, flow, truth = (result["rows"][name]["mean"] for name in (SINGLE, FLOW, TRUTH))
     values = {
         "miou": flow["miou"] - single["miou"],
+        "reused": single["miou"] - result["rows"][SINGLE_REUSED]["mean"]["miou"],
         **{name: flow[name] / max(single[name], 1e-9) for name in ("flicker", "false_flicker")},
         **{name: (flow[name] - single[name]) / max(truth[name] - single[name], 1e-9) for name in ("tc", "vc16")},
     }
