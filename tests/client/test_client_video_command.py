@@ -222,6 +222,16 @@ def test_a_run_that_was_stopped_ends_as_one_that_was_not(
     assert len(again.asked) <= (FRAMES - sum(stops) + 12 if not words else FRAMES - 100)
 
 
+def test_a_smoothed_run_goes_on_with_what_the_smoother_knew(tmp_path: Path) -> None:
+    pytest.importorskip("cv2")
+    film = clip(tmp_path / "film.mp4", (np.roll(picture(number // 9, 48, 32), number, axis=1) for number in range(115)))
+    words = ["--smooth", "flow"]
+    here(tmp_path / "whole", film, *words)
+    killed_after(108, film, tmp_path / "stopped", words)
+    assert len(here(tmp_path / "stopped", film, *words).asked) == 15
+    assert contents(tmp_path / "stopped") == contents(tmp_path / "whole")
+
+
 def started(server: FakeTriton, out: Path, *words: object) -> subprocess.Popen[str]:
     """The command in a process of its own, with a server that takes its time."""
     server.delay_s = 0.01
