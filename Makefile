@@ -45,7 +45,7 @@ test-lowest: $(LOWEST)/.installed
 # The client alone, installed as its users install it, without torch or a server.
 test-client:
 	$(PYTHON) -m venv $(CLIENT)
-	$(CLIENT)/bin/pip install --quiet 'numpy==$(NUMPY).*' '.[formats,test]'
+	$(CLIENT)/bin/pip install --quiet 'numpy==$(NUMPY).*' '.[formats,video,test]'
 	$(CLIENT)/bin/python -m pytest tests/client
 
 test-client-numpy2:

@@ -93,7 +93,7 @@ def _segment(words: Sequence[str], prog: str, local: Callable[[str], LocalSegmen
 
 
 def _segment_clip(options: argparse.Namespace, local: Callable[[str], LocalSegmenter] | None) -> int:
-    wanted = video.Wanted(options)
+    wanted = video.Wanted.by(options)
     with _segmenter(options, local) as segmenter:
         _make(options.out)
         return FINE if video.run(segmenter, wanted) else SOME_FAILED

@@ -156,7 +156,7 @@ def _taken(data: bytes, label: str) -> EncodedImage:
         return EncodedImage(data=data, label=label)
     with picture:
         frames = getattr(picture, "n_frames", 1)
-        note = f"has {frames} frames, of which the first is segmented" if frames > 1 else ""
+        note = f"has {frames} frames, of which the first is segmented; --video takes all" if frames > 1 else ""
         made = encodable(picture, label)
     png = saved(made, "PNG", compress_level=_FAST)
     return EncodedImage(data=png, label=label, pixels=made.width * made.height, note=note)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import struct
 import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -52,8 +54,6 @@ def clip(
     with av.open(str(path), "w", format=form, options=options or {}) as container:
         stream: Any = container.add_stream("libx264", rate=rate, options={"crf": "4", "preset": "ultrafast"})
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv444p"
-        if rotation:
-            stream.set_display_rotation(rotation)
         voice: Any = container.add_stream("aac" if path.suffix != ".mkv" else "libopus", rate=48000) if sound else None
         for place, image in enumerate(pictures):
             frame = av.VideoFrame.from_ndarray(image, format="rgb24")
@@ -65,7 +65,19 @@ def clip(
             quiet.sample_rate, quiet.pts = 48000, 0
             container.mux(voice.encode(quiet))
             container.mux(voice.encode(None))
+    if rotation:
+        turn(path, rotation)
     return path
+
+
+def turn(path: Path, degrees: int) -> None:
+    """Write into the track's header of an MP4 file that its pictures are to be shown turned against the clock."""
+    content = bytearray(path.read_bytes())
+    matrix = content.index(b"tkhd") + 4 + 40
+    cosine, sine = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
+    fixed = [round(each * 65536) for each in (cosine, -sine, 0, sine, cosine, 0, 0, 0)]
+    struct.pack_into(">8i", content, matrix, *fixed)
+    path.write_bytes(content)
 
 
 def sound_alone(path: Path) -> Path:

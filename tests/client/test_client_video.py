@@ -272,12 +272,15 @@ def test_a_change_of_size_begins_the_smoothing_anew(folder: Path, monkeypatch: p
     made: list[list[int]] = []
 
     class Spy:
-        def __init__(self, how: str) -> None:
+        def __init__(self, how: str, settings: object) -> None:
             made.append([])
 
-        def __call__(self, image: np.typing.NDArray[np.uint8], scores: Any) -> np.typing.NDArray[np.uint8]:
+        def __call__(self, image: np.typing.NDArray[np.uint8], scores: Any) -> list[np.typing.NDArray[np.uint8]]:
             made[-1].append(image.shape[1])
-            return np.zeros(image.shape[:2], np.uint8)
+            return [np.zeros(image.shape[:2], np.uint8)]
+
+        def rest(self) -> list[np.typing.NDArray[np.uint8]]:
+            return []
 
     class Changing(Clip):
         def read(self, stride: int = 1, start: int = 0) -> Iterator[Picture]:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import signal
 import subprocess
 import sys
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +19,7 @@ from PIL import Image
 from waiting import until
 
 from slime_client import SegmenterError
-from slime_client.cli import main
+from slime_client.cli import _segment_parser, main
 from slime_client.video import command
 from slime_client.video import frames as following
 
@@ -42,20 +40,28 @@ def short(tmp_path: Path) -> Path:
 
 
 class Mean:
-    """A smoother whose every mask depends on all frames before."""
+    """A smoother whose every mask depends on all frames before, and comes when two more have come."""
 
-    def __init__(self, how: str) -> None:
+    def __init__(self, how: str, settings: object = None) -> None:
         self._mean: npt.NDArray[np.float32] | None = None
+        self._waiting: list[npt.NDArray[np.uint8]] = []
 
     def history(self) -> dict[str, npt.NDArray[Any]]:
+        assert not self._waiting
         return {} if self._mean is None else {"mean": self._mean}
 
     def go_on(self, history: Mapping[str, npt.NDArray[Any]]) -> None:
         self._mean = history.get("mean")
 
-    def __call__(self, image: npt.NDArray[np.uint8], scores: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
+    def __call__(self, image: npt.NDArray[np.uint8], scores: npt.NDArray[np.float32]) -> list[npt.NDArray[np.uint8]]:
         self._mean = scores if self._mean is None else 0.9 * self._mean + 0.1 * scores
-        return self._mean.argmax(0).astype(np.uint8).repeat(2, 0).repeat(2, 1)[: image.shape[0], : image.shape[1]]
+        labels = self._mean.argmax(0).astype(np.uint8).repeat(2, 0).repeat(2, 1)
+        self._waiting.append(labels[: image.shape[0], : image.shape[1]])
+        return [self._waiting.pop(0)] if len(self._waiting) > 2 else []
+
+    def rest(self) -> list[npt.NDArray[np.uint8]]:
+        rest, self._waiting = self._waiting, []
+        return rest
 
 
 def run(server: FakeTriton, out: Path, *words: object) -> int:
@@ -64,18 +70,9 @@ def run(server: FakeTriton, out: Path, *words: object) -> int:
 
 def wanted(out: Path, source: Path, *words: str) -> command.Wanted:
     """What these words of a command line want."""
-    parser = argparse.ArgumentParser()
-    add = parser.add_argument
-    add("images", nargs="*")
-    add("--list")
-    add("--format", action="append")
-    add("--out", type=Path)
-    add("--concurrency", type=int)
-    add("--overwrite", action="store_true")
-    add("--json", action="store_true")
-    command.add_options(parser)
     out.mkdir(exist_ok=True)
-    return command.Wanted(parser.parse_args([str(source), "--out", str(out), *words]))
+    words = (str(source), "--segmenter", "car", "--out", str(out), *words)
+    return command.Wanted.by(_segment_parser("slime").parse_args(words))
 
 
 def here(out: Path, source: Path, *words: str) -> Here:
@@ -177,49 +174,62 @@ def everything(smooth: str) -> list[str]:
     return ["--smooth", smooth, *(w for f in ("palette", "coco", "overlay-mp4") for w in ("--format", f))]
 
 
-@pytest.mark.parametrize(
-    ("words", "stop"),
-    [
-        (everything("mean"), 40),
-        (everything("mean"), 170),
-        ([*everything("none"), "--skip-still"], 201),
-        ([], 70),
-    ],
-    ids=["smoothed, early", "smoothed", "reused", "each frame alone"],
-)
-def test_a_run_that_was_stopped_ends_as_one_that_was_not(
-    film: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], stop: int
-) -> None:
-    monkeypatch.setattr(following, "Smoother", Mean)
-    here(tmp_path / "whole", film, *words)
+def killed_after(frames: int, source: Path, out: Path, words: list[str]) -> None:
+    """A run that ends after so many frames, with no time for anything, as a kill leaves it."""
 
     class Killed(BaseException):
-        """Leaves no time for anything, as a kill does."""
+        pass
 
-    def killed(results: Any, complete: bool, damage: str = "") -> None:
+    def closed(results: Any, complete: bool, damage: str = "") -> None:
         results._pool.shutdown()
         results._file.close()
         if results._overlay:
             results._overlay._file.close()
 
-    with monkeypatch.context() as patch, Here() as car, suppress(Killed):
-        patch.setattr(command.Results, "close", killed)
-        done = command._Progress.done
+    done = command._Progress.done
 
-        def end(progress: Any, at: float) -> None:
-            done(progress, at)
-            if progress._frames == stop:
-                raise Killed
+    def end(progress: Any, at: float) -> None:
+        done(progress, at)
+        if progress._frames == frames:
+            raise Killed
 
+    with pytest.MonkeyPatch.context() as patch, Here() as car, pytest.raises(Killed):
+        patch.setattr(command.Results, "close", closed)
         patch.setattr(command._Progress, "done", end)
-        command.run(car, wanted(tmp_path / "stopped", film, *words))  # type: ignore[arg-type]
-    # A line that was being written.
-    with (tmp_path / "stopped" / "frames.jsonl").open("ab") as file:
-        file.write(b'{"frame": 99')
+        command.run(car, wanted(out, source, *words))  # type: ignore[arg-type]
+    with (out / "frames.jsonl").open("ab") as file:
+        file.write(b'{"frame": 99')  # a line that was being written
+
+
+@pytest.mark.parametrize(
+    ("words", "stops"),
+    [
+        (everything("mean"), [40, 170, 25]),
+        ([*everything("none"), "--skip-still"], [201]),
+        ([], [70, 50]),
+    ],
+    ids=["smoothed", "reused", "each frame alone"],
+)
+def test_a_run_that_was_stopped_ends_as_one_that_was_not(
+    film: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], stops: list[int]
+) -> None:
+    monkeypatch.setattr(following, "Smoother", Mean)
+    here(tmp_path / "whole", film, *words)
+    for frames in stops:
+        killed_after(frames, film, tmp_path / "stopped", words)
     again = here(tmp_path / "stopped", film, *words)
     assert contents(tmp_path / "stopped") == contents(tmp_path / "whole")
-    if not words:
-        assert len(again.asked) <= FRAMES - stop + 6
+    assert len(again.asked) <= (FRAMES - sum(stops) + 12 if not words else FRAMES - 100)
+
+
+def test_a_smoothed_run_goes_on_with_what_the_smoother_knew(tmp_path: Path) -> None:
+    pytest.importorskip("cv2")
+    film = clip(tmp_path / "film.mp4", (np.roll(picture(number // 9, 48, 32), number, axis=1) for number in range(115)))
+    words = ["--smooth", "flow"]
+    here(tmp_path / "whole", film, *words)
+    killed_after(108, film, tmp_path / "stopped", words)
+    assert len(here(tmp_path / "stopped", film, *words).asked) == 15
+    assert contents(tmp_path / "stopped") == contents(tmp_path / "whole")
 
 
 def started(server: FakeTriton, out: Path, *words: object) -> subprocess.Popen[str]:
@@ -285,8 +295,10 @@ def test_a_cut_off_clip_gives_what_is_there_and_exit_code_1(
     path = clip(tmp_path / "cut.mkv", noise)
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     assert run(server, tmp_path / "out", path) == 1
-    assert "it is cut off; the frames that could be read have their masks" in capsys.readouterr().err
     assert (tmp_path / "out" / "000009.png").exists()
+    assert run(server, tmp_path / "out", path) == 1
+    said = "it is cut off; the frames that could be read have their masks"
+    assert capsys.readouterr().err.count(said) == 2
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,9 @@ import argparse
 import json
 import sys
 import time
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TypeAlias, get_args
@@ -47,14 +50,44 @@ def is_wanted(options: argparse.Namespace) -> bool:
     return any(asked) or any(each not in (None, False) for each in more) or any(map(is_clip, options.images))
 
 
+@dataclass(kw_only=True)
 class Wanted:
-    """What a command line wants of a clip, checked before a server is asked.
+    """What is wanted of a clip, checked before a server is asked.
+
+    Attributes:
+        source: what `reading.opened` takes.
+        out: the folder for the results.
+        how: how one frame follows the other.
+        formats: names of `slime_client.formats.FORMATS`, and "overlay-mp4".
+        rate: frames a second of folders and pages.
+        concurrency: frames in flight; None for as many as usual.
+        overwrite: remove what another run has left in the folder.
+        as_json: a line of JSON on stdout for each frame.
 
     Raises:
         SegmenterError: INVALID_ARGUMENT, FAILED_PRECONDITION where a package is missing.
     """
 
-    def __init__(self, options: argparse.Namespace) -> None:
+    source: str
+    out: Path
+    how: Following = field(default_factory=Following)
+    formats: list[str] = field(default_factory=lambda: ["palette"])
+    rate: float = DEFAULT_RATE
+    concurrency: int | None = None
+    overwrite: bool = False
+    as_json: bool = False
+
+    def __post_init__(self) -> None:
+        for name in self.formats:
+            overlay.check() if name == OVERLAY_MP4 else FORMATS[name].check()
+        self.clip = self.how.opened(self.source, self.rate)
+        if Path(self.source).is_dir() and self.out.resolve() == Path(self.source).resolve():
+            message = f"--out {self.out}: is the folder of the frames, expected another"
+            raise SegmenterError(f"{message}; masks would be taken for frames next time", INVALID_ARGUMENT)
+
+    @classmethod
+    def by(cls, options: argparse.Namespace) -> "Wanted":
+        """Return what a command line wants. Raises SegmenterError as the class does."""
         if len(options.images) != 1 or options.list:
             got = f"{len(options.images)} sources" if not options.list else "--list"
             raise SegmenterError(f"video: got {got}, expected one clip; run once for each", INVALID_ARGUMENT)
@@ -65,24 +98,24 @@ class Wanted:
             "freshest": options.freshest or None,
             "max_staleness": options.max_staleness,
         }
-        self.how = Following(**{name: value for name, value in given.items() if value is not None})
-        self.formats: list[str] = list(dict.fromkeys(options.format or ["palette"]))
-        for name in self.formats:
-            overlay.check() if name == OVERLAY_MP4 else FORMATS[name].check()
-        (self.source,) = options.images
-        self.rate = DEFAULT_RATE if options.fps is None else options.fps
-        self.clip: Clip = self.how.opened(self.source, self.rate)
-        self.out: Path = options.out
-        if Path(self.source).is_dir() and self.out.resolve() == Path(self.source).resolve():
-            message = f"--out {self.out}: is the folder of the frames, expected another"
-            raise SegmenterError(f"{message}; masks would be taken for frames next time", INVALID_ARGUMENT)
-        self.concurrency: int | None = options.concurrency
-        self.overwrite: bool = options.overwrite
-        self.as_json: bool = options.json
+        return cls(
+            source=options.images[0],
+            out=options.out,
+            how=Following(**{name: value for name, value in given.items() if value is not None}),
+            formats=list(dict.fromkeys(options.format or ["palette"])),
+            rate=DEFAULT_RATE if options.fps is None else options.fps,
+            concurrency=options.concurrency,
+            overwrite=options.overwrite,
+            as_json=options.json,
+        )
 
 
-def run(segmenter: _Segmenter, wanted: Wanted) -> bool:
+def run(
+    segmenter: _Segmenter, wanted: Wanted, watch: Callable[[int, int | None], object] = lambda done, of: None
+) -> bool:
     """Segment the clip into the folder `wanted.out`, which exists; return whether the clip was read without damage.
+
+    `watch` is called now and then with the frames that are done, and how many there will be, None where nobody knows.
 
     Raises:
         SegmenterError: what a frame's request ended with. The results so far are whole, and the same command goes on.
@@ -102,7 +135,7 @@ def run(segmenter: _Segmenter, wanted: Wanted) -> bool:
     results = Results(wanted.out, wanted.formats, about, follows=how.follows, overwrite=wanted.overwrite)
     if results.done:
         lines.line(f"{results.done} frames were done before; --overwrite does them again")
-    progress = _Progress(clip, how.stride, results.done, lines)
+    progress = _Progress(clip, how.stride, results.done, lines, watch)
     complete = results.complete
     try:
         if not complete:
@@ -111,9 +144,10 @@ def run(segmenter: _Segmenter, wanted: Wanted) -> bool:
     finally:
         results.close(complete, clip.damage)
         progress.end(wanted.out)
-    if clip.damage:
-        lines.line(f"error: {clip.source}: {clip.damage}; the frames that could be read have their masks")
-    return not clip.damage
+    damage = clip.damage or results.damage
+    if damage:
+        lines.line(f"error: {clip.source}: {damage}; the frames that could be read have their masks")
+    return not damage
 
 
 def _segment(segmenter: _Segmenter, wanted: Wanted, results: Results, progress: "_Progress") -> None:
@@ -130,23 +164,26 @@ def _segment(segmenter: _Segmenter, wanted: Wanted, results: Results, progress: 
         start=results.done * how.stride,
     )
     parts = segmenter.parts
-    for number, frame in enumerate(made, results.done + 1):
-        if frame.mask.parts != parts:
-            message = f"frame {frame.index}: segmenter {segmenter.name!r} was published again, with other parts"
-            raise SegmenterError(f"{message}; --overwrite begins again", INVALID_ARGUMENT)
-        line = results.add(frame)
-        if number % PIECE == 0:
-            results.save(track.history())
-        progress.done(frame.time)
-        if wanted.as_json:
-            print(json.dumps(line, ensure_ascii=False), flush=True)
+    with closing(made):
+        for number, frame in enumerate(made, results.done + 1):
+            if frame.mask.parts != parts:
+                message = f"frame {frame.index}: segmenter {segmenter.name!r} was published again, with other parts"
+                raise SegmenterError(f"{message}; --overwrite begins again", INVALID_ARGUMENT)
+            line = results.add(frame)
+            if number % PIECE == 0:
+                results.save(track.history())
+            progress.done(frame.time)
+            if wanted.as_json:
+                print(json.dumps(line, ensure_ascii=False), flush=True)
 
 
 class _Progress:
     """Counts frames, and tells how fast they come and how long it will take where the clip's length is known."""
 
-    def __init__(self, clip: Clip, stride: int, before: int, lines: Lines) -> None:
-        self._clip, self._before, self._lines = clip, before, lines
+    def __init__(
+        self, clip: Clip, stride: int, before: int, lines: Lines, watch: Callable[[int, int | None], object]
+    ) -> None:
+        self._before, self._lines, self._watch = before, lines, watch
         self._total = -(-clip.pictures // stride) if clip.pictures else None
         self._frames, self._start, self._told = 0, time.monotonic(), 0.0
 
@@ -160,10 +197,12 @@ class _Progress:
         rate, there = self._frames / max(now - self._start, 1e-6), self._before + self._frames
         total = f"/{self._total}" if self._total else ""
         left = f"{max(self._total - there, 0) / rate:.0f} s left" if self._total else f"at {at:.0f} s"
+        self._watch(there, self._total)
         self._lines.rewrite(f"{there}{total} frames  {rate:.1f} frames/s  {left}")
 
     def end(self, out: Path) -> None:
         """Tell the summary."""
+        self._watch(self._before + self._frames, self._total)
         seconds = time.monotonic() - self._start
         rate = f" ({self._frames / seconds:.1f} frames/s)" if self._frames > 1 else ""
         self._lines.line(f"{self._before + self._frames} frames in {seconds:.1f} s{rate} -> {out}")

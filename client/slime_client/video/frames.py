@@ -9,7 +9,7 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -337,7 +337,7 @@ def frames(
     *,
     concurrency: int,
     start: int = 0,
-) -> Iterator[Frame]:
+) -> Generator[Frame, None, None]:
     """Yield the frames of a clip; `submit` sends an image. Stopping early gives up the rest.
 
     `start` is the index of the first picture that is wanted.

@@ -20,7 +20,7 @@ from slime_client.video.reading import require_pyav
 
 FILE, _GROWING, _UNDONE = "overlay.mp4", ".slime-video.h264", ".slime-video.mp4"
 _CODEC = "libx264"
-_CLOCK = Fraction(1, 90_000)
+_CLOCK, _RATE = Fraction(1, 90_000), Fraction(1, 25)
 # No picture refers to a later one, so that pictures lie in the file in the order of their times.
 _OPTIONS = {"crf": "20", "preset": "veryfast", "bf": "0"}
 
@@ -43,8 +43,10 @@ class Overlay:
         self._av = require_pyav(FILE)
         self._out = out
         self._encoder: Any = None
+        self._pictures = 0  # of this piece
         self._file = (out / _GROWING).open("ab")
         self._file.truncate(kept)
+        self._file.seek(kept)
 
     def add(self, picture: Image.Image, size: tuple[int, int]) -> None:
         """Encode the next picture, shrunk or enlarged to `size` where it has another."""
@@ -52,8 +54,11 @@ class Overlay:
         width, height = size
         pixels_HW3 = np.pad(np.asarray(fitted), ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
         if self._encoder is None:
-            self._encoder = self._new_encoder(pixels_HW3.shape[1], pixels_HW3.shape[0])
-        self._write(self._av.VideoFrame.from_ndarray(pixels_HW3, format="rgb24"))
+            self._encoder, self._pictures = self._new_encoder(pixels_HW3.shape[1], pixels_HW3.shape[0]), 0
+        frame = self._av.VideoFrame.from_ndarray(pixels_HW3, format="rgb24")
+        # A time of its own, without which the encoder's choices are not those of another run.
+        frame.pts, frame.time_base, self._pictures = self._pictures, _RATE, self._pictures + 1
+        self._write(frame)
 
     def end_piece(self) -> int:
         """End the piece: what follows will need nothing of it. Return how many bytes there are now."""
@@ -74,7 +79,7 @@ class Overlay:
     def _new_encoder(self, width: int, height: int) -> Any:
         encoder = self._av.CodecContext.create(_CODEC, "w")
         encoder.width, encoder.height, encoder.pix_fmt = width, height, "yuv420p"
-        encoder.time_base, encoder.options = Fraction(1, 25), _OPTIONS
+        encoder.time_base, encoder.options = _RATE, _OPTIONS
         return encoder
 
     def _write(self, frame: Any) -> None:
@@ -109,7 +114,7 @@ def removed(out: Path) -> None:
 
 def _ticks(times: Iterable[float]) -> Iterator[tuple[int, int]]:
     """Yield when each picture is shown, and for how long: the last one as long as the one before."""
-    length = int(1 / _CLOCK / 25)
+    length = int(_RATE / _CLOCK)
     ticks = (round(seconds / _CLOCK) for seconds in times)
     for start, following in pairwise(chain(ticks, [None])):
         if start is not None:

@@ -59,7 +59,7 @@ class Results:
         self._follows = follows or self._drawn
         self._journal = out / JOURNAL
         self.history: History = {}
-        self.complete = False
+        self.complete, self.damage = False, ""
         self.done = self._kept = 0
         self._size: tuple[int, int] | None = None
         found = self._lines(0)
@@ -147,7 +147,7 @@ class Results:
         there = 0
         for line in found:
             if "end" in line:
-                self.complete = not self._drawn or (self._out / overlay.FILE).exists()
+                self.complete, self.damage = not self._drawn or (self._out / overlay.FILE).exists(), line["damage"]
                 break
             self._size = self._size or (line["width"], line["height"])
             if not all(FORMATS[each].is_whole(FORMATS[each].path(self._out, line["name"])) for each in self._each):
