@@ -5,7 +5,8 @@
 Clips are PartScenes in motion, whose flow and occlusion are exact; segmenters those of benchmarks.quality.results,
 preset `best`, 1-shot, learned here where they are not there yet, and run in PyTorch, as the server answers. Settings
 are chosen on the clips for choosing and measured once on those for testing. Beside the page go a plot and, as .webp,
-one clip with its masks. At the end the server and the client are timed on a clip, unless --skip-server is given.
+one clip with its masks. At the end the server and the client are timed on a clip, which wants a machine at rest:
+`--parts speed` does that alone, and keeps the other figures of the file.
 """
 
 from __future__ import annotations
@@ -49,6 +50,7 @@ Masks = npt.NDArray[np.uint8]  # (T, H, W)
 Figures = dict[str, float]
 SINGLE, MEAN, FLOW, LIVE, TRUTH = "single frames", "mean", "flow", "flow, decided at once", "the truth"
 SINGLE_REUSED, FLOW_REUSED = "single frames, still ones reused", "flow, still ones reused"
+PARTS = ("quality", "speed")
 MEASURES = {
     "miou": "mean IoU, %",
     "j": "J, %",
@@ -116,24 +118,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--clips", type=int, help="of each class and split, to see that everything works")
     parser.add_argument("--frames", type=int, default=motion.FRAMES, help="of each clip")
     parser.add_argument("--repository", type=Path, default=ROOT / "build" / "video" / "repository", help="to serve")
-    parser.add_argument("--skip-server", action="store_true", help="time neither server nor client")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="what is measured; the rest is kept")
     keeping.add_options(parser)
     options = parser.parse_args(argv)
     torch.set_num_threads(1)
     laboratory = Laboratory.of(options)
-    chosen, tried = _chosen(laboratory, options)
-    rows, still = _tested(laboratory, options, chosen)
-    result = {
-        "clips": {split: options.clips or count for split, count in motion.COUNTS.items()},
-        "frames": options.frames,
-        "trial": bool(options.clips or options.steps or options.frames != motion.FRAMES),
-        "chosen": {name: {"how": way.how, **asdict(way.settings)} for name, way in chosen.items()},
-        "tried": tried,
-        "rows": rows,
-        "still": round(still, 3),
-        "served": None if options.skip_server else served(laboratory, options),
-        "machine": machine.facts(),
-    }
+    result = keeping.read(options.json) if options.json and options.json.exists() else {"served": None}
+    if "quality" in options.parts:
+        result |= _quality(laboratory, options)
+    if "rows" not in result:
+        parser.error("--parts speed: got no figures of quality to stand beside, expected them in the file of --json")
+    if "speed" in options.parts:
+        result["served"] = served(laboratory, options)
     keeping.keep(options, result, page, plot=plot)
     return 0
 
@@ -162,7 +158,24 @@ def served(laboratory: Laboratory, options: argparse.Namespace) -> dict[str, Any
                     rates.setdefault(way, []).append(len(images) / (time.perf_counter() - begun))
             print(f"round {begin}: {rates}", flush=True)
     ratios = {way: ratio(of_way, rates["single"]) for way, of_way in rates.items() if way != "single"}
-    return {"frames": len(images), "rates": {way: round(median(of), 2) for way, of in rates.items()}, "ratios": ratios}
+    medians = {way: round(median(of), 2) for way, of in rates.items()}
+    return {"frames": len(images), "rates": medians, "ratios": ratios, "machine": machine.facts()}
+
+
+def _quality(laboratory: Laboratory, options: argparse.Namespace) -> dict[str, Any]:
+    """Choose the settings, and measure them once."""
+    chosen, tried = _chosen(laboratory, options)
+    rows, still = _tested(laboratory, options, chosen)
+    return {
+        "clips": {split: options.clips or count for split, count in motion.COUNTS.items()},
+        "frames": options.frames,
+        "trial": bool(options.clips or options.steps or options.frames != motion.FRAMES),
+        "chosen": {name: {"how": way.how, **asdict(way.settings)} for name, way in chosen.items()},
+        "tried": tried,
+        "rows": rows,
+        "still": round(still, 3),
+        "machine": machine.facts(),
+    }
 
 
 def films(laboratory: Laboratory, kind: str, split: str, options: argparse.Namespace) -> Iterator[Film]:
