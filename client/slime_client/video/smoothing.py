@@ -54,8 +54,8 @@ class Settings:
     doubt: the share of a point's history that is forgotten from frame to frame.
     colours: the difference of colour, of 255 levels, at which a point is hardly taken for the same any more.
     ahead: "flow" decides a frame when so many, to twice as many, have followed; 0 decides at once, for live sources.
-    cut: the mean difference of two frames' thumbnails, of 255 levels, that begins anew. Of the clips for choosing, frames
-        differ by up to 7 from the one before, and two clips by 44 and more.
+    cut: the mean difference of two frames' thumbnails, of 255 levels, that begins anew. Frames of one clip for choosing
+        differ by up to 7, and those of two by 44 and more.
     """
 
     share: float = 0.5
