@@ -21,9 +21,9 @@ from slime_client.video.reading import require_pyav
 FILE, _GROWING, _UNDONE = "overlay.mp4", ".slime-video.h264", ".slime-video.mp4"
 _CODEC = "libx264"
 _CLOCK, _RATE = Fraction(1, 90_000), Fraction(1, 25)
-# No picture refers to a later one, so that pictures lie in the file in the order of their times. With several threads
-# x264 encoded the same pictures otherwise once in thirty times.
-_OPTIONS = {"crf": "20", "preset": "veryfast", "bf": "0", "threads": "1"}
+# No picture refers to a later one, so that pictures lie in the file in the order of their times. And none is looked
+# ahead to: of small pictures x264 then reads what was never written, and once in thirty times encodes them otherwise.
+_OPTIONS = {"crf": "20", "preset": "veryfast", "bf": "0", "rc-lookahead": "0"}
 
 
 def check() -> None:
