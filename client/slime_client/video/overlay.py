@@ -21,8 +21,9 @@ from slime_client.video.reading import require_pyav
 FILE, _GROWING, _UNDONE = "overlay.mp4", ".slime-video.h264", ".slime-video.mp4"
 _CODEC = "libx264"
 _CLOCK, _RATE = Fraction(1, 90_000), Fraction(1, 25)
-# No picture refers to a later one, so that pictures lie in the file in the order of their times.
-_OPTIONS = {"crf": "20", "preset": "veryfast", "bf": "0"}
+# No picture refers to a later one, so that pictures lie in the file in the order of their times. And none is looked
+# ahead to: of small pictures x264 then reads what was never written, and once in thirty times encodes them otherwise.
+_OPTIONS = {"crf": "20", "preset": "veryfast", "bf": "0", "rc-lookahead": "0"}
 
 
 def check() -> None:
@@ -56,7 +57,6 @@ class Overlay:
         if self._encoder is None:
             self._encoder, self._pictures = self._new_encoder(pixels_HW3.shape[1], pixels_HW3.shape[0]), 0
         frame = self._av.VideoFrame.from_ndarray(pixels_HW3, format="rgb24")
-        # A time of its own, without which the encoder's choices are not those of another run.
         frame.pts, frame.time_base, self._pictures = self._pictures, _RATE, self._pictures + 1
         self._write(frame)
 
