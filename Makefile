@@ -45,7 +45,7 @@ test-lowest: $(LOWEST)/.installed
 # The client alone, installed as its users install it, without torch or a server.
 test-client:
 	$(PYTHON) -m venv $(CLIENT)
-	$(CLIENT)/bin/pip install --quiet 'numpy==$(NUMPY).*' '.[formats,test]'
+	$(CLIENT)/bin/pip install --quiet 'numpy==$(NUMPY).*' '.[formats,video,test]'
 	$(CLIENT)/bin/python -m pytest tests/client
 
 test-client-numpy2:
@@ -74,6 +74,7 @@ wheel: $(INSTALLED)
 results: $(INSTALLED)
 	$(BIN)/python -m benchmarks.quality.one_shot --json docs/one-shot.json
 	$(BIN)/python -m benchmarks.quality.results --jobs 2
+	$(BIN)/python -m benchmarks.quality.video --json docs/video-consistency.json --page docs/video-consistency.md
 
 speed: $(INSTALLED)
 	$(BIN)/python -m benchmarks.pipeline.optimize --shape embedded --json docs/optimise-speed.json

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import av
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -48,6 +49,7 @@ NOT_RUN = {
     r"slime studio": "serves until it is stopped; tests/studio drives it, in a browser too",
     r"slime repository pull .* --watch": "goes on until it is stopped; tests/export starts it",
     r"cvat-cli ": "needs a CVAT server; tests/integrations loads and runs what it would",
+    r"slime segment rtsp://": "needs a camera; tests/client reads a stream over the network",
     r"slime import-checkpoint": "needs a checkpoint of gigabytes; tests/optimize converts tiny ones",
 }
 
@@ -123,6 +125,13 @@ def make_workspace(folder: Path) -> Path:
         for place in ("photos", "more"):
             (folder / place).mkdir(exist_ok=True)
             Image.fromarray(scene("car", "validation", index).image).save(folder / place / f"{index}.jpg")
+    with av.open(str(folder / "clip.mp4"), "w") as film:
+        stream = film.add_stream("libx264", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 128, 128, "yuv420p"
+        for index in range(3):
+            image = np.asarray(Image.fromarray(scene("car", "validation", index).image).resize((128, 128)))
+            film.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        film.mux(stream.encode(None))
     width = json.loads((embedded_folder() / "unet" / "config.json").read_text())["cross_attention_dim"]
     (folder / "published" / "car").mkdir(parents=True)
     for index in range(len(parts) - 1):  # none for the background

@@ -53,7 +53,7 @@ LIGHT = {
     "slime_was": {"numpy"},
     "slime_image": {"numpy", "PIL", "pillow_heif"},
     "slime_store": {"numpy", "safetensors"},
-    "slime_client": {"numpy", "PIL", "pillow_heif", "tritonclient", "grpc", "pycocotools", "contourpy"},
+    "slime_client": {"numpy", "PIL", "pillow_heif", "tritonclient", "grpc", "pycocotools", "contourpy", "av", "cv2"},
 }
 # Other people's tools: imported in the client's integrations alone, which the rest of it imports nowhere.
 INTEGRATED = {"cvat_sdk", "fiftyone", "napari", "magicgui"}

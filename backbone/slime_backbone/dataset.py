@@ -1,12 +1,14 @@
-"""Write PartScenes splits to folders: images/NNN.png, masks/NNN.png (part indices), parts.json, captions.json."""
+"""Write PartScenes to folders: images/NNN.png, masks/NNN.png (part indices), parts.json and more."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 
+from slime_backbone.motion import clip
 from slime_backbone.scene import COUNTS, parts_of, scene
 
 
@@ -28,4 +30,23 @@ def write_split(folder: Path, kind: str, split: str) -> Path:
         captions.append(drawn.caption)
     (out / "captions.json").write_text(json.dumps(captions, indent=1) + "\n")
     (out / "parts.json").write_text(json.dumps(parts_of(kind)) + "\n")
+    return out
+
+
+def write_clip(folder: Path, kind: str, split: str, index: int) -> Path:
+    """Write a clip of PartScenes in motion into `folder`/kind/split/NNN, and return that; a whole one is left alone.
+
+    motion.npz holds `flows` and `hidden`, as slime_backbone.motion.Clip has them. parts.json is written last.
+    """
+    out = folder / kind / split / f"{index:03}"
+    if (out / "parts.json").exists():
+        return out
+    for name in ("images", "masks"):
+        (out / name).mkdir(parents=True, exist_ok=True)
+    drawn = clip(kind, split, index)
+    for frame, (image, mask) in enumerate(zip(drawn.images, drawn.masks, strict=True)):
+        Image.fromarray(image).save(out / "images" / f"{frame:03}.png")
+        Image.fromarray(mask).save(out / "masks" / f"{frame:03}.png")
+    np.savez_compressed(out / "motion.npz", flows=drawn.flows, hidden=drawn.hidden)
+    (out / "parts.json").write_text(json.dumps(drawn.parts) + "\n")
     return out

@@ -93,30 +93,51 @@ def frame(layers: list[Layer], rng: np.random.Generator, *, squash: float) -> li
 
 def render(layers: list[Layer], rng: np.random.Generator, size: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """Return image (S, S, 3) and index mask (S, S), uint8, of layers in the unit square; the first is the backdrop."""
+    index_OO = indices(layers, size)
+    image = coloured(layers, index_OO, rng)
+    noise = float(rng.uniform(0.0, 0.035))
+    parts = np.array([layer.part for layer in layers], np.uint8)
+    return noisy(image, noise, rng), parts[index_OO[::OVERSAMPLE, ::OVERSAMPLE]]
+
+
+def indices(layers: list[Layer], size: int) -> NDArray[np.uint8]:
+    """Return which layer is seen at each place of a grid (O, O); the first layer fills what no other covers."""
     canvas = Image.new("L", (size * OVERSAMPLE, size * OVERSAMPLE), 0)
     draw = ImageDraw.Draw(canvas)
     for index, layer in enumerate(layers[1:], 1):
         draw.polygon([(float(x), float(y)) for x, y in layer.polygon_V2 * size * OVERSAMPLE], fill=index)
-    index_OO = np.asarray(canvas)
-    colour_OO3 = _colours(layers, index_OO, rng)
-    image = colour_OO3.reshape(size, OVERSAMPLE, size, OVERSAMPLE, 3).mean((1, 3))
-    image = image + rng.normal(0, rng.uniform(0.0, 0.035), image.shape)
-    parts = np.array([layer.part for layer in layers], np.uint8)
-    mask = parts[index_OO[::OVERSAMPLE, ::OVERSAMPLE]]
-    return np.clip(image * 255 + 0.5, 0, 255).astype(np.uint8), mask
+    return np.asarray(canvas)
 
 
-def _colours(layers: list[Layer], index_OO: NDArray[np.uint8], rng: np.random.Generator) -> Floats:
-    """Return colour + texture, under a light that fades across the image; (O, O, 3) in about [0, 1]."""
+def noisy(image_SS3: Floats, deviation: float, rng: np.random.Generator) -> NDArray[np.uint8]:
+    """Return an image in about [0, 1] as uint8, with normal noise of that deviation."""
+    image = image_SS3 + rng.normal(0, deviation, image_SS3.shape)
+    return np.clip(image * 255 + 0.5, 0, 255).astype(np.uint8)
+
+
+def coloured(
+    layers: list[Layer],
+    index_OO: NDArray[np.uint8],
+    rng: np.random.Generator,
+    surface_2OO: Floats | None = None,
+) -> Floats:
+    """Return colour + texture, under a light that fades across the image; (S, S, 3) in about [0, 1], without noise.
+
+    surface_2OO: for each place of the grid, where on its layer's texture it lies, x then y, float32, in units of the
+    image's side; by default where it lies in the image. Layers that move carry their texture with them.
+    """
     materials = [layer.material for layer in layers]
     colour_L3 = np.array([m.colour for m in materials], np.float32)
     y, x = np.mgrid[0 : len(index_OO), 0 : len(index_OO)].astype(np.float32) / len(index_OO)
-    texture_OO = _texture(materials, index_OO, x, y, rng)
+    surface = (x, y) if surface_2OO is None else (surface_2OO[0], surface_2OO[1])
+    texture_OO = _texture(materials, index_OO, *surface, rng)
     angle, strength = rng.uniform(0, 2 * np.pi), rng.uniform(0, 0.35)
     cos, sin = np.float32(np.cos(angle)), np.float32(np.sin(angle))  # numpy 2 would go on in double precision
     light_OO = rng.uniform(0.8, 1.1) + strength * ((x - 0.5) * cos + (y - 0.5) * sin)
     tint = 1 + rng.normal(0, 0.04, 3).astype(np.float32)
-    return np.asarray((colour_L3[index_OO] + texture_OO[..., None]) * (light_OO[..., None] * tint))
+    colour_OO3 = (colour_L3[index_OO] + texture_OO[..., None]) * (light_OO[..., None] * tint)
+    size = len(index_OO) // OVERSAMPLE
+    return np.asarray(colour_OO3.reshape(size, OVERSAMPLE, size, OVERSAMPLE, 3).mean((1, 3)))
 
 
 def _texture(
@@ -128,8 +149,15 @@ def _texture(
     v = np.sin(omega * (y * np.cos(angle) - x * np.sin(angle)))
     noise = Image.fromarray(rng.normal(0, 1, (20, 20)).astype(np.float32))
     mottle = np.asarray(noise.resize((len(x), len(x)), Image.Resampling.BICUBIC))
+    mottle = mottle[_mirrored(y, len(x)), _mirrored(x, len(x))]
     pattern = np.select([kind == 1, kind == 2, kind == 3], [u, u * v, mottle], 0.0)
     return np.asarray(amplitude * pattern)
+
+
+def _mirrored(places: Floats, count: int) -> NDArray[np.int64]:
+    """Return the nearest of `count` samples over [0, 1), which are mirrored beyond."""
+    around = np.rint(places * count).astype(np.int64) % (2 * count)
+    return np.minimum(around, 2 * count - 1 - around)
 
 
 COLOURS: dict[str, tuple[float, float, float]] = {

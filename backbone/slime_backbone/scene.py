@@ -85,10 +85,10 @@ def _rendered(
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     squash = 0.3 if kind == "face" else float(rng.uniform(0.55, 1.0))
     placed = frame(KINDS[kind].layers(rng, colours), rng, squash=squash)
-    return render([*_backdrop(rng, ground, floor), *placed, *_occluders(rng)], rng, size)
+    return render([*backdrop(rng, ground, floor), *placed, *_occluders(rng)], rng, size)
 
 
-def _backdrop(rng: np.random.Generator, ground: Paint, floor: Paint) -> list[Layer]:
+def backdrop(rng: np.random.Generator, ground: Paint, floor: Paint) -> list[Layer]:
     """Return a wall, perhaps a floor, and clutter behind the object; the first layer lies under everything."""
     square = np.array([(0.0, 0.0), (1.0, 0.0), (1.0, 1.0), (0.0, 1.0)])
     layers = [Layer(polygon_V2=square, part=0, material=ground.material)]
@@ -96,7 +96,7 @@ def _backdrop(rng: np.random.Generator, ground: Paint, floor: Paint) -> list[Lay
         left, right = rng.uniform(0.45, 0.85) + rng.normal(0, 0.04, 2)
         below = np.array([(0, left), (1, right), (1, 1), (0, 1)])
         layers.append(Layer(polygon_V2=below, part=0, material=floor.material))
-    return [*layers, *(_blob(rng, rng.random(2), rng.uniform(0.05, 0.25)) for _ in range(rng.integers(0, 5)))]
+    return [*layers, *(blob(rng, rng.random(2), rng.uniform(0.05, 0.25)) for _ in range(rng.integers(0, 5)))]
 
 
 def _occluders(rng: np.random.Generator) -> list[Layer]:
@@ -104,10 +104,10 @@ def _occluders(rng: np.random.Generator) -> list[Layer]:
     if rng.random() > 0.33:
         return []
     side = rotation(float(rng.uniform(0, 2 * np.pi))) @ [rng.uniform(0.35, 0.55), 0]
-    return [_blob(rng, side + 0.5, rng.uniform(0.06, 0.16))]
+    return [blob(rng, side + 0.5, rng.uniform(0.06, 0.16))]
 
 
-def _blob(rng: np.random.Generator, centre: Floats, radius: float) -> Layer:
+def blob(rng: np.random.Generator, centre: Floats, radius: float) -> Layer:
     angles = np.sort(rng.uniform(0, 2 * np.pi, rng.integers(4, 8)))
     corners = np.stack([np.cos(angles), np.sin(angles)], 1) * radius * rng.uniform(0.6, 1.2, (len(angles), 1))
     round_ = rng.random() < 0.5

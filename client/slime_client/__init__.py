@@ -26,5 +26,6 @@ from slime_client.errors import SegmenterError
 from slime_client.lookup import Description
 from slime_client.mask import Mask
 from slime_client.protocol import Retry
+from slime_client.video.frames import Frame
 
-__all__ = ["Access", "Answer", "Description", "Mask", "Retry", "Segmenter", "SegmenterError", "segmenters"]
+__all__ = ["Access", "Answer", "Description", "Frame", "Mask", "Retry", "Segmenter", "SegmenterError", "segmenters"]

@@ -5,6 +5,7 @@ async with Segmenter("localhost:8001", "car") as segmenter:
 """
 
 import asyncio
+import os
 from collections.abc import AsyncIterator, Iterable
 from contextlib import AbstractAsyncContextManager
 from types import TracebackType
@@ -14,11 +15,14 @@ import grpc.aio
 from tritonclient.grpc import service_pb2_grpc
 
 from slime_client.access import Access
-from slime_client.core import DEFAULT_TIMEOUT_S, LIVE_TIMEOUT_S, Answer, SegmenterCore, listing
+from slime_client.core import DEFAULT_TIMEOUT_S, LIVE_TIMEOUT_S, Answer, Scores, SegmenterCore, listing
 from slime_client.images import ImageLike
 from slime_client.lookup import Description
 from slime_client.mask import Mask
 from slime_client.protocol import Call, Pause, Retry, Steps, Work
+from slime_client.video.frames import FRESHEST_CONCURRENCY, Ahead, Following, Frame, Track, Window
+from slime_client.video.reading import DEFAULT_RATE
+from slime_client.video.smoothing import Smooth
 
 Result = TypeVar("Result")
 
@@ -50,7 +54,7 @@ class Segmenter(SegmenterCore, AbstractAsyncContextManager["Segmenter", None]):
             await self.close()
             raise
 
-    async def segment(self, image: ImageLike, *, scores: bool = False, timeout: float | None = None) -> Mask:
+    async def segment(self, image: ImageLike, *, scores: Scores = False, timeout: float | None = None) -> Mask:
         """Return one image's mask; see `slime_client.Segmenter.segment`."""
         return await self._run(self._segmenting(image, scores=scores, timeout=timeout))
 
@@ -60,12 +64,33 @@ class Segmenter(SegmenterCore, AbstractAsyncContextManager["Segmenter", None]):
         *,
         concurrency: int | None = None,
         ordered: bool = True,
-        scores: bool = False,
+        scores: Scores = False,
         timeout: float | None = None,
     ) -> AsyncIterator[Answer]:
         """Yield the masks of many images, several in flight; see `slime_client.Segmenter.segment_many`."""
         flying = self.checked_concurrency(self.concurrency if concurrency is None else concurrency)
         return self._window(images, flying, ordered, scores=scores, timeout=timeout)
+
+    def video(
+        self,
+        source: str | os.PathLike[str],
+        *,
+        smooth: Smooth = "none",
+        stride: int = 1,
+        skip_still: bool = False,
+        freshest: bool = False,
+        max_staleness: float = 0.5,
+        fps: float = DEFAULT_RATE,
+        concurrency: int | None = None,
+        timeout: float | None = None,
+    ) -> AsyncIterator[Frame]:
+        """Yield the frames of a clip with their masks; see `slime_client.Segmenter.video`."""
+        how = Following(
+            smooth=smooth, stride=stride, skip_still=skip_still, freshest=freshest, max_staleness=max_staleness
+        )
+        usual = FRESHEST_CONCURRENCY if freshest else self.concurrency
+        flying = self.checked_concurrency(usual if concurrency is None else concurrency)
+        return self._frames(how, source, fps, flying, timeout)
 
     async def live(self, *, timeout: float = LIVE_TIMEOUT_S) -> bool:
         """Return whether the server answers at all; never raises for a server that does not."""
@@ -106,6 +131,29 @@ class Segmenter(SegmenterCore, AbstractAsyncContextManager["Segmenter", None]):
             for task in flying:
                 task.cancel()
             await asyncio.gather(*flying, return_exceptions=True)
+
+    async def _frames(
+        self, how: Following, source: str | os.PathLike[str], fps: float, concurrency: int, timeout: float | None
+    ) -> AsyncIterator[Frame]:
+        changed, loop = asyncio.Event(), asyncio.get_running_loop()
+        clip = await asyncio.to_thread(how.opened, source, fps)
+        ahead = Ahead(clip.read(how.stride), how, lambda: loop.call_soon_threadsafe(changed.set))
+        window: Window[asyncio.Task[Mask]] = Window(ahead, Track(how), concurrency)
+        try:
+            while not window.over:
+                changed.clear()
+                while (picture := window.to_send()) is not None:
+                    task = asyncio.create_task(self.segment(picture.image, scores=how.scores, timeout=timeout))
+                    task.add_done_callback(lambda _: changed.set())
+                    window.sent(picture, task)
+                if (made := window.landed()) is not None:
+                    for frame in await asyncio.to_thread(made):
+                        yield frame
+                elif not window.over:
+                    await changed.wait()
+        finally:
+            await asyncio.gather(*window.give_up(), return_exceptions=True)
+            await asyncio.to_thread(ahead.close)
 
     async def _run(self, steps: Steps[Result]) -> Result:
         if self._connection is None:

@@ -20,6 +20,7 @@ from slime_client.formats import FORMATS, merged_coco
 from slime_client.images import write_file
 from slime_client.jobs import Job, Journal, Line, identity
 from slime_client.local import LocalSegmenter
+from slime_client.progress import Lines
 
 COCO_FILE = "coco.json"
 _Segmenter: TypeAlias = Segmenter | LocalSegmenter
@@ -142,32 +143,32 @@ def _tell(batch: Batch, line: Line) -> None:
 
 
 class _Progress:
-    """Counts images and tells people: lines that stay, and on a terminal one that is rewritten, with the rate."""
+    """Counts images and tells people, with the rate."""
 
     def __init__(self, total: int, stream: TextIO) -> None:
         self.failures = 0
-        self._total, self._stream, self._on_terminal = total, stream, stream.isatty()
+        self._total, self._lines = total, Lines(stream)
         self._tried, self._skipped = 0, 0
         self._start = time.monotonic()
 
     def expect(self, seconds: float, concurrency: int, timeout: float) -> None:
         """Tell what the server says that an image takes, and what follows from it."""
         shown = f"{seconds:.0f}" if seconds >= 10 else f"{seconds:.2g}"
-        self._line(f"about {shown} s an image here; {concurrency} in flight, and up to {timeout:.0f} s for each")
+        self._lines.line(f"about {shown} s an image here; {concurrency} in flight, and up to {timeout:.0f} s for each")
 
     def skipped(self, number: int) -> None:
         """Tell that so many were done before."""
         self._skipped = number
         if number:
-            self._line(f"{number} of {self._total} images were done before; --overwrite does them again")
+            self._lines.line(f"{number} of {self._total} images were done before; --overwrite does them again")
 
     def done(self, job: Job, note: str) -> None:
         """Count an image that has its results, and tell what there is to note of it."""
         self._tried += 1
         if note:
-            self._line(f"note: {job.image}: {note}")
+            self._lines.line(f"note: {job.image}: {note}")
         if job.stem != job.image.stem and not job.data:
-            self._line(f"note: {job.image} -> {job.stem}.*, another image has the name {job.image.stem}")
+            self._lines.line(f"note: {job.image} -> {job.stem}.*, another image has the name {job.image.stem}")
         self._rewrite()
 
     def failed(self, job: Job, error: SegmenterError) -> None:
@@ -175,7 +176,7 @@ class _Progress:
         self._tried += 1
         self.failures += 1
         message = str(error)
-        self._line(f"error: {message if message.startswith(str(job.image)) else f'{job.image}: {message}'}")
+        self._lines.line(f"error: {message if message.startswith(str(job.image)) else f'{job.image}: {message}'}")
         self._rewrite()
 
     def end(self, out: Path, why: str) -> None:
@@ -185,7 +186,7 @@ class _Progress:
         unsent = f", {self._total - self._skipped - self._tried} not sent ({why})" if why else ""
         done = self._tried - self.failures + self._skipped
         pace = f" ({self._pace(seconds)})" if self._pace(seconds) else ""
-        self._line(f"{done} of {self._total} images in {seconds:.1f} s{pace}{failed}{unsent} -> {out}")
+        self._lines.line(f"{done} of {self._total} images in {seconds:.1f} s{pace}{failed}{unsent} -> {out}")
 
     def _pace(self, seconds: float) -> str:
         """Return how fast images get their masks; "" for fewer than two, and where most are refused."""
@@ -195,13 +196,8 @@ class _Progress:
         rate = masks / seconds
         return f"{rate:.1f} images/s" if rate >= 1 else f"{1 / rate:.1f} s an image"
 
-    def _line(self, text: str) -> None:
-        print(("\r\033[K" if self._on_terminal else "") + text, file=self._stream, flush=True)
-
     def _rewrite(self) -> None:
-        if not self._on_terminal:
-            return
         seconds, at = time.monotonic() - self._start, self._tried + self._skipped
         left = f"{(self._total - at) * seconds / self._tried:.0f} s left"
         text = "  ".join(filter(None, (f"{at}/{self._total}", self._pace(seconds), left)))
-        print(f"\r\033[K{text}", end="", file=self._stream, flush=True)
+        self._lines.rewrite(text)

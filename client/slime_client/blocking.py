@@ -1,10 +1,12 @@
 """A served segmenter, as an object that blocks: takes the core's steps in the calling thread, or in one of its own."""
 
+import os
 import threading
 from collections.abc import Iterable, Iterator
 from concurrent import futures
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
+from functools import partial
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -12,12 +14,15 @@ import grpc
 from tritonclient.grpc import service_pb2_grpc
 
 from slime_client.access import Access
-from slime_client.core import DEFAULT_TIMEOUT_S, LIVE_TIMEOUT_S, MAX_CONCURRENCY, Answer, SegmenterCore, listing
+from slime_client.core import DEFAULT_TIMEOUT_S, LIVE_TIMEOUT_S, MAX_CONCURRENCY, Answer, Scores, SegmenterCore, listing
 from slime_client.errors import CANCELLED, SegmenterError
 from slime_client.images import ImageLike
 from slime_client.lookup import Description
 from slime_client.mask import Mask
 from slime_client.protocol import Call, Pause, Retry, Steps, Work
+from slime_client.video.frames import FRESHEST_CONCURRENCY, Following, Frame, Track, frames
+from slime_client.video.reading import DEFAULT_RATE
+from slime_client.video.smoothing import Smooth
 
 Result = TypeVar("Result")
 
@@ -134,12 +139,13 @@ class Segmenter(SegmenterCore, AbstractContextManager["Segmenter", None]):
             self.close()
             raise
 
-    def segment(self, image: ImageLike, *, scores: bool = False, timeout: float | None = None) -> Mask:
+    def segment(self, image: ImageLike, *, scores: Scores = False, timeout: float | None = None) -> Mask:
         """Return one image's mask.
 
         Args:
             image: a path or bytes (JPEG, PNG, WebP, sent as they are), a uint8 RGB array (H, W, 3) or a PIL image.
-            scores: ask for the parts' score maps too.
+            scores: ask for the parts' score maps too; "sharpened" for those that the mask is the argmax of, once
+                enlarged to its size; these may be averaged over the frames of a video.
             timeout: seconds for the whole call, instead of the segmenter's.
 
         Returns:
@@ -150,7 +156,7 @@ class Segmenter(SegmenterCore, AbstractContextManager["Segmenter", None]):
         """
         return self._connection.run(self._segmenting(image, scores=scores, timeout=timeout))
 
-    def submit(self, image: ImageLike, *, scores: bool = False, timeout: float | None = None) -> "Future[Mask]":
+    def submit(self, image: ImageLike, *, scores: Scores = False, timeout: float | None = None) -> "Future[Mask]":
         """Do `segment` in a thread of its own. Cancelling the future ends the call, on the server too."""
         future: Future[Mask] = Future()
         cancellation = Cancellation()
@@ -168,7 +174,7 @@ class Segmenter(SegmenterCore, AbstractContextManager["Segmenter", None]):
         *,
         concurrency: int | None = None,
         ordered: bool = True,
-        scores: bool = False,
+        scores: Scores = False,
         timeout: float | None = None,
     ) -> Iterator[Answer]:
         """Yield the masks of many images, several in flight: one answer for each. Stopping early cancels the rest.
@@ -182,6 +188,44 @@ class Segmenter(SegmenterCore, AbstractContextManager["Segmenter", None]):
         """
         flying = self.checked_concurrency(self.concurrency if concurrency is None else concurrency)
         return self._window(images, flying, ordered, scores=scores, timeout=timeout)
+
+    def video(
+        self,
+        source: str | os.PathLike[str],
+        *,
+        smooth: Smooth = "none",
+        stride: int = 1,
+        skip_still: bool = False,
+        freshest: bool = False,
+        max_staleness: float = 0.5,
+        fps: float = DEFAULT_RATE,
+        concurrency: int | None = None,
+        timeout: float | None = None,
+    ) -> Iterator[Frame]:
+        """Yield the frames of a clip with their masks, in order, several in flight. Stopping early gives up the rest.
+
+        Args:
+            source: a video file, a folder of frames, a file of several pages, a camera such as /dev/video0, or a URL.
+            smooth: "none" gives each frame the mask of a single image; "mean" and "flow" make masks consistent.
+            stride: every so many-th picture is segmented; the others are left out.
+            skip_still: a picture that hardly differs from the last one that was sent gets the answer to that.
+            freshest: of a camera or stream, the newest picture is segmented, and those in between are left out.
+            max_staleness: with `freshest`, a picture that has waited for more seconds is left out too.
+            fps: pictures a second of folders and pages, which have no times of their own.
+            concurrency: how many are in flight at most; None for the property `concurrency`, or 2 with `freshest`.
+            timeout: seconds for each frame.
+
+        Raises:
+            SegmenterError: INVALID_ARGUMENT for what cannot be read; FAILED_PRECONDITION where PyAV (the extra `video`)
+                is missing; and what a frame's request ended with, naming the frame.
+        """
+        how = Following(
+            smooth=smooth, stride=stride, skip_still=skip_still, freshest=freshest, max_staleness=max_staleness
+        )
+        usual = FRESHEST_CONCURRENCY if freshest else self.concurrency
+        flying = self.checked_concurrency(usual if concurrency is None else concurrency)
+        submit = partial(self.submit, scores=how.scores, timeout=timeout)
+        return frames(submit, how.opened(source, fps), Track(how), how, concurrency=flying)
 
     def live(self, *, timeout: float = LIVE_TIMEOUT_S) -> bool:
         """Return whether the server answers at all; never raises for a server that does not."""

@@ -1,6 +1,7 @@
 """slime-segment: masks for many images, in many forms; and what a server has.
 
     slime-segment --url localhost:8001 --segmenter car photos/ "more/*.jpg" --out masks
+    slime-segment --segmenter car clip.mp4 --out clip-parts --smooth flow --format overlay-mp4
     slime segment --local segmenters/car photos/ --out masks       without a server; not by slime-segment
     slime-segment list --url localhost:8001
     slime-segment info car --url localhost:8001
@@ -27,6 +28,8 @@ from slime_client.formats import FORMATS, OVERLAY
 from slime_client.jobs import JOURNAL, listed, plan
 from slime_client.local import LocalSegmenter
 from slime_client.lookup import Description
+from slime_client.video import command as video
+from slime_client.video.results import OVERLAY_MP4
 
 _URL = "localhost:8001"
 FINE, SOME_FAILED, UNUSABLE, INTERRUPTED = 0, 1, 2, 130
@@ -63,6 +66,10 @@ def main(
 
 def _segment(words: Sequence[str], prog: str, local: Callable[[str], LocalSegmenter] | None) -> int:
     options = _segment_parser(prog).parse_args(words)
+    if options.concurrency is not None:
+        Segmenter.checked_concurrency(options.concurrency)
+    if video.is_wanted(options):
+        return _segment_clip(options, local)
     formats = list(dict.fromkeys(options.format or ["palette"])) + [OVERLAY] * options.overlay
     for name in formats:
         FORMATS[name].check()
@@ -71,14 +78,8 @@ def _segment(words: Sequence[str], prog: str, local: Callable[[str], LocalSegmen
     if not jobs:
         given = ", ".join(arguments) or "nothing"
         raise SegmenterError(f"{given}: no images found; give image files, folders, globs or -", INVALID_ARGUMENT)
-    if options.concurrency is not None:
-        Segmenter.checked_concurrency(options.concurrency)
-    with _connected(options) if options.local is None else _on_this_machine(options, local) as segmenter:
-        try:
-            options.out.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            reason = f"--out {options.out}: cannot be made ({error.strerror}); give another folder"
-            raise SegmenterError(reason) from error
+    with _segmenter(options, local) as segmenter:
+        _make(options.out)
         wanted = Batch(
             jobs=jobs,
             out=options.out,
@@ -89,6 +90,27 @@ def _segment(words: Sequence[str], prog: str, local: Callable[[str], LocalSegmen
         )
         failures, gone = run(segmenter, wanted)
     return UNUSABLE if gone else SOME_FAILED if failures else FINE
+
+
+def _segment_clip(options: argparse.Namespace, local: Callable[[str], LocalSegmenter] | None) -> int:
+    wanted = video.Wanted.by(options)
+    with _segmenter(options, local) as segmenter:
+        _make(options.out)
+        return FINE if video.run(segmenter, wanted) else SOME_FAILED
+
+
+def _segmenter(
+    options: argparse.Namespace, local: Callable[[str], LocalSegmenter] | None
+) -> Segmenter | LocalSegmenter:
+    return _connected(options) if options.local is None else _on_this_machine(options, local)
+
+
+def _make(out: Path) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = f"--out {out}: cannot be made ({error.strerror}); give another folder"
+        raise SegmenterError(reason) from error
 
 
 def _list(words: Sequence[str], prog: str) -> int:
@@ -164,18 +186,25 @@ def _segment_parser(prog: str) -> argparse.ArgumentParser:
     group = parser.add_argument_group("images and results")
     add, which = group.add_argument, group.add_mutually_exclusive_group(required=True).add_argument
     kinds = {name: form.meaning for name, form in FORMATS.items() if name != OVERLAY}
-    add("images", nargs="*", metavar="IMAGES", help="files, folders, quoted globs, or - for an image on stdin")
+    add(
+        "images",
+        nargs="*",
+        metavar="IMAGES",
+        help="files, folders, quoted globs, - for an image on stdin; or a clip",
+    )
     add("--list", metavar="FILE", help="more images, one path a line; - is stdin")
     which("--segmenter", metavar="NAME", help="the segmenter's name on the server")
     here = "without a server, for looking: a folder of slime optimize, or REPOSITORY/NAME of an exported one"
     which("--local", metavar="SEGMENTER", help=here)
     add("--out", required=True, type=Path, metavar="DIR", help="folder for the results")
     meanings = "; ".join(f"{name}: {meaning}" for name, meaning in kinds.items())
-    add("--format", action="append", choices=list(kinds), help=f"{meanings}; repeatable (default: palette)")
+    meanings += f"; {OVERLAY_MP4}: a clip with its parts tinted"
+    add("--format", action="append", choices=[*kinds, OVERLAY_MP4], help=f"{meanings}; repeatable (default: palette)")
     add("--no-overlay", dest="overlay", action="store_false", help="no JPEGs of the images with their parts tinted")
     flying = f"images in flight (default: {DEFAULT_CONCURRENCY}, fewer where the server says that an image takes long)"
     add("--concurrency", type=int, metavar="N", help=flying)
     add("--overwrite", action="store_true", help="do again what is done; without it, a stopped run goes on")
+    video.add_options(parser)
     return _with_server(parser)
 
 

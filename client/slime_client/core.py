@@ -9,7 +9,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from tritonclient.grpc import service_pb2
@@ -35,6 +35,8 @@ _CLOSING_S = 2.0
 # Publishing takes names of up to 64 letters.
 _LONGEST_NAME = 256
 _ALIGNMENT = 64
+# Whether the parts' score maps are asked for: True for SCORES, "sharpened" for those that the mask is the argmax of.
+Scores: TypeAlias = bool | Literal["sharpened"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -153,7 +155,7 @@ class SegmenterCore:
         deadline = Deadline(self._timeout or DEFAULT_TIMEOUT_S)
         self._description = yield from lookup.find(self._connector, self._name, deadline)
 
-    def _segmenting(self, image: ImageLike, *, scores: bool, timeout: float | None) -> Steps[Mask]:
+    def _segmenting(self, image: ImageLike, *, scores: Scores, timeout: float | None) -> Steps[Mask]:
         """Encode the image, ask for its mask, and ask again where the segmenter was replaced in between."""
         if self._closed:
             raise self._shut()
@@ -168,12 +170,20 @@ class SegmenterCore:
         self._description = yield from lookup.find(self._server, self._name, deadline)
         return (yield from self._masking(encoded, scores, deadline))
 
-    def _masking(self, image: EncodedImage, scores: bool, deadline: Deadline) -> Steps[Mask]:
+    def _masking(self, image: EncodedImage, scores: Scores, deadline: Deadline) -> Steps[Mask]:
         """Ask for the mask of an encoded image; its parts are those of the version that answered."""
         asked = self.description
-        answer, shared_memory = yield from self._asking(asked, image, scores, deadline)
+        try:
+            answer, shared_memory = yield from self._asking(asked, image, scores, deadline)
+        except SegmenterError as error:
+            if scores != "sharpened" or error.code != INVALID_ARGUMENT or protocol.SHARPENED not in str(error):
+                raise
+            message = f"segmenter {self._name!r}: was published before it gave the scores that smoothing a video needs"
+            raise SegmenterError(
+                f"{message}; run slime repository upgrade, or smooth nothing", FAILED_PRECONDITION
+            ) from error
         mask_HW = protocol.output(answer, protocol.MASK, np.uint8, 2, shared_memory)
-        scores_Khw = protocol.output(answer, protocol.SCORES, np.float32, 3) if scores else None
+        scores_Khw = protocol.output(answer, name, np.float32, 3) if (name := _scores_name(scores)) else None
         # Somebody may publish the segmenter again, with other parts, while this object lives.
         if asked.form == SHARED:
             said = protocol.text(answer, protocol.DESCRIPTION)
@@ -193,7 +203,7 @@ class SegmenterCore:
             raise SegmenterError(message, INTERNAL) from error
 
     def _asking(
-        self, asked: Description, image: EncodedImage, scores: bool, deadline: Deadline
+        self, asked: Description, image: EncodedImage, scores: Scores, deadline: Deadline
     ) -> Steps[tuple[Any, bytes]]:
         """Send the image; return the answer, and the bytes of its mask where it came through shared memory."""
         region = yield from self._regions.lend(_mask_offset(image) + image.pixels, deadline)
@@ -250,12 +260,12 @@ def listing(url: str, timeout: float, retry: Retry | None) -> Steps[list[Descrip
     return lookup.every(_server(url, retry or _CONNECTING), Deadline(timeout))
 
 
-def _request(segmenter: Description, image: EncodedImage, scores: bool, region: Region | None) -> Any:
+def _request(segmenter: Description, image: EncodedImage, scores: Scores, region: Region | None) -> Any:
     """Build the request for one image, which lies in `region` with room for its mask behind it, or is sent itself."""
     shared = segmenter.form == SHARED
     inputs = {protocol.IMAGE: None if region else image.data}
     inputs |= {protocol.SEGMENTER: segmenter.name.encode()} if shared else {}
-    outputs = [protocol.MASK] + [protocol.SCORES] * scores + [protocol.DESCRIPTION] * shared
+    outputs = list(filter(None, (protocol.MASK, _scores_name(scores), protocol.DESCRIPTION if shared else "")))
     request = protocol.infer(segmenter.model, inputs, outputs)
     if region:
         element = protocol.element(image.data)
@@ -264,6 +274,11 @@ def _request(segmenter: Description, image: EncodedImage, scores: bool, region: 
         if image.pixels:  # Otherwise the mask's size is not known before it comes, and it is sent.
             region.point(request.outputs[0], _mask_offset(image), image.pixels)
     return request
+
+
+def _scores_name(scores: Scores) -> str:
+    """Return the name of the output with the scores that are asked for, "" for none."""
+    return {True: protocol.SCORES, False: "", "sharpened": protocol.SHARPENED}[scores]
 
 
 def _mask_offset(image: EncodedImage) -> int:

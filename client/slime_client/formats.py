@@ -15,7 +15,7 @@ import importlib.util
 import io
 import json
 import zipfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -90,25 +90,30 @@ class Format:
 
 def merged_coco(files: Iterable[bytes]) -> bytes:
     """Return COCO JSON of several images, from those of each; categories of one name become one."""
-    whole: dict[str, list[dict[str, Any]]] = {"images": [], "categories": [], "annotations": []}
+    files = list(files)
+    return b"".join(coco_pieces(lambda: files))
+
+
+def coco_pieces(files: Callable[[], Iterable[bytes]]) -> Iterator[bytes]:
+    """Yield what `merged_coco` returns, piece by piece; `files` is called twice, so that nothing need be kept."""
     categories: dict[str, int] = {}
-    for number, content in enumerate(files, 1):
+    yield b'{"images": ['
+    for number, content in enumerate(files(), 1):
+        one = json.loads(content)
+        for category in one["categories"]:
+            categories.setdefault(category["name"], len(categories) + 1)
+        yield b", " * (number > 1) + b", ".join(_json({**image, "id": number}) for image in one["images"])
+    yield b'], "categories": ' + _json([{"id": index, "name": name} for name, index in categories.items()])
+    yield b', "annotations": ['
+    annotations = 0
+    for number, content in enumerate(files(), 1):
         one = json.loads(content)
         names = {category["id"]: category["name"] for category in one["categories"]}
-        for name in names.values():
-            categories.setdefault(name, len(categories) + 1)
-        whole["images"] += [{**image, "id": number} for image in one["images"]]
-        whole["annotations"] += [
-            {
-                **annotation,
-                "id": len(whole["annotations"]) + place,
-                "image_id": number,
-                "category_id": categories[names[annotation["category_id"]]],
-            }
-            for place, annotation in enumerate(one["annotations"], 1)
-        ]
-    whole["categories"] = [{"id": index, "name": name} for name, index in categories.items()]
-    return _json(whole)
+        for annotation in one["annotations"]:
+            annotations += 1
+            told = {"id": annotations, "image_id": number, "category_id": categories[names[annotation["category_id"]]]}
+            yield b", " * (annotations > 1) + _json({**annotation, **told})
+    yield b"]}"
 
 
 def polygons(inside_HW: npt.NDArray[np.bool_]) -> list[list[Ring]]:

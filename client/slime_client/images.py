@@ -10,6 +10,7 @@ import importlib.util
 import io
 import os
 import uuid
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias, Union
@@ -73,7 +74,7 @@ def encode(image: ImageLike, *, compress: bool = False) -> EncodedImage:
     if isinstance(image, np.ndarray):
         picture, label = _from_array(image), "image array"
     elif isinstance(image, Image.Image):
-        picture, label = _encodable(image), "PIL image"
+        picture, label = encodable(image), "PIL image"
     else:
         raise bad("image", type(image).__name__, _ACCEPTED)
     if compress or picture.mode != "RGB":
@@ -91,17 +92,21 @@ def decode(image: EncodedImage) -> Image.Image:
     """
     try:
         with Image.open(io.BytesIO(image.data)) as opened:
-            upright = ImageOps.exif_transpose(opened)
-            if upright.mode.startswith("I"):
-                # Pillow clips 16-bit grey to white instead of scaling it.
-                grey = np.asarray(upright).astype(np.uint32) >> 8
-                return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
-            if not upright.has_transparency_data:
-                return upright.convert("RGB")
-            layer = upright.convert("RGBA")
-            return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
+            return as_rgb(ImageOps.exif_transpose(opened))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise bad(image.label, str(error), "a readable JPEG, PNG or WebP image") from error
+
+
+def as_rgb(upright: Image.Image) -> Image.Image:
+    """Return an upright picture as RGB: alpha over white, 16-bit grey scaled to 8."""
+    if upright.mode.startswith("I"):
+        # Pillow clips 16-bit grey to white instead of scaling it.
+        grey = np.asarray(upright).astype(np.uint32) >> 8
+        return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
+    if not upright.has_transparency_data:
+        return upright.convert("RGB")
+    layer = upright.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
 
 
 def saved(picture: Image.Image, kind: str, **options: Any) -> bytes:
@@ -111,8 +116,8 @@ def saved(picture: Image.Image, kind: str, **options: Any) -> bytes:
     return buffer.getvalue()
 
 
-def write_file(path: Path, data: bytes) -> None:
-    """Write `data` under `path`, replacing what is there only once all of it is on disk.
+def write_file(path: Path, data: bytes | Iterable[bytes]) -> None:
+    """Write `data`, whole or in pieces, under `path`, replacing what is there only once all of it is on disk.
 
     Raises:
         SegmenterError: INVALID_ARGUMENT when the folder is missing or cannot be written.
@@ -120,7 +125,8 @@ def write_file(path: Path, data: bytes) -> None:
     # Not tempfile: its files are readable by the owner alone, and os.replace would keep that.
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
-        temporary.write_bytes(data)
+        with temporary.open("wb") as file:
+            file.writelines([data] if isinstance(data, bytes) else data)
         os.replace(temporary, path)
     except OSError as error:
         reason = f"cannot be written ({error.strerror or error})"
@@ -150,8 +156,8 @@ def _taken(data: bytes, label: str) -> EncodedImage:
         return EncodedImage(data=data, label=label)
     with picture:
         frames = getattr(picture, "n_frames", 1)
-        note = f"has {frames} frames, of which the first is segmented" if frames > 1 else ""
-        made = _encodable(picture, label)
+        note = f"has {frames} frames, of which the first is segmented; --video takes all" if frames > 1 else ""
+        made = encodable(picture, label)
     png = saved(made, "PNG", compress_level=_FAST)
     return EncodedImage(data=png, label=label, pixels=made.width * made.height, note=note)
 
@@ -181,7 +187,7 @@ def _from_array(array_HWC: npt.NDArray[Any]) -> Image.Image:
     return Image.fromarray(np.ascontiguousarray(array_HWC))
 
 
-def _encodable(image: Image.Image, label: str = "PIL image") -> Image.Image:
+def encodable(image: Image.Image, label: str = "PIL image") -> Image.Image:
     """Return a PIL image upright, in a mode that PNG has."""
     # A PIL image opened from a camera's JPEG is still turned; the server would turn the file itself.
     try:

@@ -53,7 +53,7 @@ def plan(arguments: Iterable[str], out: Path, results: Callable[[Path, str], lis
     data = {_STDIN: stdin.read()} if _STDIN in images else {}
     if data and not data[_STDIN]:
         raise SegmenterError("-: stdin is empty; send an image into it", INVALID_ARGUMENT)
-    stems = _distinct_stems([Path("stdin") if image == _STDIN else image for image in images])
+    stems = distinct_stems([Path("stdin") if image == _STDIN else image for image in images])
     jobs = [Job(image=image, stem=stem, data=data.get(image, b"")) for image, stem in zip(images, stems, strict=True)]
     if out.resolve() in {Path(argument).resolve() for argument in arguments if Path(argument).is_dir()}:
         raise SegmenterError(
@@ -86,7 +86,7 @@ def _expand(arguments: Iterable[str]) -> Iterator[Path]:
     for argument in arguments:
         path = Path(argument)
         if path.is_dir():
-            yield from _images(path)
+            yield from images_of(path)
         elif path.exists() or not glob.has_magic(argument):
             # A missing file stays: it is one failure among the others.
             yield path
@@ -94,7 +94,7 @@ def _expand(arguments: Iterable[str]) -> Iterator[Path]:
             yield from sorted(found for found in map(Path, glob.glob(argument, recursive=True)) if found.is_file())
 
 
-def _images(folder: Path) -> list[Path]:
+def images_of(folder: Path) -> list[Path]:
     """Return the images of a folder, without overlays of others of them; tell on stderr what else is left out."""
     files = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
     images = [path for path in files if path.suffix.lower() in SUFFIXES and not path.is_dir()]
@@ -113,7 +113,7 @@ def _images(folder: Path) -> list[Path]:
     return [path for path in images if path.stem not in overlays]
 
 
-def _distinct_stems(images: list[Path]) -> list[str]:
+def distinct_stems(images: list[Path]) -> list[str]:
     # Folded case, because some file systems hold A.png and a.png for one file.
     reserved = {image.stem.casefold() for image in images}
     given: set[str] = set()

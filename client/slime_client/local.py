@@ -5,6 +5,7 @@ This package knows nothing of how masks are made. Who has a segmenter here (`sli
 
 import threading
 from collections.abc import Callable
+from concurrent.futures import Future
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -12,6 +13,7 @@ from types import TracebackType
 import numpy as np
 import numpy.typing as npt
 
+from slime_client.core import Scores
 from slime_client.errors import INTERNAL, INVALID_ARGUMENT, SegmenterError
 from slime_client.images import ImageLike, encode
 from slime_client.lookup import Description
@@ -61,6 +63,18 @@ class LocalSegmenter(AbstractContextManager["LocalSegmenter", None]):
         except (RuntimeError, MemoryError) as error:
             raise SegmenterError(f"{encoded.label}: cannot be segmented ({error})", INTERNAL) from error
         return Mask(array=mask_HW, parts=self.parts, colours=self.description.colours, source=encoded)
+
+    def submit(self, image: ImageLike, *, scores: Scores = False, timeout: float | None = None) -> "Future[Mask]":
+        """Do `segment`, and return a future that is done."""
+        future: Future[Mask] = Future()
+        try:
+            if scores:
+                message = f"segmenter {self.name!r}: gives no scores without a server; smooth nothing, or serve it"
+                raise SegmenterError(message, INVALID_ARGUMENT)
+            future.set_result(self.segment(image))
+        except SegmenterError as error:
+            future.set_exception(error)
+        return future
 
     def live(self) -> bool:
         """Return whether it answers: always."""

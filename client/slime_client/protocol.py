@@ -25,7 +25,7 @@ from slime_client.errors import INTERNAL, INVALID_ARGUMENT, UNAVAILABLE, Segment
 
 # Names of tensors, parameters and models, written here again so that the client imports no other component. A test
 # holds those of tensors and models equal to slime_was.tensors and slime_repository.contract.
-IMAGE, MASK, SCORES = "IMAGE", "MASK", "SCORES"
+IMAGE, MASK, SCORES, SHARPENED = "IMAGE", "MASK", "SCORES", "SHARPENED"
 PARTS, COLOURS, FORM, MODEL = "parts", "colours", "form", "model"
 IMAGE_SECONDS = "image_seconds"
 BAKED, SHARED = "baked", "shared"

@@ -1,7 +1,7 @@
 """Says which models serve a segmenter, with their tensors' types and shapes, and writes their ``config.pbtxt``.
 
-    IMAGE > preprocess > PIXELS > vae_encoder > LATENTS > NAME_unet > CROSS, SELF, POSTPROCESS > was > MASK, SCORES
-                       > SIZE, STARTED, and GUIDE_IMAGE where the image guides the upsampling ---->
+    IMAGE > preprocess > PIXELS > vae_encoder > LATENTS > NAME_unet > CROSS, SELF, POSTPROCESS > was > MASK, SCORES,
+                       > SIZE, STARTED, and GUIDE_IMAGE where the image guides the upsampling ----> SHARPENED
 
 A UNet that weights gives ACCUMULATED in SELF's place. Its name, and the encoder's, follow from the variant.
 
@@ -211,7 +211,8 @@ def unet_config(
 
 
 def was_config() -> str:
-    """Return the configuration of the model from the maps of one image's crops to MASK (H, W) and SCORES (K, h, w).
+    """Return the configuration of the model from the maps of one image's crops to MASK (H, W), SCORES (K, h, w) and
+    SHARPENED (K, G, G), the scores that the mask is the argmax of once they are enlarged.
 
     It takes SELF or ACCUMULATED, as the UNet gives them; PART_MASK (crops, P), of 1 and 0, where maps have slots for
     more parts; STARTED for its metrics; and GUIDE_IMAGE where the image guides the upsampling.
@@ -243,7 +244,7 @@ def ensemble_config(
     reading: Reading | None = None,
     variant: Variant | None = None,
 ) -> str:
-    """Return the configuration of the segmenter itself, from IMAGE to MASK and SCORES, pinned to ``versions``.
+    """Return the configuration of the segmenter itself, from IMAGE to what `was` gives, pinned to ``versions``.
 
     ``parameters``: what the client shows and checks (parts, colours, hashes); the variant's words are added.
     """
@@ -254,7 +255,7 @@ def ensemble_config(
         Step(model=reading.model, version=versions.preprocess, inputs=(t.IMAGE,), outputs=(t.PIXELS, *read)),
         Step(model=variant.encoder_model, version=versions.vae_encoder, inputs=(t.PIXELS,), outputs=(t.LATENTS,)),
         Step(model=unet_name(segmenter, variant), version=versions.unet, inputs=(t.LATENTS,), outputs=maps),
-        Step(model=WAS, version=versions.was, inputs=(*maps, *read), outputs=(t.MASK, t.SCORES)),
+        Step(model=WAS, version=versions.was, inputs=(*maps, *read), outputs=tuple(tensor.name for tensor in ANSWER)),
     )
     return model_config(
         Model(
@@ -300,4 +301,5 @@ SIZE_TENSOR = Tensor(name=t.SIZE, dtype="INT32", dims=(2,))
 ANSWER = (
     Tensor(name=t.MASK, dtype="UINT8", dims=(-1, -1)),
     Tensor(name=t.SCORES, dtype="FP32", dims=(-1, -1, -1)),
+    Tensor(name=t.SHARPENED, dtype="FP32", dims=(-1, -1, -1)),
 )

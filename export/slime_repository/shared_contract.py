@@ -137,7 +137,7 @@ def unet_inputs(group: Group) -> tuple[Tensor, ...]:
 def shared_ensemble_config(group: Group, versions: Versions, parameters: Mapping[str, str]) -> str:
     """Return the configuration of the group's ensemble, pinned to ``versions``.
 
-    IMAGE and SEGMENTER to MASK, SCORES and the DESCRIPTION that they go with.
+    IMAGE and SEGMENTER to what `was` gives, and the DESCRIPTION that it goes with.
     ``versions.preprocess`` is that of `segmenters`.
     """
     maps, given = map_names(group.variant)[:2], (t.TEXT, t.NOISE, t.PART_MASK)
@@ -164,7 +164,7 @@ def shared_ensemble_config(group: Group, versions: Versions, parameters: Mapping
             outputs=(t.LATENTS,),
         ),
         Step(model=group.unet, version=versions.unet, inputs=(t.LATENTS, *given), outputs=maps),
-        Step(model=WAS, version=versions.was, inputs=(*maps, *rest), outputs=(t.MASK, t.SCORES)),
+        Step(model=WAS, version=versions.was, inputs=(*maps, *rest), outputs=tuple(tensor.name for tensor in ANSWER)),
     )
     return model_config(
         Model(

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import functools
 import json
+import uuid
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict
 from importlib.resources import files as package_files
+from pathlib import Path
 
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
@@ -19,12 +21,13 @@ from slime_image import MAX_BYTES
 from slime_studio.errors import StudioError, disk_error
 from slime_studio.files import Mask
 from slime_studio.pictures import take
-from slime_studio.requests import body, flag, json_body, number, tab, text
+from slime_studio.requests import body, flag, json_body, number, save_body, tab, text
 from slime_studio.security import Guard
 from slime_studio.studio import Studio
 
 _TYPES = {"html": "text/html", "js": "text/javascript", "css": "text/css", "svg": "image/svg+xml"}
 _FORMS = {"palette": "image/png", "coco": "application/json", "geojson": "application/geo+json"}
+_CLIP_BYTES = 4_000_000_000
 Endpoint = Callable[[Request], Awaitable[Response]]
 
 
@@ -143,7 +146,8 @@ def make_app(studio: Studio, token: str, port: int, hosts: frozenset[str] | None
     async def job_file(request: Request) -> Response:
         job, name = request.path_params["number"], request.path_params["name"]
         told = await run_in_threadpool(studio.jobs.one, job)
-        allowed = {"log.txt", *(each["file"] for each in told["progress"].get("pictures", []))}
+        progress = told["progress"]
+        allowed = {"log.txt", progress.get("film"), *(each["file"] for each in progress.get("pictures", []))}
         path = studio.jobs.folder(job) / name
         if name not in allowed or not path.exists():
             raise StudioError(f"job {job}: has no file {name[:80]!r}", 404)
@@ -195,6 +199,19 @@ def make_app(studio: Studio, token: str, port: int, hosts: frozenset[str] | None
         url, name = query.get("url") or None, query.get("segmenter", "")
         return JSONResponse(await run_in_threadpool(studio.segment, url, name, data, label))
 
+    async def clip(request: Request) -> Response:
+        query = request.query_params
+        label = query.get("name", "clip")
+        suffix = "".join(letter for letter in Path(label).suffix[:8] if letter.isalnum() and letter.isascii())
+        received = project.folder / f".received-{uuid.uuid4().hex}.{suffix}"
+        try:
+            await save_body(request, received, _CLIP_BYTES, label)
+            url, name = query.get("url") or None, query.get("segmenter", "")
+            job = await run_in_threadpool(studio.clip, url, name, label, received)
+        finally:
+            received.unlink(missing_ok=True)
+        return JSONResponse({"job": job})
+
     async def result_picture(request: Request) -> Response:
         return FileResponse(await run_in_threadpool(studio.result_picture, request.path_params["result"]))
 
@@ -240,6 +257,7 @@ def make_app(studio: Studio, token: str, port: int, hosts: frozenset[str] | None
         "/api/rollback": roll_back,
         "/api/server/{wanted}": server,
         "/api/segment": segment,
+        "/api/clips": clip,
     }
     routes = [Route(path, _answered(endpoint), methods=["GET"]) for path, endpoint in get.items()]
     routes += [Route(path, _answered(endpoint), methods=["POST"]) for path, endpoint in post.items()]

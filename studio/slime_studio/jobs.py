@@ -26,7 +26,7 @@ from slime_studio.errors import StudioError
 QUEUED, RUNNING, DONE, FAILED, CANCELLED, STOPPED = "queued", "running", "done", "failed", "cancelled", "stopped"
 _POLL_SECONDS = 0.2
 _TROUBLED_SECONDS = 5.0
-_KINDS = ("learn", "look", "publish", "rollback")
+_KINDS = ("learn", "look", "publish", "rollback", "clip")
 
 
 class Jobs:

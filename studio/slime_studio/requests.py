@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 from starlette.requests import Request
@@ -27,6 +28,16 @@ async def body(request: Request, most: int, subject: str) -> bytes:
     if size > most:
         raise StudioError(f"{subject[:200]}: is over {most / 1e6:.3g} MB, expected at most that; make it smaller", 413)
     return b"".join(pieces)
+
+
+async def save_body(request: Request, path: Path, most: int, subject: str) -> None:
+    """Write the request's body into a file. Raises StudioError (413) as soon as it is longer than `most` bytes."""
+    size = 0
+    with path.open("wb") as file:
+        async for piece in request.stream():
+            if (size := size + len(piece)) > most:
+                raise StudioError(f"{subject[:200]}: is over {most / 1e9:.3g} GB, expected at most that", 413)
+            file.write(piece)
 
 
 async def json_body(request: Request) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from slime_client import Mask as ServedMask
 from slime_client import Segmenter as ServedSegmenter
 from slime_client import SegmenterError
 from slime_client.formats import FORMATS
+from slime_client.video.reading import opened
 from slime_repository import layout, listing
 from slime_repository.errors import RepositoryError
 from slime_studio import files
@@ -208,6 +209,26 @@ class Studio:
         shown = np.bincount(mask.array.ravel(), minlength=len(mask.parts)) / mask.array.size
         shares = {part: round(float(share), 4) for part, share in zip(mask.parts, shown, strict=True)}
         return {"id": made, "name": label, "shares": shares}
+
+    def clip(self, url: str | None, name: str, label: str, received: Path) -> int:
+        """Queue having the server at `url`, or the studio's own, segment a clip, which was received into a file."""
+        if not (url := url or self.serving.url):
+            raise StudioError("server: none runs; start it, or give the address of one", 409)
+        try:
+            opened(received)
+        except SegmenterError as error:
+            raise StudioError(str(error).replace(str(received), label[:200])) from error
+
+        def make(number: int, folder: Path) -> dict[str, Any]:
+            path = folder / f"clip{received.suffix}"
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                received.replace(path)
+            except OSError as error:
+                raise disk_error(error, "job") from error
+            return {"clip": str(path), "url": url, "segmenter": name, "name": label, "smooth": "flow"}
+
+        return self.jobs.add("clip", f"Segment {label[:80]} with {name}", make)
 
     def result_picture(self, made: str) -> Path:
         """Return the picture of a mask that the server answered."""

@@ -3,7 +3,8 @@
     python -m slime_studio.worker JOB_FOLDER
 
 Learning is `slime optimize` with the job's words, publishing `slime export`, rolling back `slime repository rollback`.
-`look` segments the project's images and measures how clearly each pixel's part wins.
+`look` segments the project's images and measures how clearly each pixel's part wins. `clip` has a server
+segment a video.
 """
 
 from __future__ import annotations
@@ -139,7 +140,37 @@ def rollback(folder: Path, job: dict[str, Any]) -> int:
     return repository.main(job["words"], "slime repository")
 
 
-_KINDS = {"learn": learn, "look": look, "publish": publish, "rollback": rollback}
+def clip(folder: Path, job: dict[str, Any]) -> int:
+    """Ask a server for the masks of a clip's frames, smoothed; they become a film, overlay.mp4, in the job's folder."""
+    from slime_client import Segmenter, SegmenterError
+    from slime_client.video.command import Wanted, run
+    from slime_client.video.frames import Following
+
+    told: dict[str, Any] = {}
+    written = 0.0
+
+    def watch(done: int, frames: int | None) -> None:
+        nonlocal written
+        told.update(step=done, steps=frames)
+        if time.monotonic() - written > _WRITE_SECONDS:
+            written = time.monotonic()
+            files.write_json(folder / "progress.json", told)
+
+    try:
+        wanted = Wanted(source=job["clip"], out=folder, how=Following(smooth=job["smooth"]), formats=["overlay-mp4"])
+        with Segmenter(job["url"], job["segmenter"]) as segmenter:
+            run(segmenter, wanted, watch)
+    except SegmenterError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    finally:
+        # Also of a clip that was cancelled or has failed, as far as it went.
+        film = {"film": "overlay.mp4"} if (folder / "overlay.mp4").exists() else {}
+        files.write_json(folder / "progress.json", told | film)
+    return 0
+
+
+_KINDS = {"learn": learn, "look": look, "publish": publish, "rollback": rollback, "clip": clip}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

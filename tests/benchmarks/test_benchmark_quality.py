@@ -12,13 +12,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from benchmarks.quality import accuracy, one_shot, upsampling
+from benchmarks.quality import accuracy, one_shot, upsampling, video
 from benchmarks.quality import laboratory as laboratory_module
 from benchmarks.quality.laboratory import Job, Laboratory, Trial
 from benchmarks.quality.results import TABLES, jobs, main
 from benchmarks.quality.study import GAPS, Measurement, Optimisation, differences, sections
 from benchmarks.quality.tables import MEAN, NOT_RUN, page
 from benchmarks.quality.tables import PAPER as PAPERS
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import backbones
@@ -304,6 +305,37 @@ def test_upsampling(
     mask = np.zeros((8, 8), np.uint8)
     mask[0, :5], mask[4, :6], mask[6, 0], mask[7, 1] = 1, 1, 2, 2
     assert upsampling.specks(mask) == 4  # (7, 0) is cut off, too
+
+
+def test_video(laboratory: Laboratory, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """One clip for choosing and one for testing: figures, the page with plot and animated picture, made again alone."""
+    ways = {name: of_name[:2] for name, of_name in video.grid().items()}
+    monkeypatch.setattr(Laboratory, "of", lambda options: laboratory)
+    monkeypatch.setattr(video, "grid", lambda: ways)
+    kept, page_file = tmp_path / "video.json", tmp_path / "video.md"
+    words = ["--kinds", "car", "--clips", "1", "--frames", "17", "--parts", "quality"]
+    assert video.main([*words, "--json", str(kept), "--page", str(page_file)]) == 0
+    found = json.loads(kept.read_text())
+    assert [row["way"] for row in found["tried"]] == ["single frames", "mean", "mean", "flow", "flow"]
+    truth, single = (found["rows"][name]["mean"] for name in (video.TRUTH, video.SINGLE))
+    assert truth["miou"] == truth["j"] == truth["f"] == truth["vc8"] == 100 and truth["false_flicker"] == 0
+    assert 80 < truth["tc"] < 100 and 0 < single["miou"] < 100
+    text = page_file.read_text()
+    assert text == video.page(found, "video.png") and "A trial" in text and "![" in text
+    assert text.count("| car ") == len(found["rows"]) - 1 and "nan" not in text
+    assert (tmp_path / "video.png").stat().st_size > 1000
+    with Image.open(tmp_path / "video.webp") as picture:
+        assert (picture.size, getattr(picture, "n_frames", 1)) == ((4 * 192, 192), 17)
+
+
+def test_the_chosen_way_keeps_the_mean_iou() -> None:
+    """Of those not under single frames, the stillest; where there is none, the one with the highest mean IoU."""
+
+    def row(miou: float, tc: float) -> video.Figures:
+        return {"miou": miou, "tc": tc, "vc16": 90.0}
+
+    assert video.best([row(50, 99), row(60, 80), row(61, 85)], floor=60) == 2
+    assert video.best([row(50, 99), row(55, 80)], floor=60) == 1
 
 
 def test_mistakes(backbone: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

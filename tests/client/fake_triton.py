@@ -66,6 +66,7 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore
     retired: set[str] = field(default_factory=set)
     mask_of: MaskOf = right_half
     delay_s: float = 0.0
+    lacks_sharpened: bool = False
     index_closed: bool = False
     received: list[bytes] = field(default_factory=list)
     outputs: list[list[str]] = field(default_factory=list)
@@ -223,8 +224,11 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore
                 if is_pointing(output):
                     self._memory(output)[: mask.size] = mask.tobytes()
                 answer.raw_output_contents.append(b"" if is_pointing(output) else mask.tobytes())
-            elif output.name == "SCORES":
-                answer.outputs.add(name="SCORES", datatype="FP32", shape=[3, 4, 4])
+            elif output.name == "SHARPENED" and self.lacks_sharpened:
+                details = "unexpected inference output 'SHARPENED' for model 'car'"
+                raise Refusal(grpc.StatusCode.INVALID_ARGUMENT, details)
+            elif output.name in ("SCORES", "SHARPENED"):
+                answer.outputs.add(name=output.name, datatype="FP32", shape=[3, 4, 4])
                 answer.raw_output_contents.append(np.arange(48, dtype=np.float32).tobytes())
 
 

@@ -131,7 +131,7 @@ def test_a_closed_segmenter_says_so(server: FakeTriton, photo: Path) -> None:
 
 def test_names_on_the_wire_are_the_servers() -> None:
     tensors = pytest.importorskip("slime_was.tensors")
-    for name in ("IMAGE", "MASK", "SCORES", "SEGMENTER", "DESCRIPTION"):
+    for name in ("IMAGE", "MASK", "SCORES", "SHARPENED", "SEGMENTER", "DESCRIPTION"):
         assert getattr(tensors, name) == getattr(protocol, name)
     contract = pytest.importorskip("slime_repository.contract")
     assert contract.SEGMENTERS == protocol.SEGMENTERS

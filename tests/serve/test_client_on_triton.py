@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pytest
+from PIL import Image
 from toy import described_repository
 from tritonclient.grpc import InferenceServerClient
 
@@ -95,6 +96,24 @@ def test_the_command(server: Served, image: npt.NDArray[np.uint8], tmp_path: Pat
     for number in range(3):
         with np.load(tmp_path / "out" / f"{number}.npz") as arrays:
             assert arrays["mask"].shape == (20 + number, 800)
+
+
+def test_a_clip(server: Served, image: npt.NDArray[np.uint8], tmp_path: Path) -> None:
+    """A folder of frames, as single images, and smoothed along the flow, from the shell and in Python."""
+    frames = tmp_path / "frames"
+    frames.mkdir()
+    for number in range(6):
+        (frames / f"{number}.png").write_bytes(png(np.roll(image[:90, :120], 3 * number, axis=1)))
+    with Segmenter(server.grpc, "toy") as toy:
+        for frame in toy.video(frames):
+            np.testing.assert_array_equal(frame.mask.array, toy.segment(frames / f"{frame.name}.png").array)
+        smoothed = {frame.name: frame.mask.array for frame in toy.video(frames, smooth="flow")}
+    words = ["--url", server.grpc, "--segmenter", "toy", "--out", str(tmp_path / "out"), "--video", "--smooth", "flow"]
+    assert main([*words, str(frames)]) == 0
+    for name, mask in smoothed.items():
+        with Image.open(tmp_path / "out" / f"{name}.png") as written:
+            np.testing.assert_array_equal(np.asarray(written), mask)
+    assert len(smoothed) == 6 and regions(server) == []
 
 
 def test_a_key_opens_listing_and_shared_memory(image: npt.NDArray[np.uint8], tmp_path: Path) -> None:

@@ -47,9 +47,11 @@ def test_segmenters_that_read_and_weigh_otherwise(tmp_path: Path) -> None:
         assert np.array_equal(server.segment("toy", png(image)), plain)
         for name in ("published", "guided"):
             mask, scores = in_process(repository, image, name, "bgr")
-            answer = server.infer(name, png(image), ("MASK", "SCORES"))
+            answer = server.infer(name, png(image), ("MASK", "SCORES", "SHARPENED"))
             assert np.mean(answer.as_numpy("MASK") == mask) > 0.999
             assert np.allclose(answer.as_numpy("SCORES"), scores, atol=1e-4)
+            enlarged = slime_was.segment(answer.as_numpy("SHARPENED"), 90, 61)
+            assert np.array_equal(enlarged, answer.as_numpy("MASK"))
             assert np.mean(mask == plain) < 0.95
 
 

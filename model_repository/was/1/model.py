@@ -1,7 +1,8 @@
 """Triton model ``was``: one image's attention maps to its mask. Arguments and errors only; slime_was works.
 
 CROSS (crops, K, h, w), and SELF (crops, N, N) or ACCUMULATED (crops, K, h, w), with POSTPROCESS (crops, LENGTH),
-SIZE (2,), and maybe STARTED, GUIDE_IMAGE (3, S, S) and PART_MASK (crops, K), to MASK (H, W) uint8 and SCORES (K, h, w).
+SIZE (2,), and maybe STARTED, GUIDE_IMAGE (3, S, S) and PART_MASK (crops, K), to MASK (H, W) uint8, SCORES (K, h, w)
+and SHARPENED (K, G, G), whose argmax is the mask once they are enlarged.
 """
 
 from __future__ import annotations
@@ -140,6 +141,8 @@ def _mask(request: Any, metrics: _Metrics) -> Any:
     # Only where they are asked for, because 77 maps of 64 x 64 are more than a compressed mask.
     if tensors.SCORES in request.requested_output_names():
         answer.append(pb_utils.Tensor(tensors.SCORES, scores_Khw))
+    if tensors.SHARPENED in request.requested_output_names():
+        answer.append(pb_utils.Tensor(tensors.SHARPENED, sharpened_KGG))
     return pb_utils.InferenceResponse(answer)
 
 

@@ -1,7 +1,7 @@
 """The names of the tensors between the served models, written once, so that no two models spell one differently.
 
-    IMAGE > preprocess > PIXELS > vae_encoder > LATENTS > NAME_unet > CROSS, SELF, POSTPROCESS > was > MASK, SCORES
-                       > SIZE, STARTED, and GUIDE_IMAGE where the image guides the upsampling ------->
+    IMAGE > preprocess > PIXELS > vae_encoder > LATENTS > NAME_unet > CROSS, SELF, POSTPROCESS > was > MASK, SCORES,
+                       > SIZE, STARTED, and GUIDE_IMAGE where the image guides the upsampling -------> SHARPENED
 
 Shapes, types and configurations are the contract's (`slime_repository.contract`); a served model needs the names alone.
 """
@@ -19,6 +19,7 @@ POSTPROCESS = "POSTPROCESS"  # slime_was.Postprocess as a vector, and the segmen
 PART_MASK = "PART_MASK"  # 1 for each part slot that is taken, where the maps have more slots than the segmenter parts
 MASK = "MASK"
 SCORES = "SCORES"
+SHARPENED = "SHARPENED"  # the scores that the mask is the argmax of once they are enlarged; for video
 
 # Of the shared form, in which a segmenter is a file and its text embedding an input.
 SEGMENTER = "SEGMENTER"

@@ -13,12 +13,13 @@ export class Publish {
     this.server = h("div", { class: "panel" });
     this.list = h("div", { class: "panel" });
     this.try = h("div", { class: "panel" });
+    this.clips = h("div", { class: "panel" });
     this.masks = h("ul", { class: "grid", "aria-label": "Masks of the served segmenter" });
     this.lines = h("div", { class: "panel" });
     this.name = h("input", { id: "publish-name", maxlength: 60, autocomplete: "off" });
     this.url = h("input", { id: "publish-url", placeholder: "the studio's own", autocomplete: "off" });
     this.force = h("input", { id: "publish-force", type: "checkbox" });
-    root.append(h("div", { class: "column" }, this.make, this.server, this.list, this.try, this.masks, this.lines));
+    root.append(h("div", { class: "column" }, this.make, this.server, this.list, this.try, this.clips, this.masks, this.lines));
     dropping(root, (files) => this.segment(files));
     this.url.addEventListener("change", () => this.show(this.state));
   }
@@ -31,6 +32,7 @@ export class Publish {
     if (!unchanged(this.make, state.segmenters.map((each) => each.name), state.repository, publishing?.number, publishing?.state)) this.showMake(state, publishing, busy);
     this.showServer(state.server);
     this.showTry();
+    this.showClips(state.jobs.filter((job) => job.kind === "clip"));
     const done = state.jobs.filter((job) => ["publish", "rollback"].includes(job.kind) && job.state === "done").length;
     if (this.counted !== done) {
       this.counted = done;
@@ -100,9 +102,9 @@ export class Publish {
   showTry() {
     const names = (this.published || []).map((row) => row.name), { state } = this;
     const ready = this.address && names.length;
-    const [input, choose] = choosing("Choose images", (files) => this.segment(files), { accept: "image/*", id: "try-images" }, { class: "main", disabled: !ready });
+    const [input, choose] = choosing("Choose images or a clip", (files) => this.segment(files), { accept: "image/*,video/*,.mkv", id: "try-images" }, { class: "main", disabled: !ready });
     fill(this.try, h("h2", {}, "Try it"),
-      h("p", {}, ready ? "Drop images here, or choose some: the running server segments them." : "Publish a segmenter and start a server; then images can be tried here."),
+      h("p", {}, ready ? "Drop images or a video here, or choose some: the running server segments them." : "Publish a segmenter and start a server; then images can be tried here."),
       h("p", { class: "row" }, names.length > 1 && h("label", {}, "Segmenter ", h("select", { id: "try-name", onchange: (event) => { this.tried = event.target.value; this.showLines(); } },
         names.map((name) => h("option", { value: name, selected: name === this.tried }, name)))),
         input, choose,
@@ -112,14 +114,32 @@ export class Publish {
     this.showLines();
   }
 
+  showClips(jobs) {
+    this.clips.hidden = !jobs.length;
+    // Left alone while nothing changed, so that a film that is looked at goes on.
+    if (unchanged(this.clips, jobs.map((job) => [job.number, job.state, job.progress?.step, job.progress?.film]))) return;
+    fill(this.clips, h("h2", {}, "Clips"), jobs.map((job) => h("article", { "aria-label": `${job.title}: ${job.state}` },
+      h("h3", {}, job.title),
+      ["queued", "running"].includes(job.state) && h("p", { class: "hint" }, job.progress?.step ? `${job.progress.step} of ${job.progress.steps || "?"} frames` : "waiting"),
+      job.error && h("p", { class: "error" }, job.error),
+      job.progress?.film && h("video", { controls: true, src: `/api/jobs/${job.number}/${job.progress.film}`, "aria-label": `${job.name} with its masks` }))));
+  }
+
   async segment(files) {
     const problems = [];
+    let clips = 0;
     for (const [index, file] of files.entries()) {
       say(`Segmenting ${file.name} (${index + 1} of ${files.length})`, false);
       const query = new URLSearchParams({ segmenter: this.tried || "", url: this.url.value.trim() });
       if (file instanceof File) query.set("name", file.name);
       else query.set("image", file.id);
       try {
+        if (file instanceof File && (file.type.startsWith("video/") || /\.(mkv|ts|avi|mov)$/i.test(file.name))) {
+          await send(`/api/clips?${query}`, file);
+          await this.page.refresh();
+          clips += 1;
+          continue;
+        }
         this.results.unshift(await send(`/api/segment?${query}`, file instanceof File ? file : null));
         this.showResults();
       } catch (error) {
@@ -128,7 +148,7 @@ export class Publish {
       }
     }
     this.showTry();
-    say(problems.length ? problems.slice(0, 3).join(" ") : `${files.length} images segmented.`, problems.length > 0);
+    say(problems.length ? problems.slice(0, 3).join(" ") : [files.length > clips && `${files.length - clips} images segmented.`, clips && `${clips} clips received; they stand below.`].filter(Boolean).join(" "), problems.length > 0);
   }
 
   showResults() {

@@ -1,0 +1,392 @@
+"""How still and how right the masks of clips are: single frames, their running mean, and history along the flow.
+
+    python -m benchmarks.quality.video --json docs/video-consistency.json --page docs/video-consistency.md
+
+Clips are PartScenes in motion, whose flow and occlusion are exact; segmenters those of benchmarks.quality.results,
+preset `best`, 1-shot, learned here where they are not there yet, and run in PyTorch, as the server answers. Settings
+are chosen on the clips for choosing and measured once on those for testing. Beside the page go a plot and, as .webp,
+one clip with its masks. At the end the server and the client are timed on a clip, which wants a machine at rest:
+`--parts speed` does that alone, and keeps the other figures of the file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from itertools import product
+from pathlib import Path
+from statistics import mean, median
+from tempfile import TemporaryDirectory
+from typing import Any, get_args
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from benchmarks.common import command_line, keeping, machine, served_repository
+from benchmarks.common.figures import Goal, ratio
+from benchmarks.common.server import launched
+from benchmarks.common.sides import ROOT
+from benchmarks.quality import consistency
+from benchmarks.quality.laboratory import Job, Laboratory, add_options
+from benchmarks.quality.study import Optimisation
+from PIL import Image
+
+from slime_backbone import motion
+from slime_backbone.motion import Clip
+from slime_client import Segmenter as Client
+from slime_client.video.frames import Following, Track
+from slime_client.video.reading import Picture
+from slime_client.video.smoothing import Settings, Smooth, Smoother
+from slime_optimize.method.prediction import Predictor
+from slime_optimize.metrics import confusion, report
+from slime_optimize.picture import overlay
+from slime_optimize.segmenter import Segmenter
+from slime_was import segment, sharpened
+
+Masks = npt.NDArray[np.uint8]  # (T, H, W)
+Figures = dict[str, float]
+SINGLE, MEAN, FLOW, LIVE, TRUTH = "single frames", "mean", "flow", "flow, decided at once", "the truth"
+SINGLE_REUSED, FLOW_REUSED = "single frames, still ones reused", "flow, still ones reused"
+PARTS = ("quality", "speed")
+MEASURES = {
+    "miou": "mean IoU, %",
+    "j": "J, %",
+    "f": "F, %",
+    "vc8": "VC 8, %",
+    "vc16": "VC 16, %",
+    "tc": "TC, %",
+    "flicker": "flicker",
+    "false_flicker": "flicker the truth has not",
+}
+SERVED_GOALS = {
+    "none": Goal(label="frames a second of a clip, of single images through the server", relation="≥", wanted=0.9),
+    "flow": Goal(label="the same with `--smooth flow`", relation="≥", wanted=0.75),
+}
+_SERVED_FRAMES, _ROUNDS = 200, 3
+_TRIED = ("share", "weight", "rarity", "colours")
+_READ = {MEAN: _TRIED[:1], FLOW: _TRIED[1:]}
+GOALS = {
+    "miou": Goal(label="mean IoU of `flow`, points above single frames", relation="≥", wanted=0, form=".2f"),
+    "flicker": Goal(label="flicker of `flow`, of single frames'", relation="≤", wanted=1 / 3, form=".2f"),
+    "false_flicker": Goal(label="the same, without the truth's own", relation="≤", wanted=1 / 3, form=".2f"),
+    "tc": Goal(label="TC of `flow`, of the way from single frames to the truth", relation="≥", wanted=0.5, form=".2f"),
+    "vc16": Goal(label="VC 16, the same", relation="≥", wanted=0.5, form=".2f"),
+    "reused": Goal(label="points of mean IoU that `skip_still` costs single frames", relation="≤", wanted=0.2),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Way:
+    """A way to smooth, and its settings."""
+
+    how: Smooth
+    settings: Settings
+
+    def masks(self, film: Film) -> Masks:
+        """Return the masks of a film's frames."""
+        smoother = Smoother(self.how, self.settings)
+        decided = [mask for frame in zip(film.clip.images, film.scores, strict=True) for mask in smoother(*frame)]
+        return np.stack(decided + smoother.rest())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Film:
+    """A clip with what a segmenter answers to each frame: masks, and the scores (T, K, h, w) that they come from."""
+
+    clip: Clip
+    colours: tuple[tuple[int, int, int], ...]
+    masks: Masks
+    scores: npt.NDArray[np.float32]
+
+    def reusing(self) -> tuple[Film, float]:
+        """Return the film as `skip_still` segments it, and the share of frames that have another frame's answer."""
+        track, sources = Track(Following(skip_still=True)), [0]
+        for index, image in enumerate(self.clip.images):
+            still = track.is_still(Picture(index=index, time=index / 25, name=str(index), image=image))
+            sources.append(sources[-1] if still else index)
+        chosen = sources[1:]
+        share = 1 - len(set(chosen)) / len(chosen)
+        return replace(self, masks=self.masks[chosen], scores=self.scores[chosen]), share
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = command_line.parser(__doc__)
+    add_options(parser, (0,))
+    parser.add_argument("--clips", type=int, help="of each class and split, to see that everything works")
+    parser.add_argument("--frames", type=int, default=motion.FRAMES, help="of each clip")
+    parser.add_argument("--repository", type=Path, default=ROOT / "build" / "video" / "repository", help="to serve")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="what is measured; the rest is kept")
+    keeping.add_options(parser)
+    options = parser.parse_args(argv)
+    torch.set_num_threads(1)
+    laboratory = Laboratory.of(options)
+    result = keeping.read(options.json) if options.json and options.json.exists() else {"served": None}
+    if "quality" in options.parts:
+        result |= _quality(laboratory, options)
+    if "rows" not in result:
+        parser.error("--parts speed: got no figures of quality to stand beside, expected them in the file of --json")
+    if "speed" in options.parts:
+        result["served"] = served(laboratory, options)
+    keeping.keep(options, result, page, plot=plot)
+    return 0
+
+
+def served(laboratory: Laboratory, options: argparse.Namespace) -> dict[str, Any]:
+    """Return how many frames a second the server and the client make of a folder of frames, beside single images.
+
+    Every way has its turn in each round; rates are medians over the rounds.
+    """
+    kind, seed = options.kinds[0], options.seeds[0]
+    folder = laboratory.segmenter(Job(kind=kind, seed=seed, optimisation=Optimisation(preset="best")))
+    name = f"{kind}-{seed}-{folder.name[:8]}"
+    served_repository.export(folder, options.repository, name)
+    images = [image for clip in motion.clips(kind, "testing") for image in clip.images][:_SERVED_FRAMES]
+    rates: dict[str, list[float]] = {}
+    with launched(options.repository) as server, Client(server.url, name) as client, TemporaryDirectory() as frames:
+        for index, image in enumerate(images):
+            Image.fromarray(image).save(Path(frames) / f"{index:06}.png")
+        ways: dict[str, Callable[[], Iterable[Any]]] = {"single": lambda: client.segment_many(images)}
+        ways |= {smooth: partial(client.video, frames, smooth=smooth) for smooth in get_args(Smooth)}
+        for begin in range(_ROUNDS + 1):
+            for way, make in ways.items():
+                begun = time.perf_counter()
+                assert len(list(make())) == len(images)
+                if begin:  # The first round pays for what is set up once.
+                    rates.setdefault(way, []).append(len(images) / (time.perf_counter() - begun))
+            print(f"round {begin}: {rates}", flush=True)
+    ratios = {way: ratio(of_way, rates["single"]) for way, of_way in rates.items() if way != "single"}
+    medians = {way: round(median(of), 2) for way, of in rates.items()}
+    return {"frames": len(images), "rates": medians, "ratios": ratios, "machine": machine.facts()}
+
+
+def _quality(laboratory: Laboratory, options: argparse.Namespace) -> dict[str, Any]:
+    """Choose the settings, and measure them once."""
+    chosen, tried = _chosen(laboratory, options)
+    rows, still = _tested(laboratory, options, chosen)
+    return {
+        "clips": {split: options.clips or count for split, count in motion.COUNTS.items()},
+        "frames": options.frames,
+        "trial": bool(options.clips or options.steps or options.frames != motion.FRAMES),
+        "chosen": {name: {"how": way.how, **asdict(way.settings)} for name, way in chosen.items()},
+        "tried": tried,
+        "rows": rows,
+        "still": round(still, 3),
+        "machine": machine.facts(),
+    }
+
+
+def films(laboratory: Laboratory, kind: str, split: str, options: argparse.Namespace) -> Iterator[Film]:
+    """Yield the clips of a class and split with a segmenter's answers, of each seed."""
+    for seed in options.seeds:
+        folder = laboratory.segmenter(Job(kind=kind, seed=seed, optimisation=Optimisation(preset="best")))
+        predictor = Predictor(Segmenter.load(folder), laboratory.backbone)
+        postprocess = predictor.segmenter.settings.postprocess(laboratory.backbone.image_size)
+        for index in range(motion.COUNTS[split])[: options.clips]:
+            clip = motion.clip(kind, split, index, frames=options.frames)
+            scores = [
+                sharpened(predictor.scores([image])[0].numpy(), postprocess, predictor.pixels([image])[0])
+                for image in clip.images
+            ]
+            masks = np.stack([segment(each, *clip.masks.shape[1:]) for each in scores])
+            yield Film(clip=clip, colours=predictor.segmenter.colours, masks=masks, scores=np.stack(scores))
+
+
+def measured(clips: Sequence[Clip], masks: Sequence[Masks], *, davis: bool = True) -> Figures:
+    """Return the figures of a class's clips with these masks; J and F, which take the longest, only with `davis`."""
+    parts = clips[0].parts
+    pairs = list(zip(clips, masks, strict=True))
+    frames = [frame for clip, of_clip in pairs for frame in zip(clip.masks, of_clip, strict=True)]
+    same = sum(consistency.temporal_confusion(of_clip, clip.flows, clip.hidden, len(parts)) for clip, of_clip in pairs)
+    found = {
+        "miou": report([confusion(*frame, len(parts)) for frame in frames], parts).mean,
+        "vc8": mean(consistency.video_consistency(clip.masks, of_clip, 8) for clip, of_clip in pairs),
+        "vc16": mean(consistency.video_consistency(clip.masks, of_clip, 16) for clip, of_clip in pairs),
+        "tc": consistency.mean_iou(np.asarray(same)),
+        "flicker": mean(consistency.flicker(of_clip) for _, of_clip in pairs),
+        "false_flicker": mean(consistency.flicker(of_clip, clip.masks) for clip, of_clip in pairs),
+    }
+    if davis:
+        both = [consistency.region_and_contour(clip.masks, of_clip, len(parts)) for clip, of_clip in pairs]
+        found |= {"j": mean(region for region, _ in both), "f": mean(contour for _, contour in both)}
+    return _rounded(found)
+
+
+def over_kinds(of_kinds: Mapping[str, Figures]) -> Figures:
+    """Return the mean of each figure over the classes."""
+    of_each = list(of_kinds.values())
+    return _rounded({name: mean(figures[name] for figures in of_each) for name in of_each[0]})
+
+
+def grid() -> dict[str, list[Way]]:
+    """Return the settings that are tried of each way."""
+    means = [Way(how="mean", settings=Settings(share=share)) for share in (0.3, 0.5, 0.7)]
+    flows = [
+        Way(how="flow", settings=Settings(weight=weight, rarity=rarity, colours=colours))
+        for weight, rarity, colours in product((0.3, 0.5, 1.0), (0.0, 0.1), (20.0, 40.0))
+    ]
+    return {MEAN: means, FLOW: flows}
+
+
+def _chosen(laboratory: Laboratory, options: argparse.Namespace) -> tuple[dict[str, Way], list[dict[str, Any]]]:
+    """Return the best settings of each way on the clips for choosing, and the figures of all that were tried."""
+    ways = [(name, way) for name, of_name in grid().items() for way in of_name]
+    figures: list[dict[str, Figures]] = [{} for _ in ways]
+    single: dict[str, Figures] = {}
+    for kind in options.kinds:
+        clips, plain = [], []
+        smoothed: list[list[Masks]] = [[] for _ in ways]
+        for film in films(laboratory, kind, "choosing", options):
+            clips.append(film.clip)
+            plain.append(film.masks)
+            for masks, (_, way) in zip(smoothed, ways, strict=True):
+                masks.append(way.masks(film))
+        single[kind] = measured(clips, plain, davis=False)
+        for found, masks in zip(figures, smoothed, strict=True):
+            found[kind] = measured(clips, masks, davis=False)
+        print(f"{kind}: {len(ways)} settings tried on {len(clips)} clips", flush=True)
+    tried = [
+        {"way": name, **asdict(way.settings), **over_kinds(found)}
+        for (name, way), found in zip(ways, figures, strict=True)
+    ]
+
+    chosen = {}
+    for name in grid():
+        places = [place for place, each in enumerate(tried) if each["way"] == name]
+        place = places[best([tried[each] for each in places], over_kinds(single)["miou"])]
+        chosen[name] = ways[place][1]
+        print(f"{name}: {tried[place]}", flush=True)
+    return chosen, [{"way": SINGLE, **over_kinds(single)}, *tried]
+
+
+def best(tried: Sequence[Mapping[str, Any]], floor: float) -> int:
+    """Return the place of the settings with the highest TC and VC 16 together, of those whose mean IoU is not under
+    `floor`, single frames'; where none is so good, of those with the highest mean IoU."""
+
+    def rank(place: int) -> tuple[bool, float]:
+        found = tried[place]
+        kept = found["miou"] >= floor
+        return kept, found["tc"] + found["vc16"] if kept else found["miou"]
+
+    return max(range(len(tried)), key=rank)
+
+
+def _tested(
+    laboratory: Laboratory, options: argparse.Namespace, chosen: Mapping[str, Way]
+) -> tuple[dict[str, Any], float]:
+    """Return the figures of each way by class, on the clips for testing, and the share of frames that are still."""
+    flow = chosen[FLOW]
+    at_once = Way(how="flow", settings=Settings(**{**asdict(flow.settings), "ahead": 0}))
+    ways: dict[str, Callable[[Film], Masks]] = {
+        SINGLE: lambda film: film.masks,
+        MEAN: chosen[MEAN].masks,
+        FLOW: flow.masks,
+        LIVE: at_once.masks,
+        SINGLE_REUSED: lambda film: film.reusing()[0].masks,
+        FLOW_REUSED: lambda film: flow.masks(film.reusing()[0]),
+        TRUTH: lambda film: film.clip.masks,
+    }
+    rows: dict[str, Any] = {name: {"ms": [], "kinds": {}} for name in ways}
+    reused: list[float] = []
+    for kind in options.kinds:
+        clips: list[Clip] = []
+        masks: dict[str, list[Masks]] = {name: [] for name in ways}
+        for film in films(laboratory, kind, "testing", options):
+            clips.append(film.clip)
+            reused.append(film.reusing()[1])
+            for name, way in ways.items():
+                begun = time.process_time()
+                masks[name].append(way(film))
+                rows[name]["ms"].append(1e3 * (time.process_time() - begun) / len(film.masks))
+            if options.page and len(clips) == 1 and kind == options.kinds[0]:
+                animate(options.page.with_suffix(".webp"), film, [masks[name][0] for name in (SINGLE, FLOW, TRUTH)])
+        for name, of_name in masks.items():
+            rows[name]["kinds"][kind] = measured(clips, of_name)
+            print(f"{kind}, {name}: {rows[name]['kinds'][kind]}", flush=True)
+    for row in rows.values():
+        row["ms"] = round(mean(row["ms"]), 2)
+        row["mean"] = over_kinds(row["kinds"])
+    return rows, mean(reused)
+
+
+def animate(path: Path, film: Film, columns: Sequence[Masks]) -> None:
+    """Write a clip beside its masks of each kind as an animated picture, at 12 frames a second."""
+    shown = [
+        np.concatenate([image, *(overlay(image, masks[index], film.colours, 0.75) for masks in columns)], 1)
+        for index, image in enumerate(film.clip.images)
+    ]
+    enlarged = [Image.fromarray(each).resize((192 * (1 + len(columns)), 192)) for each in shown]
+    first, *others = enlarged
+    path.parent.mkdir(parents=True, exist_ok=True)
+    first.save(path, save_all=True, append_images=others, duration=83, loop=0, quality=60, method=6)
+
+
+def page(result: Mapping[str, Any], picture: str) -> str:
+    """Return the document."""
+    rows, names = result["rows"], list(MEASURES.values())
+    timed = [
+        [name, *_cells(row["mean"]), f"{row['ms']:.1f}" if name in (MEAN, FLOW, LIVE) else ""]
+        for name, row in rows.items()
+    ]
+    by_kind = [
+        [kind, name, *_cells(row["kinds"][kind])]
+        for kind in rows[SINGLE]["kinds"]
+        for name, row in rows.items()
+        if name != TRUTH
+    ]
+    tried = [
+        [row["way"], *(row[name] if name in _READ.get(row["way"], ()) else "" for name in _TRIED), *_cells(row)]
+        for row in result["tried"]
+    ]
+    tables = {
+        "rows": keeping.table(["clips for testing", *names, "ms a frame"], timed, True),
+        "goals": keeping.table(["goal", "wanted", "measured", ""], _goals(result)),
+        "kinds": keeping.table(["class", "masks", *names], by_kind),
+        "tried": keeping.table(
+            ["clips for choosing", *_TRIED, *(MEASURES[name] for name in MEASURES if name in result["tried"][0])], tried
+        ),
+    }
+    return keeping.render("quality/video.md.j2", result=result, picture=picture, tables=tables)
+
+
+def plot(result: Mapping[str, Any], path: Path) -> None:
+    """Draw each measure by way, the mean over the classes as a bar and each class as a point."""
+    shown = ("miou", "vc16", "tc", "flicker")
+    with keeping.drawn(path, 1, len(shown), (11, 3.2)) as panels:
+        for panel, name in zip(panels[0], shown, strict=True):
+            ways = [way for way in (SINGLE, MEAN, FLOW, LIVE, TRUTH) if (way, name) != (TRUTH, "miou")]
+            panel.bar(ways, [result["rows"][way]["mean"][name] for way in ways], color="#9bb7d4")
+            for kind, marker in zip(result["rows"][SINGLE]["kinds"], "os^", strict=False):
+                panel.plot(ways, [result["rows"][way]["kinds"][kind][name] for way in ways], f"k{marker}", label=kind)
+            panel.set_title(MEASURES[name] if name != "flicker" else "flicker, of 1,000 pixels a frame", fontsize=9)
+            panel.set_xticks(range(len(ways)), [way.replace(", ", ",\n") for way in ways], rotation=45, fontsize=8)
+        panels[0][0].legend(fontsize=8)
+
+
+def _goals(result: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
+    single, flow, truth = (result["rows"][name]["mean"] for name in (SINGLE, FLOW, TRUTH))
+    values = {
+        "miou": flow["miou"] - single["miou"],
+        "reused": single["miou"] - result["rows"][SINGLE_REUSED]["mean"]["miou"],
+        **{name: flow[name] / max(single[name], 1e-9) for name in ("flicker", "false_flicker")},
+        **{name: (flow[name] - single[name]) / max(truth[name] - single[name], 1e-9) for name in ("tc", "vc16")},
+    }
+    ratios = (result["served"] or {}).get("ratios", {})
+    return [
+        *(goal.row(values[name]) for name, goal in GOALS.items()),
+        *(goal.row(ratios.get(name)) for name, goal in SERVED_GOALS.items()),
+    ]
+
+
+def _cells(figures: Mapping[str, float]) -> list[str]:
+    return [f"{figures[name]:.2f}" for name in MEASURES if name in figures]
+
+
+def _rounded(figures: Figures) -> Figures:
+    return {name: round(value, 3) for name, value in figures.items()}
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
