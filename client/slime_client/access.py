@@ -29,6 +29,10 @@ _CHANNEL_OPTIONS = [
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 2000),
+    # A name with several addresses, or `ipv4:HOST:PORT,HOST:PORT`, is several servers: each request goes to the next
+    # one that is connected. When one closes its connection, the name is looked up again, but not more often than this.
+    ("grpc.lb_policy_name", "round_robin"),
+    ("grpc.dns_min_time_between_resolutions_ms", 5000),
 ]
 _RENAMED = {
     "--ca": "--tls-ca",

@@ -5,6 +5,7 @@ own way. Letters in names: H, W pixels of the image as seen, K parts, h, w the s
 """
 
 import asyncio
+import itertools
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
@@ -21,7 +22,7 @@ from slime_client.images import EncodedImage, ImageLike, encode
 from slime_client.lookup import Description
 from slime_client.mask import Colour, Mask
 from slime_client.memory import Region, Regions
-from slime_client.protocol import SHARED, Asker, Deadline, Retry, Steps, Work
+from slime_client.protocol import SHARED, Asker, Deadline, Pause, Retry, Steps, Work
 
 # For images that take no longer than a second; SegmenterCore.timeout and .concurrency follow those that do.
 DEFAULT_TIMEOUT_S, DEFAULT_CONCURRENCY = 30.0, 8
@@ -31,6 +32,8 @@ MAX_CONCURRENCY = 256
 _FULL_QUEUE = 24
 # Connecting is not tried again until the deadline, because a wrong address is to be told at once.
 _CONNECTING = Retry(attempts=4)
+# A segmenter that was there and is gone was replaced, or one of several servers is stopping: some seconds in all.
+_GONE = Retry(attempts=8)
 _CLOSING_S = 2.0
 # Publishing takes names of up to 64 letters.
 _LONGEST_NAME = 256
@@ -74,7 +77,8 @@ class SegmenterCore:
     """One segmenter on one Triton server, over gRPC.
 
     Args:
-        url: host:port of the server's gRPC endpoint, such as "localhost:8001".
+        url: host:port of the server's gRPC endpoint, such as "localhost:8001". Requests are spread over all addresses
+            that the name has, and over those of "ipv4:HOST:PORT,HOST:PORT".
         name: the segmenter's name; either form is found.
         timeout: seconds that connecting, and each `segment`, may take unless told otherwise, tries and pauses included;
             None for 30, and for `segment` what its property says.
@@ -159,14 +163,19 @@ class SegmenterCore:
             raise self._shut()
         deadline = Deadline(self.timeout if timeout is None else timeout)
         encoded: EncodedImage = yield Work(partial(self._encode, image))
-        try:
-            return (yield from self._masking(encoded, scores, deadline))
-        except SegmenterError as error:
-            if error.code != NOT_FOUND:
-                raise
-        # The version that answered was replaced in between, or the segmenter's form: its successor is asked instead.
-        self._description = yield from lookup.find(self._server, self._name, deadline)
-        return (yield from self._masking(encoded, scores, deadline))
+        for attempt in itertools.count(1):
+            try:
+                if attempt > 1:
+                    self._description = yield from lookup.find(self._server, self._name, deadline)
+                return (yield from self._masking(encoded, scores, deadline))
+            except SegmenterError as error:
+                # The version that answered was replaced in between, or the segmenter's form: its successor is asked. Or
+                # one of several servers takes no request any more: another is asked.
+                pause = 0.0 if attempt == 1 else _GONE.pause(attempt - 1)
+                if error.code != NOT_FOUND or attempt == _GONE.attempts or pause >= deadline.left():
+                    raise
+            yield Pause(pause)
+        raise AssertionError("counting has no end")
 
     def _masking(self, image: EncodedImage, scores: bool, deadline: Deadline) -> Steps[Mask]:
         """Ask for the mask of an encoded image; its parts are those of the version that answered."""
