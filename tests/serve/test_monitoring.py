@@ -119,7 +119,7 @@ def prometheus(server: Served, folder: Path) -> Iterator[Callable[..., list[Any]
 @pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("prometheus"), reason="needs Debian's package prometheus")
 def test_every_query_has_an_answer_under_load(toy_server: Served, tmp_path: Path) -> None:
-    """Of the dashboard, of the alerts without their thresholds, and of what adds pods, with a server that is overloaded.
+    """Of the dashboard, the alerts without their thresholds, and of what adds pods, with a server that is overloaded.
 
     Those that compare with the day before, and those of Python processes, have nothing to tell here.
     """

@@ -1,4 +1,4 @@
-"""One client before several servers: one is killed, one is told to stop, one takes a new version, and nothing is lost."""
+"""One client before several servers: one is killed, one told to stop, one takes a new version, and nothing is lost."""
 
 from __future__ import annotations
 
