@@ -27,7 +27,8 @@ _CHANNEL_OPTIONS = [
     ("grpc.max_receive_message_length", _LARGEST_MESSAGE),
     # By default gRPC waits up to two minutes before it tries a lost server again; a restarted one is back in seconds.
     ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
+    # What one attempt to connect may take, whatever gRPC calls it: with 100 ms a TLS handshake on a busy machine fails.
+    ("grpc.min_reconnect_backoff_ms", 5000),
     ("grpc.max_reconnect_backoff_ms", 2000),
     # A name with several addresses, or `ipv4:HOST:PORT,HOST:PORT`, is several servers: each request goes to the next
     # one that is connected. When one closes its connection, the name is looked up again, but not more often than this.
