@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import os
 import secrets as random
+import signal
 import subprocess
 import sys
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from processes import SHARED_MEMORY
@@ -62,7 +63,10 @@ def contained(
     ]
     with log.open("wb") as output:
         who = {} if user is None else {"user": user, "group": user, "extra_groups": []}
-        started = subprocess.Popen(words, env=given, stdout=output, stderr=output, text=True, **who)
+        # A group of its own: as with a container, nothing of it outlives it.
+        started = subprocess.Popen(
+            words, env=given, stdout=output, stderr=output, text=True, start_new_session=True, **who
+        )
     addresses = {name: f"127.0.0.1:{port}" for name, port in ports.items()}
     try:
         _await(started, addresses["http"], log)
@@ -72,7 +76,8 @@ def contained(
         try:
             started.wait(STOP_SECONDS)
         finally:
-            started.kill()
+            with suppress(ProcessLookupError):
+                os.killpg(started.pid, signal.SIGKILL)
             for path in SHARED_MEMORY.glob(f"{regions}*"):
                 path.unlink(missing_ok=True)
 

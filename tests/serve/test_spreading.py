@@ -83,7 +83,7 @@ def servers(toy_repository: Path, tmp_path: Path) -> Iterator[list[Served]]:
         # The shortest life of a connection: clients have to find their way again and again.
         age = "--grpc-max-connection-age=2000"
         yield [
-            stack.enter_context(served(repositories[0], "--probe", "3600", "--triton", age)),
+            stack.enter_context(served(repositories[0], "--probe", "3600", f"--triton={age}")),
             *(stack.enter_context(contained(each, each.parent, age, secrets=key)) for each in repositories[1:]),
         ]
 
@@ -108,7 +108,7 @@ def test_nothing_is_lost(servers: list[Served], toy_repository: Path, tmp_path: 
         counts = [masks(each) for each in servers]
         assert min(counts) > 0.5 * max(counts), f"not spread: {counts}"
 
-        os.kill(killed.launcher.pid, signal.SIGKILL)
+        os.killpg(killed.launcher.pid, signal.SIGKILL)
         killed.launcher.wait()
         seen = load.right
         until(lambda: load.right > seen + 50)
