@@ -14,7 +14,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -30,14 +30,13 @@ def contained(
     repository: Path,
     folder: Path,
     *arguments: str,
-    command: list[str] | None = None,
+    before: Sequence[str] = (),
     secrets: Path | None = None,
-    user: int | None = None,
     environment: dict[str, str] | None = None,
 ) -> Iterator[Served]:
     """A server on free ports, its files in ``folder``; stopped with SIGTERM at the end.
 
-    ``command``: runs the entry point, with arguments of its own; ``user``: whose number it runs under.
+    ``before``: words that the entry point's command is run by, as `setpriv …`.
     """
     ports = process.claim_ports({"grpc": 0, "http": 0, "metrics": 0}, {})
     found = wheel.find()
@@ -54,7 +53,8 @@ def contained(
         **(environment or {}),
     }
     words = [
-        *(command or [sys.executable, "-S", os.fspath(ENTRY)]),
+        *before,
+        *(sys.executable, "-S", os.fspath(ENTRY)),
         f"--backend-directory={folder / 'backends'}",
         f"--backend-config=python,shm-region-prefix-name={regions}",
         "--grpc-address=127.0.0.1",
@@ -62,11 +62,8 @@ def contained(
         *arguments,
     ]
     with log.open("wb") as output:
-        who = {} if user is None else {"user": user, "group": user, "extra_groups": []}
         # A group of its own: as with a container, nothing of it outlives it.
-        started = subprocess.Popen(
-            words, env=given, stdout=output, stderr=output, text=True, start_new_session=True, **who
-        )
+        started = subprocess.Popen(words, env=given, stdout=output, stderr=output, text=True, start_new_session=True)
     addresses = {name: f"127.0.0.1:{port}" for name, port in ports.items()}
     try:
         _await(started, addresses["http"], log)

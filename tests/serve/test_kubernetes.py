@@ -22,6 +22,7 @@ import pytest
 import trustme
 import yaml
 from asking import picture
+from toy import described_repository
 
 import slime_client
 from container import ENTRY, contained
@@ -208,7 +209,7 @@ def probed(container: Manifest, http: str) -> list[str]:
 
 @pytest.mark.triton
 def test_what_the_chart_starts_serves_here(
-    render: Callable[..., list[Manifest]], toy_repository: Path, secrets: Path, tmp_path: Path
+    render: Callable[..., list[Manifest]], secrets: Path, tmp_path: Path
 ) -> None:
     """Triton's arguments, environment, secrets and probes, with mutual TLS; the options of what loads new versions."""
     pod = of_kind(render(example("full")), "Deployment")["spec"]["template"]["spec"]
@@ -217,7 +218,7 @@ def test_what_the_chart_starts_serves_here(
     environment = {each["name"]: each["value"] for each in triton["env"]}
     data = Path(environment["SLIME_REPOSITORY"])
     assert data.parent == Path("/data")  # beside it publishing prepares what it renames into it
-    repository = Path(shutil.copytree(toy_repository, tmp_path / data.relative_to("/")))
+    repository = described_repository(tmp_path / data.relative_to("/"))
     environment |= {"SLIME_REPOSITORY": str(repository), "SLIME_METRICS_ADDRESS": "127.0.0.1"}
     with contained(repository, tmp_path, *triton["args"], secrets=folder, environment=environment) as server:
         assert probed(triton, server.http) == ["healthy: toy\n"] * 3
