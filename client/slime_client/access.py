@@ -5,6 +5,7 @@ Everything of this project that talks to a server takes an `Access`, and every c
 
 import argparse
 import os
+import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
@@ -140,6 +141,17 @@ def is_this_machine(url: str) -> bool:
     """Return whether `url` (host:port) is a loopback address of this machine, or a socket file."""
     host = url.rpartition(":")[0].strip("[]")
     return host in ("localhost", "::1") or host.startswith("127.") or url.startswith("unix:")
+
+
+def is_several(url: str) -> bool:
+    """Return whether `url` leads to more than one address: several servers, or one that has several. May ask DNS."""
+    if "," in url or is_this_machine(url):
+        return "," in url
+    try:
+        found = socket.getaddrinfo(url.rpartition(":")[0].strip("[]"), None, type=socket.SOCK_STREAM)
+    except OSError:
+        return False
+    return len({address for *_, address in found}) > 1
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

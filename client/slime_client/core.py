@@ -16,7 +16,7 @@ import numpy as np
 from tritonclient.grpc import service_pb2
 
 from slime_client import lookup, protocol
-from slime_client.access import Access, is_this_machine
+from slime_client.access import Access, is_several, is_this_machine
 from slime_client.errors import FAILED_PRECONDITION, INTERNAL, INVALID_ARGUMENT, NOT_FOUND, SegmenterError
 from slime_client.images import EncodedImage, ImageLike, encode
 from slime_client.lookup import Description
@@ -32,8 +32,9 @@ MAX_CONCURRENCY = 256
 _FULL_QUEUE = 24
 # Connecting is not tried again until the deadline, because a wrong address is to be told at once.
 _CONNECTING = Retry(attempts=4)
-# A segmenter that was there and is gone was replaced, or one of several servers is stopping: some seconds in all.
-_GONE = Retry(attempts=8)
+# So long one of several servers may be there without its segmenters, before it has stopped.
+_STOPPING_S = 15.0
+_STOPPING = Retry(first=0.1, longest=0.5)
 _CLOSING_S = 2.0
 # Publishing takes names of up to 64 letters.
 _LONGEST_NAME = 256
@@ -163,18 +164,24 @@ class SegmenterCore:
             raise self._shut()
         deadline = Deadline(self.timeout if timeout is None else timeout)
         encoded: EncodedImage = yield Work(partial(self._encode, image))
+        given_up = Deadline(min(_STOPPING_S, deadline.left()))
         for attempt in itertools.count(1):
             try:
-                if attempt > 1:
+                if attempt % 2 == 0:
                     self._description = yield from lookup.find(self._server, self._name, deadline)
                 return (yield from self._masking(encoded, scores, deadline))
             except SegmenterError as error:
-                # The version that answered was replaced in between, or the segmenter's form: its successor is asked. Or
-                # one of several servers takes no request any more: another is asked.
-                pause = 0.0 if attempt == 1 else _GONE.pause(attempt - 1)
-                if error.code != NOT_FOUND or attempt == _GONE.attempts or pause >= deadline.left():
+                if error.code != NOT_FOUND:
                     raise
-            yield Pause(pause)
+                # The version that answered was replaced in between, or the segmenter's form: its successor is asked.
+                # Or one of several servers is about to stop: sooner or later another one is asked.
+                pause = _STOPPING.pause(attempt)
+                if attempt > 1 and (
+                    pause >= given_up.left() or not (yield Work(partial(is_several, self._server.url)))
+                ):
+                    raise
+            if attempt > 1:
+                yield Pause(pause)
         raise AssertionError("counting has no end")
 
     def _masking(self, image: EncodedImage, scores: bool, deadline: Deadline) -> Steps[Mask]:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from fake_triton import FakeTriton
 
-from slime_client import Segmenter, SegmenterError, aio
+from slime_client import Segmenter, SegmenterError, aio, core
 
 
 @pytest.fixture
@@ -69,7 +69,10 @@ def test_a_server_that_has_taken_its_segmenters_away_loses_nothing(servers: list
             assert car.segment(photo).array.shape == (10, 20)
 
 
-def test_a_segmenter_that_no_server_has_any_more(servers: list[FakeTriton], photo: Path) -> None:
+def test_a_segmenter_that_no_server_has_any_more(
+    servers: list[FakeTriton], photo: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(core, "_STOPPING_S", 0.5)
     with Segmenter(url(servers), "car", timeout=20) as car:
         for each in servers:
             each.models.clear()
