@@ -1,8 +1,14 @@
-"""Whether a server answers: python serve/health.py [HOST:PORT of its HTTP endpoint]. Exit code 0 or 1, and one line.
+"""Whether a server answers: python serve/health.py [--ready] [HOST:PORT of its HTTP endpoint]
 
-Sends one small generated image through one segmenter, the one that was asked longest ago, because Triton calls itself
-ready while the Python process behind a model is dead. Where an image takes more than a second, an answer that somebody
-got a short time ago counts as well. Standard library alone: it runs inside the container.
+Exit code 0 or 1, and one line. Sends one small generated image through one segmenter, the one that was asked longest
+ago, because Triton calls itself ready while a network hangs, and before 26.04 while a model's process is dead. Where an
+image takes more than a second, or where the server is so busy that it refuses this one, an answer that somebody got a
+short time ago counts as well.
+
+With --ready it costs no image where Triton asks the processes of its models itself, from 2.67 (container 26.03) on:
+every model behind a segmenter has to call itself ready. With an older Triton it is as without.
+
+Standard library alone: it runs inside the container.
 """
 
 from __future__ import annotations
@@ -22,12 +28,15 @@ SECONDS, IMAGES = 20.0, 5.0
 # somebody waits for one.
 DEAR_SECONDS, FRESH_IMAGES = 1.0, 30.0
 SIDE = 8
+# From this version on a model's process is asked whether it is ready.
+_READY = (2, 67)
+_FULL = "Exceeds maximum queue size"
 
 
 def main(argv: list[str]) -> int:
-    address = argv[0] if argv else DEFAULT
+    address = next((word for word in argv if word != "--ready"), DEFAULT)
     try:
-        found = _answer(address)
+        found = _ready(address) if "--ready" in argv else _answer(address)
     except (OSError, http.client.HTTPException, ValueError, KeyError) as error:
         print(f"unhealthy: {error!r}", file=sys.stderr)
         return 1
@@ -36,6 +45,20 @@ def main(argv: list[str]) -> int:
         return 1
     print(f"healthy: {found}")
     return 0
+
+
+def _ready(address: str) -> str | None:
+    """As `_answer`, without an image where Triton asks the processes itself."""
+    version = tuple(int(number) for number in _asked(address, "GET", "/v2")["version"].split(".")[:2])
+    if version < _READY:
+        return _answer(address)
+    names = [each["name"] for each in _asked(address, "GET", "/v2/models/stats")["model_stats"]]
+    configs = [_asked(address, "GET", f"/v2/models/{name}/config") for name in sorted(set(names))]
+    steps = [step for config in configs for step in config.get("ensemble_scheduling", {}).get("step", [])]
+    for model, wanted in {(step["model_name"], int(step.get("model_version", -1))) for step in steps}:
+        path = f"/v2/models/{model}" + (f"/versions/{wanted}" if wanted > 0 else "")
+        _asked(address, "GET", f"{path}/ready")
+    return "every model is ready" if steps else None
 
 
 def _answer(address: str) -> str | None:
@@ -54,7 +77,12 @@ def _answer(address: str) -> str | None:
         is_waiting = decoded > answered and silent > IMAGES * seconds
         if seconds > DEAR_SECONDS and silent < FRESH_IMAGES * seconds and not is_waiting:
             return f"answered {silent:.0f} s ago"
-        mask = _infer(address, name, given, "MASK", max(SECONDS, IMAGES * seconds))
+        try:
+            mask = _infer(address, name, given, "MASK", max(SECONDS, IMAGES * seconds))
+        except ValueError as error:
+            if _FULL in str(error) and silent < max(SECONDS, FRESH_IMAGES * seconds):
+                return f"answered {silent:.0f} s ago, and is full"
+            raise
         if mask["shape"] != [SIDE, SIDE]:
             raise ValueError(f"{name}: got a mask of shape {mask['shape']}, expected {[SIDE, SIDE]}")
         return str(name)
@@ -117,7 +145,7 @@ def _asked(
     try:
         connection.request(method, path, body, headers or {})
         answer = connection.getresponse()
-        content: dict[str, Any] = json.loads(answer.read())
+        content: dict[str, Any] = json.loads(answer.read() or b"{}")
     finally:
         connection.close()
     if answer.status != 200:

@@ -30,15 +30,18 @@ PAGES = (
     "SECURITY.md",
     "client/README.md",
     "serve/README.md",
+    "serve/kubernetes/README.md",
     *sorted(f"docs/{path.relative_to(ROOT / 'docs')}" for path in (ROOT / "docs").rglob("*.md")),
 )
-PROGRAMS = ("slime", "slime-segment", "python", "pip", "make", "docker", "benchmarks/gpu.sh", "backbone/train.sh")
+PROGRAMS = ("slime", "slime-segment", "python", "pip", "make", "docker", "helm", "kubectl")
+PROGRAMS += ("benchmarks/gpu.sh", "backbone/train.sh")
 # What no test runs, and why. Everything else is run, or the test of it fails.
 NOT_RUN = {
     r"make \w": "the targets run these tests, or take hours; that they exist is tested",
     r"python3\.11 -m venv|pip install": "installs packages; tests/test_wheel.py installs what is built here",
     r"slime demo$": "tests/test_wheel.py runs it, with fewer steps",
     r"docker ": "needs Docker and NVIDIA's image; tests/serve/test_container.py reads what it would run",
+    r"helm |kubectl ": "needs a cluster; tests/serve/test_kubernetes.py renders the chart and runs what it starts",
     r"benchmarks/gpu\.sh|backbone/train\.sh": "needs a GPU",
     r"python export/build\.py .* --tune": "takes minutes; tests/export tries all ways with a tiny segmenter",
     r"python backbone/(train|distil|card)\.py": "takes hours and writes what ships; tests/backbone does it small",
@@ -132,6 +135,8 @@ def make_workspace(folder: Path) -> Path:
             image = np.asarray(Image.fromarray(scene("car", "validation", index).image).resize((128, 128)))
             film.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
         film.mux(stream.encode(None))
+    (folder / "secrets").mkdir()
+    (folder / "secrets" / "admin-key").write_text("k" * 32)
     width = json.loads((embedded_folder() / "unet" / "config.json").read_text())["cross_attention_dim"]
     (folder / "published" / "car").mkdir(parents=True)
     for index in range(len(parts) - 1):  # none for the background

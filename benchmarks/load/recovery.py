@@ -30,7 +30,7 @@ from benchmarks.common.sides import BenchmarkError, positive, reported
 from tritonclient import grpc
 from tritonclient.utils import InferenceServerException
 
-from slime_serve.stubs import SETTLED_SECONDS
+from slime_serve.old_triton import SETTLED_SECONDS
 from slime_was.tensors import IMAGE, MASK
 
 CLIENTS = 4

@@ -5,6 +5,7 @@ Everything of this project that talks to a server takes an `Access`, and every c
 
 import argparse
 import os
+import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
@@ -27,8 +28,13 @@ _CHANNEL_OPTIONS = [
     ("grpc.max_receive_message_length", _LARGEST_MESSAGE),
     # By default gRPC waits up to two minutes before it tries a lost server again; a restarted one is back in seconds.
     ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
+    # What one attempt to connect may take, whatever gRPC calls it: with 100 ms a TLS handshake on a busy machine fails.
+    ("grpc.min_reconnect_backoff_ms", 5000),
     ("grpc.max_reconnect_backoff_ms", 2000),
+    # A name with several addresses, or `ipv4:HOST:PORT,HOST:PORT`, is several servers: each request goes to the next
+    # one that is connected. When one closes its connection, the name is looked up again, but not more often than this.
+    ("grpc.lb_policy_name", "round_robin"),
+    ("grpc.dns_min_time_between_resolutions_ms", 5000),
 ]
 _RENAMED = {
     "--ca": "--tls-ca",
@@ -135,6 +141,17 @@ def is_this_machine(url: str) -> bool:
     """Return whether `url` (host:port) is a loopback address of this machine, or a socket file."""
     host = url.rpartition(":")[0].strip("[]")
     return host in ("localhost", "::1") or host.startswith("127.") or url.startswith("unix:")
+
+
+def is_several(url: str) -> bool:
+    """Return whether `url` leads to more than one address: several servers, or one that has several. May ask DNS."""
+    if "," in url or is_this_machine(url):
+        return "," in url
+    try:
+        found = socket.getaddrinfo(url.rpartition(":")[0].strip("[]"), None, type=socket.SOCK_STREAM)
+    except OSError:
+        return False
+    return len({address for *_, address in found}) > 1
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

@@ -5,6 +5,7 @@ own way. Letters in names: H, W pixels of the image as seen, K parts, h, w the s
 """
 
 import asyncio
+import itertools
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
@@ -15,13 +16,13 @@ import numpy as np
 from tritonclient.grpc import service_pb2
 
 from slime_client import lookup, protocol
-from slime_client.access import Access, is_this_machine
+from slime_client.access import Access, is_several, is_this_machine
 from slime_client.errors import FAILED_PRECONDITION, INTERNAL, INVALID_ARGUMENT, NOT_FOUND, SegmenterError
 from slime_client.images import EncodedImage, ImageLike, encode
 from slime_client.lookup import Description
 from slime_client.mask import Colour, Mask
 from slime_client.memory import Region, Regions
-from slime_client.protocol import SHARED, Asker, Deadline, Retry, Steps, Work
+from slime_client.protocol import SHARED, Asker, Deadline, Pause, Retry, Steps, Work
 
 # For images that take no longer than a second; SegmenterCore.timeout and .concurrency follow those that do.
 DEFAULT_TIMEOUT_S, DEFAULT_CONCURRENCY = 30.0, 8
@@ -31,6 +32,9 @@ MAX_CONCURRENCY = 256
 _FULL_QUEUE = 24
 # Connecting is not tried again until the deadline, because a wrong address is to be told at once.
 _CONNECTING = Retry(attempts=4)
+# So long one of several servers may be there without its segmenters, before it has stopped.
+_STOPPING_S = 15.0
+_STOPPING = Retry(first=0.1, longest=0.5)
 _CLOSING_S = 2.0
 # Publishing takes names of up to 64 letters.
 _LONGEST_NAME = 256
@@ -76,7 +80,8 @@ class SegmenterCore:
     """One segmenter on one Triton server, over gRPC.
 
     Args:
-        url: host:port of the server's gRPC endpoint, such as "localhost:8001".
+        url: host:port of the server's gRPC endpoint, such as "localhost:8001". Requests are spread over all addresses
+            that the name has, and over those of "ipv4:HOST:PORT,HOST:PORT".
         name: the segmenter's name; either form is found.
         timeout: seconds that connecting, and each `segment`, may take unless told otherwise, tries and pauses included;
             None for 30, and for `segment` what its property says.
@@ -161,14 +166,25 @@ class SegmenterCore:
             raise self._shut()
         deadline = Deadline(self.timeout if timeout is None else timeout)
         encoded: EncodedImage = yield Work(partial(self._encode, image))
-        try:
-            return (yield from self._masking(encoded, scores, deadline))
-        except SegmenterError as error:
-            if error.code != NOT_FOUND:
-                raise
-        # The version that answered was replaced in between, or the segmenter's form: its successor is asked instead.
-        self._description = yield from lookup.find(self._server, self._name, deadline)
-        return (yield from self._masking(encoded, scores, deadline))
+        given_up = Deadline(min(_STOPPING_S, deadline.left()))
+        for attempt in itertools.count(1):
+            try:
+                if attempt % 2 == 0:
+                    self._description = yield from lookup.find(self._server, self._name, deadline)
+                return (yield from self._masking(encoded, scores, deadline))
+            except SegmenterError as error:
+                if error.code != NOT_FOUND:
+                    raise
+                # The version that answered was replaced in between, or the segmenter's form: its successor is asked.
+                # Or one of several servers is about to stop: sooner or later another one is asked.
+                pause = _STOPPING.pause(attempt)
+                if attempt > 1 and (
+                    pause >= given_up.left() or not (yield Work(partial(is_several, self._server.url)))
+                ):
+                    raise
+            if attempt > 1:
+                yield Pause(pause)
+        raise AssertionError("counting has no end")
 
     def _masking(self, image: EncodedImage, scores: Scores, deadline: Deadline) -> Steps[Mask]:
         """Ask for the mask of an encoded image; its parts are those of the version that answered."""

@@ -52,6 +52,15 @@ class Control:
         except UnansweredError:
             return False
 
+    def version(self) -> str:
+        """Return Triton's version, such as "2.51.0"."""
+        return str(self._asked(_SHORT_SECONDS, lambda client: client.get_server_metadata()["version"]))
+
+    def unready(self) -> list[str]:
+        """Return the loaded models that Triton calls unready: from 2.65 on, those one of whose processes died."""
+        loaded = self.ready()
+        return self._asked(LOAD_SECONDS, lambda client: [model for model in loaded if not client.is_model_ready(model)])
+
     def unload(self, model: str) -> None:
         """Let the model take no more requests; those under way are answered, after this has returned as well."""
         self._asked(_SHORT_SECONDS, lambda client: client.unload_model(model, self._headers))

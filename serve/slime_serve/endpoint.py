@@ -25,7 +25,6 @@ _SECONDS = 5.0
 _TEXT = "text/plain; version=0.0.4; charset=utf-8"  # Prometheus's format
 # Of a publication's trial: server_control.TRIAL.
 _ON_TRIAL = re.compile(r'^\w+\{[^}]*model="[^"]*\.next".*\n', re.MULTILINE)
-TRITON = "2.51"
 
 
 class Endpoint:
@@ -46,8 +45,7 @@ class Endpoint:
         self.reloads = Counter(
             "slime_model_reloads", "Times that a model was loaded again, its process dead", ["model"], registry=registry
         )
-        build = Gauge("slime_build_info", "1; what serves", ["version", "triton"], registry=registry)
-        build.labels(importlib.metadata.version("slime-serve"), TRITON).set(1)
+        self._build = Gauge("slime_build_info", "1; what serves", ["version", "triton"], registry=registry)
         ready = Gauge("slime_ready", "1 while segmenters answer, 0 while the server starts", registry=registry)
         ready.set_function(lambda: float(self.is_ready))
         registry.register(_Live(lambda: self._live))
@@ -55,6 +53,11 @@ class Endpoint:
         self._server = http.server.ThreadingHTTPServer(address, _handler(self))
         self._server.daemon_threads = True
         threading.Thread(target=self._server.serve_forever, name="metrics", daemon=True).start()
+
+    def built(self, triton: str) -> None:
+        """Tell of this version of Triton from now on."""
+        self._build.clear()
+        self._build.labels(importlib.metadata.version("slime-serve"), triton).set(1)
 
     def take(self, live: Mapping[str, Published]) -> None:
         """Tell of these from now on as what serves, by the segmenters' names."""

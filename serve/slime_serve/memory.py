@@ -6,7 +6,6 @@ Triton removes a region when its model is unloaded; a process that was killed le
 from __future__ import annotations
 
 import fcntl
-import mmap
 import os
 import re
 import secrets
@@ -15,8 +14,6 @@ from pathlib import Path
 FOLDER = Path("/dev/shm")
 _OURS = re.compile(r"(slime_(\d+)_[0-9a-f]{8}_).+")
 _LOCK = "lock"
-# Triton makes a region's locks and queues first: the first 48 KiB in 2.51.
-_CONTROL_BYTES = 1 << 16
 
 
 class Regions:
@@ -42,36 +39,6 @@ class Regions:
         """Remove all of them, and the lock."""
         _remove(self.prefix)
         os.close(self.lock)
-
-
-class Orphan:
-    """A region whose process is gone: without a name from now on, its pages kept for whoever has them mapped."""
-
-    def __init__(self, region: str) -> None:
-        path = FOLDER / region
-        try:
-            self._file: int | None = os.open(path, os.O_RDWR)
-        except FileNotFoundError:
-            self._file = None
-        path.unlink(missing_ok=True)
-
-    def give_back(self) -> None:
-        """Give the pages back too, once they are of no use to anybody. Those that are mapped read as zeros, but for
-        those of the locks and queues, which a thread of Triton's may still wait at.
-        """
-        if self._file is None:
-            return
-        size = os.fstat(self._file).st_size
-        if size > _CONTROL_BYTES:
-            with mmap.mmap(self._file, size) as mapped:
-                mapped.madvise(mmap.MADV_REMOVE, _CONTROL_BYTES, size - _CONTROL_BYTES)
-        self.close()
-
-    def close(self) -> None:
-        """Close the region's file."""
-        if self._file is not None:
-            os.close(self._file)
-            self._file = None
 
 
 def remove_stale() -> int:

@@ -14,7 +14,7 @@ from typing import TypeVar
 from slime_repository import contents, contract, manifest
 from slime_repository.contents import Repository, Served
 from slime_repository.errors import RepositoryError
-from slime_serve import memory, placement, process, wheel
+from slime_serve import memory, old_triton, placement, process, wheel
 from slime_serve.control import Control, UnansweredError
 from slime_serve.endpoint import Endpoint
 from slime_serve.process import Process
@@ -129,6 +129,7 @@ class Server:
         watch = Watch(
             self._process.pid,
             self._control,
+            version=self._version,
             grpc=(LOOPBACK if listen == "0.0.0.0" else listen, self._ports["grpc"]),
             probes=lambda: _read(self._settings.repository).probes,
             every=self._settings.probe,
@@ -197,6 +198,8 @@ class Server:
         while not self._control.is_live():
             self._check_alive(deadline)
             time.sleep(_POLL_SECONDS)
+        self._version = self._control.version()
+        self._endpoint.built(self._version)
         self._view.settle(found)
         answered = 0
         with _thread() as pool:
@@ -257,9 +260,9 @@ class Server:
         self._regions.clear()
 
     def _drain(self) -> None:
-        """Take the segmenters away, and wait until what was asked of them is answered: a Triton that stops refuses
-        requests that are between two models.
-        """
+        """Take the segmenters away and wait until what was asked of them is answered, where Triton itself does not."""
+        if old_triton.drains(self._version):
+            return
         until = time.monotonic() + self._settings.drain
         with contextlib.suppress(UnansweredError):
             for ensemble in self._repository.ensembles:

@@ -1,6 +1,6 @@
 """What goes wrong with a running server, found by looking; what a model's reload puts right is put right.
 
-A killed Python process: its model is loaded anew. A server that answers nothing any more: the caller is told.
+A Python process that died: its model is loaded anew. A server that answers nothing any more: the caller is told.
 """
 
 from __future__ import annotations
@@ -9,14 +9,15 @@ import contextlib
 import socket
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 
 from slime_repository import contract
 from slime_repository.contents import Served
+from slime_serve import old_triton
 from slime_serve.control import Control, UnansweredError
+from slime_serve.old_triton import DeadStubs, Stub
 from slime_serve.settings import UsageError
-from slime_serve.stubs import Leftovers, Stub, Stubs
 
 # Silence while an image is in the server's networks, or while it is probed, is suspicious after twice what its slowest
 # segmenter takes for the images that are there, two full batches at the most, and never before LEAST_PATIENCE.
@@ -30,7 +31,7 @@ _CONNECT_SECONDS = 2.0
 
 
 class Watch:
-    """Watches the server process ``pid``; ``look`` at it several times a second.
+    """Watches the server process ``pid`` of Triton's ``version``; ``look`` at it several times a second.
 
     ``grpc``: where its gRPC port must accept connections. ``probes``: returns what to ask for, read again every round.
     ``every``: seconds between two looks at its counts. ``seconds``: what an image takes by the ensembles' names, which
@@ -43,6 +44,7 @@ class Watch:
         pid: int,
         control: Control,
         *,
+        version: str,
         grpc: tuple[str, int],
         probes: Callable[[], tuple[Served, ...]],
         every: float,
@@ -51,25 +53,59 @@ class Watch:
         reloaded: Callable[[str], None] = lambda model: None,
     ) -> None:
         self._pool = ThreadPoolExecutor(4, thread_name_prefix="watch")
-        self._stubs = Stubs(pid)
-        self._leftovers = Leftovers(self._stubs)
-        self._reloads = _Reloads(control, self._pool, self._stubs, self._leftovers, say, reloaded)
+        self._deaths: DeadStubs | _UnreadyModels
+        if old_triton.watches_stubs(version):
+            self._deaths = _UnreadyModels(control, self._pool, every)
+        else:
+            self._deaths = DeadStubs(pid)
+        self._reloads = _Reloads(control, self._pool, self._deaths, say, reloaded)
         self._probes = _Probes(control, self._pool, grpc, probes, every, seconds)
         self._say = say
 
     def look(self) -> str | None:
         """Return why the server must be started again, or None where it need not be. Returns at once."""
-        for stub in self._stubs.dead():
-            self._say(f"warning: model {stub.model}: its process {stub.pid} died; loading it again")
-            self._leftovers.died(stub)
-            self._reloads.want(stub.model)
-        self._leftovers.look()
+        for model, what in self._deaths.look():
+            self._say(f"warning: model {model}: {what}; loading it again")
+            self._reloads.want(model)
         return self._reloads.look() or self._probes.look()
 
     def close(self) -> None:
         """Stop watching."""
         self._pool.shutdown(wait=False, cancel_futures=True)
-        self._leftovers.close()
+        self._deaths.close()
+
+
+class _UnreadyModels:
+    """Models whose Python processes Triton itself calls dead, at two looks in a row, ``every`` so many seconds."""
+
+    def __init__(self, control: Control, pool: Executor, every: float) -> None:
+        self._control, self._pool, self._every = control, pool, every
+        self._task: Future[list[str]] | None = None
+        self._next = time.monotonic() + every
+        self._before: set[str] = set()
+
+    def look(self) -> list[tuple[str, str]]:
+        """Return each such model, with what happened. Returns at once."""
+        found: set[str] = set()
+        if self._task is not None and self._task.done():
+            task, self._task = self._task, None
+            self._next = time.monotonic() + self._every
+            with contextlib.suppress(UnansweredError):  # It is being started again, or hangs, which others notice.
+                found = set(task.result())
+            found, self._before = found & self._before, found - self._before
+        if self._task is None and time.monotonic() >= self._next:
+            self._task = self._pool.submit(self._control.unready)
+        return [(model, "one of its processes died") for model in sorted(found)]
+
+    def processes(self, model: str) -> Sequence[Stub]:
+        """Return nothing: this Triton ends the processes of a model that is loaded again."""
+        return ()
+
+    def replaced(self, processes: Iterable[Stub]) -> None:
+        """Do nothing."""
+
+    def close(self) -> None:
+        """Do nothing."""
 
 
 class _Reloads:
@@ -79,15 +115,14 @@ class _Reloads:
         self,
         control: Control,
         pool: Executor,
-        stubs: Stubs,
-        leftovers: Leftovers,
+        deaths: DeadStubs | _UnreadyModels,
         say: Callable[[str], None],
         reloaded: Callable[[str], None],
     ) -> None:
         self._control, self._pool, self._say, self._reloaded = control, pool, say, reloaded
-        self._stubs, self._leftovers = stubs, leftovers
+        self._deaths = deaths
         self._wanted: set[str] = set()
-        self._running: dict[str, tuple[Future[float], list[Stub]]] = {}
+        self._running: dict[str, tuple[Future[float], Sequence[Stub]]] = {}
         self._failures: Counter[str] = Counter()
 
     def want(self, model: str) -> None:
@@ -101,7 +136,7 @@ class _Reloads:
             try:
                 self._say(f"model {model}: serves again after {task.result():.1f} s")
                 self._reloaded(model)
-                self._leftovers.replaced(replaced)
+                self._deaths.replaced(replaced)
                 del self._failures[model]
             except UnansweredError as error:
                 self._failures[model] += 1
@@ -110,7 +145,7 @@ class _Reloads:
                 self._wanted.add(model)
         for model in self._wanted - self._running.keys():
             self._wanted.remove(model)
-            self._running[model] = self._pool.submit(self._reload, model), self._stubs.of(model)
+            self._running[model] = self._pool.submit(self._reload, model), self._deaths.processes(model)
         return None
 
     def _reload(self, model: str) -> float:

@@ -13,7 +13,7 @@ import pytest
 from benchmarks.common.served_repository import copied, export, target, without_batches
 from benchmarks.common.server import SHARED_MEMORY
 from benchmarks.common.sides import BenchmarkError
-from benchmarks.load import recovery, shared
+from benchmarks.load import recovery, shared, spread
 from benchmarks.publishing.run import spread_evenly
 from toy import build_repository
 
@@ -55,6 +55,14 @@ def test_load(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert own <= set(soak["memory_mib"])
     assert all(each["end"] > 1 for each in soak["memory_mib"].values())
     assert "toy_unet" in load.page(json.loads(json.dumps(result, allow_nan=False)))
+
+
+@pytest.mark.alone
+def test_spread(repository: Path) -> None:
+    result = spread.measure(repository, "toy", rounds=1, seconds=0.5)
+    assert min(*result["alone"][0], *result["together"]) > 0
+    assert result["ratio"] > 0
+    assert f"{result['ratio']:.2f} of the sum" in spread.page(json.loads(json.dumps(result)))
 
 
 def test_copies_leave_the_repository_alone(repository: Path) -> None:

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from slime_serve import stubs as stubs_module
-from slime_serve.memory import FOLDER, Orphan
-from slime_serve.stubs import Leftovers, Stub, Stubs
+from slime_serve import old_triton as stubs_module
+from slime_serve.memory import FOLDER
+from slime_serve.old_triton import Leftovers, Orphan, Stub, Stubs
 
 MIB = 1 << 20
 KEPT = 64 << 10

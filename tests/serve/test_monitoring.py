@@ -2,23 +2,42 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import shutil
 import subprocess
 import sys
+import threading
+import time
+import urllib.error
+import urllib.parse
 import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import helm_python as helm
+import numpy as np
 import pytest
 import yaml
+from tritonclient.utils import InferenceServerException
 
-from serving import ROOT, Served
+from serving import ROOT, Served, png
+from slime_serve import process
 
 MONITORING = ROOT / "serve" / "monitoring"
 DASHBOARD = json.loads((MONITORING / "dashboard.json").read_text())
+SCALED = "slime-serve/templates/autoscaling.yaml"
 ALERTS = yaml.safe_load((MONITORING / "alerts.yml").read_text())
+
+
+def eventually(holds: Callable[[], bool]) -> bool:
+    deadline = time.monotonic() + 90
+    while not holds() and time.monotonic() < deadline:
+        time.sleep(1)
+    return holds()
 
 
 def expressions() -> dict[str, str]:
@@ -64,6 +83,91 @@ def test_the_dashboard_can_be_imported() -> None:
 @pytest.mark.skipif(not shutil.which("promtool"), reason="needs promtool, of Debian's package prometheus")
 def test_prometheus_takes_the_rules() -> None:
     subprocess.run(["promtool", "check", "config", MONITORING / "prometheus.yml"], check=True)
+
+
+@contextmanager
+def prometheus(server: Served, folder: Path) -> Iterator[Callable[..., list[Any]]]:
+    """A Prometheus that looks at the server every second, as at a pod of Kubernetes; what it answers to a query."""
+    written = yaml.safe_load((MONITORING / "prometheus.yml").read_text())
+    written["global"] = {"scrape_interval": "1s", "evaluation_interval": "1s"}
+    written["rule_files"] = [str(MONITORING / "alerts.yml")]
+    labels = {"namespace": "vision", "pod": "slime-0"}
+    written["scrape_configs"][0]["static_configs"] = [{"targets": [server.metrics], "labels": labels}]
+    (folder / "prometheus.yml").write_text(yaml.safe_dump(written))
+    (port,) = process.claim_ports({"prometheus": 0}, {}).values()
+    options = (f"--config.file={folder}/prometheus.yml", f"--storage.tsdb.path={folder}/data")
+    with (folder / "log").open("wb") as log:
+        running = subprocess.Popen(
+            ["prometheus", *options, f"--web.listen-address=127.0.0.1:{port}"], stdout=log, stderr=log
+        )
+
+    def api(path: str, **options: str) -> Any:
+        address = f"http://127.0.0.1:{port}/api/v1/{path}?{urllib.parse.urlencode(options)}"
+        with urllib.request.urlopen(address, timeout=30) as answer:
+            told = json.loads(answer.read())
+        assert told["status"] == "success", told
+        return told["data"]
+
+    try:
+        yield api
+    finally:
+        running.terminate()
+        running.wait(30)
+
+
+@pytest.mark.triton
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("prometheus"), reason="needs Debian's package prometheus")
+def test_every_query_has_an_answer_under_load(toy_server: Served, tmp_path: Path) -> None:
+    """Of the dashboard, the alerts without their thresholds, and of what adds pods, with a server that is overloaded.
+
+    Those that compare with the day before, and those of Python processes, have nothing to tell here.
+    """
+    with helm.Chart.load(str(ROOT / "serve" / "kubernetes")) as chart:
+        values = {"store": {"url": "s3://a/b"}, "adminKey": {"secret": "key"}, "tls": {"insecure": True}}
+        values |= {"autoscaling": {"enabled": True, "prometheus": "http://prometheus:9090"}}
+        scaled = yaml.safe_load(chart.render(values, name="slime", namespace="vision")[SCALED])
+    queries = {name: text.replace("$__rate_interval", "30s") for name, text in expressions().items()}
+    for rule in (rule for group in ALERTS["groups"] for rule in group["rules"]):
+        queries[rule["alert"]] = re.sub(r"\s*(==|>|<) (0 ?$|[\d.]+\s*$)", "", rule["expr"].strip())
+    queries["pods"] = scaled["spec"]["triggers"][0]["metadata"]["query"].replace("[1m]", "[30s]")
+    compares = {"SlimeMasksUncertain", "SlimeRefusesImages"}
+
+    def ask(stop: threading.Event) -> None:
+        image = png(np.zeros((600, 900, 3), np.uint8))
+        while not stop.is_set():
+            with contextlib.suppress(InferenceServerException):
+                toy_server.segment("toy", image)
+
+    stop = threading.Event()
+    clients = [threading.Thread(target=ask, args=(stop,)) for _ in range(40)]
+    with prometheus(toy_server, tmp_path) as api:
+
+        def value(query: str) -> list[float]:
+            try:
+                return [float(each["value"][1]) for each in api("query", query=query)["result"]]
+            except urllib.error.URLError:  # It has just been started.
+                return []
+
+        def missing() -> list[str]:
+            return [name for name, query in queries.items() if name not in compares and not value(query)]
+
+        for client in clients:
+            client.start()
+        try:
+            with contextlib.suppress(InferenceServerException):
+                toy_server.segment("toy", b"no image")
+            assert eventually(lambda: not missing()), missing()
+            assert eventually(lambda: max(value(queries["SlimeQueues"])) > 1), "nothing waits under overload"
+            assert eventually(lambda: max(value(queries["SlimeRefusesRequests"])) > 0), "refusals are not counted"
+            assert value(queries["pods"])[0] == pytest.approx(max(value(queries["SlimeQueues"])), rel=1)
+        finally:
+            stop.set()
+            for client in clients:
+                client.join()
+        rules = [rule for group in api("rules")["groups"] for rule in group["rules"]]
+        assert len(rules) == len([rule for group in ALERTS["groups"] for rule in group["rules"]])
+        assert eventually(lambda: all(each["health"] == "ok" for each in api("rules")["groups"][0]["rules"]))
 
 
 @pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="needs systemd")

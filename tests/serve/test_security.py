@@ -20,7 +20,7 @@ from tritonclient.utils import InferenceServerException
 import slime_client
 from serving import Served, png, served
 from slime_client import Access
-from slime_export.errors import ServerError
+from slime_export.errors import ExportError, ServerError
 from slime_export.publish.server_control import Server as Publisher
 from slime_serve import Security, UsageError
 
@@ -181,6 +181,12 @@ def test_the_key_opens(key_server: Served, files: Path) -> None:
         refused(lambda: client.load_model("toy", headers=wrong))
 
 
+def test_publishing_to_several_servers_at_once_is_refused() -> None:
+    """The load would reach one of them."""
+    with pytest.raises(ExportError, match="names several servers, expected one"):
+        Publisher("ipv4:127.0.0.1:1,127.0.0.1:2")
+
+
 @pytest.mark.triton
 def test_publishing_over_mutual_tls(mutual_server: Served, files: Path) -> None:
     certificates = {"tls_ca": files / "ca.pem", "tls_cert": files / "client.pem", "tls_key": files / "client.key"}
@@ -247,6 +253,7 @@ def test_no_key_on_the_loopback_unless_asked_for() -> None:
     assert unknown.key() != unknown.key()
 
 
+@pytest.mark.triton
 def test_the_client_of_ours_over_mutual_tls(mutual_server: Served, files: Path) -> None:
     address, ca = url(mutual_server), files / "ca.pem"
     access = Access(

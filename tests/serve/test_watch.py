@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from slime_repository.contents import Served
+from slime_serve import old_triton
 from slime_serve import watch as watch_module
 from slime_serve.control import UnansweredError
 from slime_serve.watch import Watch
@@ -36,6 +37,8 @@ class FakeServer:
         self.answered, self.batch, self.ready_at, self.comes_at = 1, 0, 0.0, 0.0
         self.is_hung = self.is_silent = self.is_failing = False
         self.failed = 0
+        self.dead: list[str] = []
+        self.reloads: list[str] = []
 
     def counts(self, timeout: float) -> tuple[int, int, int]:
         if self.is_silent:
@@ -62,6 +65,13 @@ class FakeServer:
         self.answered += 1
         return IMAGE_S
 
+    def unready(self) -> list[str]:
+        return self.dead
+
+    def reload(self, model: str) -> None:
+        self.reloads.append(model)
+        self.dead.remove(model)
+
 
 class Immediate:
     """Stands in for a ThreadPoolExecutor: a task is done when it is submitted."""
@@ -69,10 +79,10 @@ class Immediate:
     def __init__(self, *_: object, **__: object) -> None:
         pass
 
-    def submit(self, task: Callable[[], Any]) -> Future[Any]:
+    def submit(self, task: Callable[..., Any], *given: Any) -> Future[Any]:
         future: Future[Any] = Future()
         try:
-            future.set_result(task())
+            future.set_result(task(*given))
         except UnansweredError as error:
             future.set_exception(error)
         return future
@@ -89,7 +99,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return clock
 
 
-def watched(server: FakeServer, seconds: float) -> str | None:
+def watched(server: FakeServer, seconds: float, version: str = "2.51.0") -> str | None:
     """Why the launcher would start the server again, within so many seconds; None where it would not."""
     with (
         listening() as address,
@@ -97,6 +107,7 @@ def watched(server: FakeServer, seconds: float) -> str | None:
             Watch(
                 os.getpid(),
                 server,  # type: ignore[arg-type]
+                version=version,
                 grpc=address,
                 probes=lambda: (Served(ensemble="car"),),
                 every=EVERY_S,
@@ -164,3 +175,32 @@ def test_an_image_that_is_lost_in_the_counts_costs_one_probe(clock: Clock) -> No
     server.counts = lambda timeout: (counts(timeout)[0], 0, 1)  # type: ignore[method-assign]
     assert watched(server, 40 * IMAGE_S) is None
     assert server.probes == 1
+
+
+@pytest.mark.parametrize(
+    ("version", "is_asked"), [("2.51.0", False), ("2.64.0", False), ("2.65.0", True), ("2.75.0", True)]
+)
+def test_a_newer_triton_is_asked_whose_processes_died(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch, version: str, is_asked: bool
+) -> None:
+    """An older one does not know: its processes are looked at from outside, which a newer one is spared."""
+    looked_at: list[int] = []
+
+    class Outside(old_triton.DeadStubs):
+        def __init__(self, pid: int) -> None:
+            super().__init__(pid)
+            looked_at.append(pid)
+
+    monkeypatch.setattr(watch_module, "DeadStubs", Outside)
+    server = FakeServer(clock)
+    server.dead = ["was"]
+    assert watched(server, 6 * EVERY_S, version) is None
+    assert server.reloads == ["was"] * is_asked
+    assert bool(looked_at) != is_asked
+
+
+@pytest.mark.parametrize(
+    ("version", "drains"), [("2.51.0", False), ("2.57.0", False), ("2.58.0", True), ("2.73.0dev", True)]
+)
+def test_which_triton_answers_what_it_has_begun(version: str, drains: bool) -> None:
+    assert old_triton.drains(version) == drains

@@ -38,6 +38,10 @@ class Server:
     """
 
     def __init__(self, url: str, access: Access | None = None) -> None:
+        if "," in url:
+            raise ExportError(
+                f"--url {url}: names several servers, expected one; push to an object store that all of them pull from"
+            )
         self.url, self._access = url, access or Access()
         try:
             self._connection = Connection(url, self._access)

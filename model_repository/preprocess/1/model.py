@@ -35,6 +35,10 @@ class TritonPythonModel:
         """Answer the requests one by one, because each image has a size of its own."""
         return [self._respond(request) for request in requests]
 
+    def is_ready(self) -> bool:
+        """Answer Triton, from 26.03 on, out of the process itself: one that hangs is then not ready."""
+        return True
+
     def _respond(self, request: Any) -> Any:
         if request.is_cancelled():
             return _failed("the request was cancelled", pb_utils.TritonError.CANCELLED)

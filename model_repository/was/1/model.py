@@ -34,6 +34,10 @@ class TritonPythonModel:
     def execute(self, requests: list[Any]) -> list[Any]:
         return [self._respond(request) for request in requests]
 
+    def is_ready(self) -> bool:
+        """Answer Triton, from 26.03 on, out of the process itself: one that hangs is then not ready."""
+        return True
+
     def _respond(self, request: Any) -> Any:
         started = _tensor(request, tensors.STARTED)
         if started is not None:  # Its place is free from now on, whatever becomes of it.

@@ -1,22 +1,31 @@
-"""The Python processes below a Triton server, one for each instance of a Python model: which live, which died.
+"""What only old releases of Triton need, such as the wheel's 2.51: each with the release that mended it.
 
-Triton reaps those it ends itself. One that was killed stays a zombie, and its model goes on calling itself ready.
-Triton 2.51 never unloads a model one of whose processes died over a request: loaded again, the old one stays, with the
-shared memory of the dead process, and with the processes beside it, which nobody asks any more. All of that is given
-back as soon as nobody can need it.
+- Until 2.58 (container 25.05) a Triton that is told to stop refuses the requests that are between two models: the
+  launcher unloads the ensembles first (`drains`).
+- Until 2.65 (26.01) nobody notices that a Python process died: one that was killed stays a zombie, and its model goes
+  on calling itself ready. From then on the model's readiness tells it, and the launcher asks (`watches_stubs`).
+- Triton 2.51 never unloads a model one of whose processes died over a request: loaded again, the old one stays, with
+  the shared memory of the dead process, and with the processes beside it, which nobody asks any more. All of that is
+  given back as soon as nobody can need it (`DeadStubs`).
+
+What is decided here is decided by the version that the running server tells. serve/README.md lists what newer releases
+mended besides.
 """
 
 from __future__ import annotations
 
 import contextlib
+import mmap
 import os
 import signal
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from slime_serve.memory import Orphan
+from slime_serve.memory import FOLDER
+
+_DRAINS, _WATCHES_STUBS = (2, 58), (2, 65)
 
 # Triton gives a dead process up within five seconds, and ends those of a model that it does unload within three.
 SETTLED_SECONDS = 30.0
@@ -26,6 +35,23 @@ _NAME = "triton_python_backend_stub"
 # Requests that an old model still has queue up at its processes; one that has none uses next to no CPU time.
 _LOOK_SECONDS = 5.0
 _IDLE_SHARE = 0.02
+# Triton makes a region's locks and queues first: the first 48 KiB in 2.51.
+_CONTROL_BYTES = 1 << 16
+
+
+def drains(version: str) -> bool:
+    """Return whether a server of this version, such as "2.75.0", answers what it has begun when it is told to stop."""
+    return _number(version) >= _DRAINS
+
+
+def watches_stubs(version: str) -> bool:
+    """Return whether a server of this version itself tells that a Python process of a model died."""
+    return _number(version) >= _WATCHES_STUBS
+
+
+def _number(version: str) -> tuple[int, ...]:
+    """Return the first two numbers of "2.75.0" or "2.73.0dev"."""
+    return tuple(int(number) for number in version.split(".")[:2])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +61,34 @@ class Stub:
     pid: int
     model: str
     region: str
+
+
+class DeadStubs:
+    """Finds dead Python processes of the server ``pid`` from outside, and gives back what their models leave."""
+
+    def __init__(self, pid: int) -> None:
+        self._stubs = Stubs(pid)
+        self._leftovers = Leftovers(self._stubs)
+
+    def look(self) -> list[tuple[str, str]]:
+        """Return the model of each process that died since the last look, with what happened. Returns at once."""
+        dead = self._stubs.dead()
+        for stub in dead:
+            self._leftovers.died(stub)
+        self._leftovers.look()
+        return [(stub.model, f"its process {stub.pid} died") for stub in dead]
+
+    def processes(self, model: str) -> Sequence[Stub]:
+        """Return the processes of a model that is about to be loaded again, for `replaced`."""
+        return self._stubs.of(model)
+
+    def replaced(self, processes: Iterable[Stub]) -> None:
+        """End these processes, whose model was loaded anew, once they are idle."""
+        self._leftovers.replaced(processes)
+
+    def close(self) -> None:
+        """Stop looking."""
+        self._leftovers.close()
 
 
 class Stubs:
@@ -119,6 +173,36 @@ class Leftovers:
         with contextlib.suppress(ProcessLookupError):
             os.kill(stub.pid, signal.SIGKILL)
         self.died(stub)
+
+
+class Orphan:
+    """A region whose process is gone: without a name from now on, its pages kept for whoever has them mapped."""
+
+    def __init__(self, region: str) -> None:
+        path = FOLDER / region
+        try:
+            self._file: int | None = os.open(path, os.O_RDWR)
+        except FileNotFoundError:
+            self._file = None
+        path.unlink(missing_ok=True)
+
+    def give_back(self) -> None:
+        """Give the pages back too, once they are of no use to anybody. Those that are mapped read as zeros, but for
+        those of the locks and queues, which a thread of Triton's may still wait at.
+        """
+        if self._file is None:
+            return
+        size = os.fstat(self._file).st_size
+        if size > _CONTROL_BYTES:
+            with mmap.mmap(self._file, size) as mapped:
+                mapped.madvise(mmap.MADV_REMOVE, _CONTROL_BYTES, size - _CONTROL_BYTES)
+        self.close()
+
+    def close(self) -> None:
+        """Close the region's file."""
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None
 
 
 class _Replaced:

@@ -1,0 +1,60 @@
+"""Publishing to the container as it is started: in explicit mode, over mutual TLS, with the key, and never without."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import trustme
+from exporting import Exported
+
+from container import contained
+from serving import metrics
+from slime_client import Access, Segmenter
+from slime_export.commands import repository as repository_command
+from slime_export.errors import ServerError
+from slime_export.options import ExportOptions
+from slime_export.pipeline import export
+from slime_export.proof import parity
+from slime_repository import layout
+
+NAMES = {"tls_ca": "tls-ca.pem", "tls_cert": "tls.pem", "tls_key": "tls.key", "admin_key_file": "admin-key"}
+
+
+@pytest.fixture(scope="module")
+def secrets(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("secrets")
+    authority = trustme.CA()
+    issued = authority.issue_cert("127.0.0.1")
+    authority.cert_pem.write_to_path(folder / "tls-ca.pem")
+    issued.private_key_pem.write_to_path(folder / "tls.key")
+    issued.cert_chain_pems[0].write_to_path(folder / "tls.pem")
+    (folder / "admin-key").write_text("k" * 32)
+    return folder
+
+
+@pytest.mark.triton
+@pytest.mark.usefixtures("without_tracing")
+@pytest.mark.parametrize("exported", ["sd21"], indirect=True)
+def test_publishing_and_rolling_back(exported: Exported, secrets: Path, tmp_path: Path) -> None:
+    target = Path(shutil.copytree(exported.repository, tmp_path / "models"))
+    (image,) = parity.random_images(np.random.default_rng(3), 1, 64)
+    expected = exported.predictor.mask(image)
+    access = Access(**{name: secrets / file for name, file in NAMES.items()})
+    options = [word for name, file in NAMES.items() for word in (f"--{name.replace('_', '-')}", str(secrets / file))]
+    with contained(target, tmp_path, secrets=secrets) as server, Segmenter(server.grpc, "car", access=access) as car:
+        first = layout.versions(target / "car")[-1]
+        request = ExportOptions(folder=exported.folder, repository=target, url=server.grpc, access=access)
+        with pytest.raises(ServerError, match="give --admin-key-file"):
+            export(replace(request, access=replace(access, admin_key_file=None)), lambda line: None)
+        published, _ = export(request, lambda line: None)
+        assert published.version == first + 1
+        assert (car.segment(image).array == expected).mean() >= 0.999
+        assert car.description.about["version"] == str(first + 1)
+        assert repository_command.main(["rollback", str(target), "car", "--url", server.grpc, *options]) == 0
+        assert (car.segment(image).array == expected).mean() >= 0.999
+        assert car.description.about["version"] == str(first + 2)
+        assert metrics(server)[f'slime_masks_total{{segmenter="car",version="{first + 2}"}}'] > 0
