@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict
 from importlib.resources import files as package_files
 
@@ -28,8 +28,18 @@ _FORMS = {"palette": "image/png", "coco": "application/json", "geojson": "applic
 Endpoint = Callable[[Request], Awaitable[Response]]
 
 
-def make_app(studio: Studio, token: str, port: int, hosts: frozenset[str] | None) -> Starlette:
-    """Return the application; `hosts`: the Host headers that it answers, None for any."""
+def make_app(
+    studio: Studio,
+    token: str,
+    port: int,
+    hosts: frozenset[str] | None,
+    apart: str | None = None,
+    others: Sequence[Route] = (),
+) -> Starlette:
+    """Return the application; `hosts`: the Host headers that it answers, None for any.
+
+    `others` are routes below the path `apart`, which see for themselves who may ask.
+    """
     page = {each.name: each.read_bytes() for each in (package_files("slime_studio") / "page").iterdir()}
     project = studio.project
 
@@ -243,7 +253,8 @@ def make_app(studio: Studio, token: str, port: int, hosts: frozenset[str] | None
     }
     routes = [Route(path, _answered(endpoint), methods=["GET"]) for path, endpoint in get.items()]
     routes += [Route(path, _answered(endpoint), methods=["POST"]) for path, endpoint in post.items()]
-    return Starlette(routes=routes, middleware=[Middleware(Guard, token=token, port=port, hosts=hosts)])
+    guard = Middleware(Guard, token=token, port=port, hosts=hosts, apart=apart)
+    return Starlette(routes=[*routes, *others], middleware=[guard])
 
 
 def _answered(endpoint: Endpoint) -> Endpoint:
