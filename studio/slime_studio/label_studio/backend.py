@@ -1,10 +1,10 @@
-"""The model that a Label Studio project is connected to: it predicts with what is published, and learns what is painted.
+"""The model that a project in Label Studio is connected to: it predicts, and learns from what is painted there.
 
     PROJECT/label-studio.json   the project in Label Studio, what it asked for, and which task became which image
 
-Label Studio only says that there is something new. The project's annotations are then fetched, each task's newest becomes
-an example of the studio's project, and a run is queued that learns on from the newest segmenter where that can be.
-What it learned is published under the project's name. One run at a time: what is finished meanwhile waits for the next.
+Label Studio only says that there is something new. The annotations are then fetched, each task's newest becomes an
+example of the studio's project, and a run is queued that learns on from the newest segmenter where that can be. What it
+learned is published under the project's name. One run at a time: what is finished meanwhile waits for the next.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from slime_studio.studio import Studio
 from slime_was import margin
 
 _POLL_SECONDS = 1.0
+_END_SECONDS = 10.0
 _START_SECONDS = 60.0  # that a server may take to start
 _PREDICT_SECONDS = 80.0  # after which no further task is segmented: Label Studio waits for 100
 _NOTHING = "nothing learned yet"
@@ -41,14 +42,8 @@ class Backend:
         self._studio, self._source = studio, source
         self._path = studio.project.folder / "label-studio.json"
         self._turn = threading.RLock()
-        self._facts = {
-            "project": None,
-            "asked": 0,
-            "answered": 0,
-            "wanted": 0,
-            "tasks": {},
-            **files.read_json(self._path),
-        }
+        facts: dict[str, Any] = {"project": None, "asked": 0, "answered": 0, "wanted": 0, "tasks": {}}
+        self._facts = facts | files.read_json(self._path)
         self._problem, self._refused = "", dict[str, str]()
         self._ending = threading.Event()
         self._thread = threading.Thread(target=self._work, name="label studio", daemon=True)
@@ -57,8 +52,8 @@ class Backend:
     def close(self) -> None:
         """Stop learning what is new; a job that runs goes on."""
         self._ending.set()
-        self._thread.join()
-        self._source.close()
+        self._source.close()  # which ends what is being fetched
+        self._thread.join(_END_SECONDS)
 
     def set_up(self, project: Any, config: str) -> str:
         """Take the label config's parts into the studio's project; return the model's version."""
@@ -147,12 +142,10 @@ class Backend:
         jobs = [job for job in self._studio.jobs.every() if job["kind"] in ("learn", "publish")]
         if any(job["state"] in (QUEUED, RUNNING) for job in jobs):
             return
-        learned = next(
-            (job for job in jobs if job["kind"] == "learn" and job["state"] == DONE and job.get("publish")), None
-        )
+        learned = [job for job in jobs if job["kind"] == "learn" and job["state"] == DONE and job.get("publish")]
         tried = {job["segmenter"] for job in jobs if job["kind"] == "publish"}
-        if learned and learned["segmenter"] not in tried:
-            self._studio.publish(learned["segmenter"], learned["publish"], None, False)
+        if learned and learned[0]["segmenter"] not in tried:
+            self._studio.publish(learned[0]["segmenter"], learned[0]["publish"], None, False)
             return
         asked = self._facts["asked"]
         if asked == self._facts["answered"]:
@@ -224,8 +217,8 @@ class Backend:
         lacking = [name for name in names[1:] if name not in labels.parts]
         if lacking:
             raise StudioError(
-                f"label config: lacks {lacking[0]!r}, a part of this studio's project; add the label, or remove the part "
-                "on the studio's page, or start the studio with another folder"
+                f"label config: lacks {lacking[0]!r}, a part of this studio's project; add the label, or remove the "
+                "part on the studio's page, or start the studio with another folder"
             )
         for name in labels.parts[1:]:
             if name not in names:
@@ -243,8 +236,8 @@ class Backend:
                 self._keep(project=number)
             if self._facts["project"] != number:
                 raise StudioError(
-                    f"project: this studio learns for Label Studio's project {self._facts['project']}, got {number}; start "
-                    "a studio with another folder for it"
+                    f"project: this studio learns for Label Studio's project {self._facts['project']}, got {number}; "
+                    "start a studio with another folder for it"
                 )
 
     def _published(self) -> listing.Row | None:

@@ -29,9 +29,12 @@ _NEXT = {
 
 
 class LabelStudio:
-    """The Label Studio at an address; any number of threads may ask. Raises StudioError for no such address or key."""
+    """The Label Studio at an address; any number of threads may ask. Raises StudioError for no such address or key.
 
-    def __init__(self, url: str, key: str) -> None:
+    `transport` answers in place of the network.
+    """
+
+    def __init__(self, url: str, key: str, transport: httpx2.BaseTransport | None = None) -> None:
         self.url = url.rstrip("/")
         words = urlsplit(self.url)
         if words.scheme not in ("http", "https") or not words.netloc or words.query or words.fragment:
@@ -44,7 +47,7 @@ class LabelStudio:
                 "Account & Settings, and set it"
             )
         self._origin, self._key = (words.scheme, words.netloc), key
-        self._client = httpx2.Client(timeout=_SILENT_SECONDS, follow_redirects=False)
+        self._client = httpx2.Client(timeout=_SILENT_SECONDS, follow_redirects=False, transport=transport)
         self._turn = threading.Lock()
         self._access, self._until = "", 0.0
 
@@ -82,7 +85,7 @@ class LabelStudio:
         return self._ask("GET", url, subject, most, params=params, headers={"Authorization": self._authorization()})
 
     def _ask(self, method: str, url: str, subject: str, most: int, **words: Any) -> bytes:
-        """Return an answer's content. Raises StudioError where there is none, where it is too long or takes too long."""
+        """Return an answer's content. Raises StudioError for none, and for one that is too long or takes too long."""
         deadline, data = time.monotonic() + _SECONDS, bytearray()
         try:
             with self._client.stream(method, url, **words) as answer:
@@ -98,10 +101,8 @@ class LabelStudio:
                     if time.monotonic() > deadline:
                         raise StudioError(f"{subject}: took over {_SECONDS:.0f} s, expected less; try again", 504)
         except (httpx2.HTTPError, httpx2.InvalidURL) as error:
-            told = str(error) or type(error).__name__
-            raise StudioError(
-                f"{subject}: Label Studio at {self.url} does not answer ({told}); start it", 502
-            ) from error
+            told = f"Label Studio at {self.url} does not answer ({str(error) or type(error).__name__})"
+            raise StudioError(f"{subject}: {told}; start it", 502) from error
         return bytes(data)
 
     def _authorization(self) -> str:
@@ -111,9 +112,8 @@ class LabelStudio:
         with self._turn:
             if time.monotonic() > self._until:
                 subject = "LABEL_STUDIO_API_KEY"
-                data = self._ask(
-                    "POST", f"{self.url}/api/token/refresh/", subject, 100_000, json={"refresh": self._key}
-                )
+                url = f"{self.url}/api/token/refresh/"
+                data = self._ask("POST", url, subject, 100_000, json={"refresh": self._key})
                 try:
                     self._access = str(json.loads(data)["access"])
                 except (ValueError, KeyError, TypeError) as error:

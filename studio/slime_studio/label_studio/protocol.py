@@ -2,13 +2,14 @@
 
     GET  ADDRESS/health                      -> {"status": "UP", "model_class": NAME}
     POST ADDRESS/setup    {project, schema}  -> {"model_version": VERSION}
-    POST ADDRESS/predict  {project, label_config, tasks}         -> {"results": [PREDICTION or [], ...], "model_version": VERSION}
-    POST ADDRESS/webhook  {action, project: {id}}                -> 201
+    POST ADDRESS/predict  {project, label_config, tasks}
+                                             -> {"results": [PREDICTION or [], ...], "model_version": VERSION}
+    POST ADDRESS/webhook  {action, project}  -> 201
     GET  ADDRESS/state                       -> what there is to know without the studio's page
 
 ADDRESS ends in a secret: Label Studio sends its webhooks without a password. The same works without the secret in the
-address for requests that have it as the password of basic authentication, under any name. Label Studio asks from its own
-machine, so neither the page's token nor its Origin is expected here; what a browser sends is refused.
+address for requests that have it as the password of basic authentication, under any name. Label Studio is no page, so
+neither the page's token nor its Origin is expected here; what a browser sends is refused.
 """
 
 from __future__ import annotations
