@@ -110,7 +110,8 @@ class Backend:
 
     def _prediction(self, segmenter: Segmenter, labels: Labels, task: Mapping[str, Any]) -> dict[str, Any] | None:
         try:
-            mask = segmenter.segment(self._image(task, labels), scores=True)
+            taken = take(self._image(task, labels), "image")
+            mask = segmenter.segment(taken.data, scores=True)
             row = self._published()
             if row is None or segmenter.description.about.get("created") != row.created:
                 raise StudioError("server: does not have the newest version yet; ask again")

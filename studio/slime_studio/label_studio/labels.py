@@ -33,13 +33,13 @@ class Labels:
         parts: the names to learn, background first.
         image: the Image tag's name.
         key: where a task's data has the image's address.
-        controls: the BrushLabels tag that each label is in.
+        controls: each part's BrushLabels tag, and its label as it is written there.
     """
 
     parts: tuple[str, ...]
     image: str
     key: str
-    controls: Mapping[str, str]
+    controls: Mapping[str, tuple[str, str]]
 
     def regions(self, mask_HW: Mask, parts: Sequence[str]) -> list[dict[str, Any]]:
         """Return a mask of numbers into `parts` as regions for Label Studio to show: one for each part that is there.
@@ -51,14 +51,14 @@ class Labels:
         return [
             {
                 "id": uuid.uuid4().hex[:10],
-                "from_name": self.controls[part],
+                "from_name": self.controls[part][0],
                 "to_name": self.image,
                 "original_width": width,
                 "original_height": height,
                 "image_rotation": 0,
                 "type": _TYPE,
                 "origin": "prediction",
-                "value": {"format": "rle", "rle": encode(mask_HW == number), _TYPE: [part]},
+                "value": {"format": "rle", "rle": encode(mask_HW == number), _TYPE: [self.controls[part][1]]},
             }
             for number, part in enumerate(parts)
             if number and there[number] and part in self.controls
@@ -70,21 +70,21 @@ class Labels:
         Raises StudioError for what cannot be learned from: a label that is unknown, a region that is no brush region,
         an image that was turned in Label Studio, or that has another size.
         """
-        from slime_optimize.data.annotations.example import index_of
+        from slime_optimize.data.annotations.example import index_of, spelled
         from slime_optimize.errors import InputError
 
         mask_HW = np.zeros((height, width), np.uint8)
         for region in regions:
             value = region.get("value") or {}
-            names = value.get(region.get("type", "")) or []
+            names = [spelled(str(name)) for name in value.get(region.get("type", "")) or []]
             if region.get("type") != _TYPE:
-                if region.get("to_name") == self.image and set(map(str, names)) & set(self.controls):
+                if region.get("to_name") == self.image and set(names) & set(self.controls):
                     raise StudioError(f"region: is {region['type']}, expected a brush; paint it with the brush")
                 continue
             if len(names) != 1:
                 raise StudioError(f"region: has {len(names)} labels, expected one; give it one")
             try:
-                number = index_of(str(names[0]), self.parts, "region")
+                number = index_of(names[0], self.parts, "region")
             except InputError as error:
                 raise StudioError(
                     f"region: has the label {names[0]!r}, which the label config has not; add it there, or label the "
@@ -107,7 +107,7 @@ class Labels:
 
 def read_config(xml: str) -> Labels:
     """Return what a label config says. Raises StudioError, in one line, for one that nothing can be learned with."""
-    from slime_optimize.data.annotations.example import parts_from
+    from slime_optimize.data.annotations.example import parts_from, spelled
     from slime_optimize.errors import InputError
 
     if "<!" in xml.replace("<!--", ""):  # entities, which may grow without bound
@@ -130,12 +130,15 @@ def read_config(xml: str) -> Labels:
             f"label config: BrushLabels are on {targets[0]!r}, expected an Image of this name with one image in "
             f'value="$image"; a list of images is not segmented'
         )
-    labels = [(str(label.get("value")), str(tag.get("name"))) for tag in tags for label in tag.iter("Label")]
-    twice = sorted({name for name, _ in labels if [each for each, _ in labels].count(name) > 1})
-    if twice:
-        raise StudioError(f"label config: has the label {twice[0]!r} twice, expected once; rename one of them")
+    controls: dict[str, tuple[str, str]] = {}
+    for tag in tags:
+        for label in tag.iter("Label"):
+            written = label.get("alias") or label.get("value") or ""
+            if spelled(written) in controls:
+                raise StudioError(f"label config: has the label {written!r} twice, expected once; rename one of them")
+            controls[spelled(written)] = str(tag.get("name")), written
     try:
-        parts = parts_from(name for name, _ in labels)
+        parts = parts_from(controls)
     except InputError as error:
         raise StudioError(f"label config: {error}") from error
-    return Labels(parts=parts, image=targets[0], key=key[1:], controls=dict(labels))
+    return Labels(parts=parts, image=targets[0], key=key[1:], controls=controls)
