@@ -46,6 +46,7 @@ NOT_RUN = {
     r"grpcurl ": "needs grpcurl and NVIDIA's .proto files; the Python client sends the same messages",
     r"perf_analyzer ": "needs NVIDIA's SDK container; benchmarks.load measures the server here",
     r"slime studio": "serves until it is stopped; tests/studio drives it, in a browser too",
+    r"export LABEL_STUDIO|ML_BLOCK_LOCAL_IP=": "needs Label Studio; make test-label-studio runs it",
     r"cvat-cli ": "needs a CVAT server; tests/integrations loads and runs what it would",
     r"slime import-checkpoint": "needs a checkpoint of gigabytes; tests/optimize converts tiny ones",
 }
