@@ -178,6 +178,7 @@ class Backend:
     def _fetch(self, number: int, labels: Labels) -> bool:
         """Make each annotated task an example; return whether any is new, changed or gone."""
         known, found, refused = dict(self._facts["tasks"]), dict[str, Any](), dict[str, str]()
+        there = {image["id"] for image in self._studio.project.images()}
         for task in self._source.json(f"/api/projects/{number}/export", exportType="JSON"):
             finished = [each for each in task.get("annotations", []) if not each.get("was_cancelled")]
             if not finished:
@@ -186,17 +187,15 @@ class Backend:
             name = str(task["id"])
             mark = [newest["id"], newest.get("updated_at"), list(labels.parts), labels.key]
             try:
-                same = known.get(name, {}).get("mark") == mark
-                image = known[name]["image"] if same else self._take(task, newest, labels)
-                self._studio.project.image(image)  # which a person may have removed here
-                found[name] = {"mark": mark, "image": image}
+                old = known.get(name, {})
+                same = old.get("mark") == mark and old["image"] in there
+                found[name] = {"mark": mark, "image": old["image"] if same else self._take(task, newest, labels)}
             except StudioError as error:
                 refused[name] = f"task {name}: {error}"
                 _tell(refused[name])
         used = {each["image"] for each in found.values()}
-        for gone in {each["image"] for each in known.values()} - used:
-            if any(gone == image["id"] for image in self._studio.project.images()):
-                self._studio.project.set_example(gone, False)
+        for gone in ({each["image"] for each in known.values()} & there) - used:
+            self._studio.project.set_example(gone, False)
         self._refused = refused
         with self._turn:
             self._keep(tasks=found)

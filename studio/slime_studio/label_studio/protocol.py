@@ -30,7 +30,7 @@ from slime_studio.label_studio.backend import Backend
 from slime_studio.requests import body, json_object
 
 PREFIX = "/label-studio"
-_BYTES = 64_000_000  # tasks come with their annotations and predictions
+_BYTES = 256_000_000  # tasks come with their annotations and predictions
 _ANEW = "START_TRAINING"
 _LEARNED = (_ANEW, "ANNOTATION_CREATED", "ANNOTATIONS_CREATED", "ANNOTATION_UPDATED")
 Answer = Callable[[dict[str, Any]], dict[str, Any]]
