@@ -142,7 +142,8 @@ def runs(studio: Studio, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]
 
     def rows(repository: Path) -> list[Any]:
         version = len([job for job in ran if job["kind"] == "publish"])
-        return [SimpleNamespace(name="cars", version=version, created="now")] if version else []
+        parts = ("background", "body", "wheel")
+        return [SimpleNamespace(name="cars", version=version, created="now", parts=parts)] if version else []
 
     monkeypatch.setattr("slime_studio.label_studio.backend._POLL_SECONDS", 0.02)
     monkeypatch.setattr("slime_studio.jobs._POLL_SECONDS", 0.02)
@@ -373,6 +374,18 @@ def test_finished_annotations_are_learned_and_published(
     assert settled(label_studio)["model_version"] == "cars version 2"
     finish(label_studio, "START_TRAINING")
     state_when(label_studio, lambda state: state["model_version"] == "cars version 3")
+
+
+def test_a_segmenter_of_other_parts_is_told(
+    label_studio: TestClient, studio: Studio, runs: list[dict[str, Any]]
+) -> None:
+    """Such as one of the same name that a shared repository had before."""
+    studio.repository.mkdir()
+    runs.append({"kind": "publish"})
+    other = CONFIG.replace("body", "door").replace("wheel", "roof")
+    facts = {"tasks": [], "project": 3, "label_config": other}
+    refused = label_studio.post(f"{ADDRESS}/predict", json=facts)
+    assert refused.status_code == 409 and "none of which the label config has" in refused.json()["error"]
 
 
 def test_a_server_that_lags_behind_makes_no_prediction(

@@ -89,8 +89,15 @@ class Backend:
         """
         self._bind(project)
         labels, deadline = read_config(config), time.monotonic() + _PREDICT_SECONDS
-        if self._published() is None:
+        row = self._published()
+        if row is None:
             return [None] * len(tasks)
+        if not set(row.parts) & set(labels.controls):
+            raise StudioError(
+                f"segmenter {row.name}: has the parts {', '.join(row.parts)}, none of which the label config has; add "
+                "them there, or start the studio with another folder or --repository",
+                409,
+            )
         found: list[dict[str, Any] | None] = []
         try:
             with Segmenter(self._server(), self._studio.project.name) as segmenter:
