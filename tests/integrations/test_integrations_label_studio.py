@@ -230,7 +230,7 @@ def test_paint_learn_and_predict_in_label_studio(person: Person, studio: Connect
     assert "400 Client Error" in str(person.post("/api/ml/", 400, json=refused))
 
     model = person.post("/api/ml/", json={"url": studio.address, "project": project, "title": "SLiMe"})
-    model = person.get(f"/api/ml/{model['id']}/")
+    model = person.get(f"/api/ml/{model['id']}")
     assert (model["readable_state"], model["model_version"]) == ("Connected", "nothing learned yet")
     person.retrieve(project)
     assert person.predictions(tasks[0]) == {}

@@ -83,6 +83,7 @@ class FakeLabelStudio:
     annotations: dict[int, list[dict[str, Any]]] = field(default_factory=dict)
     images: dict[int, str] = field(default_factory=dict)
     content: dict[str, bytes] = field(default_factory=dict)
+    exported: list[dict[str, Any]] = field(default_factory=list)
     moved: str = ""
     seen: list[httpx2.Request] = field(default_factory=list)
 
@@ -94,7 +95,7 @@ class FakeLabelStudio:
         if path == "/api/projects/3/":
             return httpx2.Response(200, json={"id": 3, "label_config": CONFIG})
         if path == "/api/projects/3/export":
-            return httpx2.Response(200, json=[self.task(number) for number in self.images])
+            return httpx2.Response(200, json=self.exported or [self.task(number) for number in self.images])
         if self.moved:
             return httpx2.Response(302, headers={"Location": self.moved})
         if path in self.content:
@@ -279,6 +280,8 @@ def test_a_config_that_nothing_can_be_learned_with_is_refused(config: str, told:
     assert refused.status_code == 400
     line = refused.json()["error"]
     assert line.startswith("label config: ") and told in line and "\n" not in line
+    other = {"project": "4.1795773600", "schema": CONFIG}  # which the studio is not bound against
+    assert label_studio.post(f"{ADDRESS}/setup", json=other).status_code == 200
 
 
 def test_who_may_ask(label_studio: TestClient) -> None:
@@ -577,3 +580,22 @@ def test_labels_by_any_names() -> None:
         '<Image value="$image_url" name="ö"/></View>'
     )
     assert labels.parts == ("background", "Rad") and labels.key == "image_url" and labels.image == "ö"
+
+
+def test_what_label_studio_sends_is_understood(
+    label_studio: TestClient, source: FakeLabelStudio, studio: Studio, server: FakeTriton
+) -> None:
+    """Requests and an export of Label Studio 1.23.2, with the two annotated regions BODY and WHEEL."""
+    text = (Path(__file__).parent / "label_studio_requests.json").read_text(encoding="utf-8")
+    recorded: dict[str, Any] = json.loads(text.replace('"id":4,', '"id":3,').replace('"4.', '"3.'))
+    setup = label_studio.post(f"{ADDRESS}/setup", json=recorded["setup"])
+    assert setup.json() == {"model_version": "nothing learned yet"}
+    (task,) = source.exported = recorded["export"]
+    source.content[task["data"]["picture"]] = encoded(noise(HEIGHT, WIDTH, 1))
+    for number, action in enumerate(("ANNOTATION_CREATED", "START_TRAINING"), 1):
+        assert label_studio.post(f"{ADDRESS}/webhook", json=recorded[action]).status_code == 201
+        state_when(label_studio, lambda state, wanted=number: state["model_version"] == f"cars version {wanted}")
+    assert settled(label_studio)["refused"] == {}
+    assert np.unique(studio.project.mask(f"task-{task['id']}")).tolist() == [0, 1, 2]
+    (prediction,) = label_studio.post(f"{ADDRESS}/predict", json=recorded["predict"]).json()["results"]
+    assert [each["value"]["brushlabels"] for each in prediction["result"]] == [["body"]]

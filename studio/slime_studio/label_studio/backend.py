@@ -57,8 +57,9 @@ class Backend:
 
     def set_up(self, project: Any, config: str) -> str:
         """Take the label config's parts into the studio's project; return the model's version."""
+        labels = read_config(config)  # first: a project that is refused is not bound to
         self._bind(project)
-        self._set_parts(read_config(config))
+        self._set_parts(labels)
         return self.version()
 
     def version(self) -> str:
@@ -87,8 +88,8 @@ class Backend:
 
         Before anything is published there are none.
         """
-        self._bind(project)
         labels, deadline = read_config(config), time.monotonic() + _PREDICT_SECONDS
+        self._bind(project)
         row = self._published()
         if row is None:
             return [None] * len(tasks)
