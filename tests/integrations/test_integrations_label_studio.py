@@ -49,6 +49,7 @@ CONFIG = """<View>
   </BrushLabels>
 </View>"""
 LONG_MS = 120_000
+STEPS = 40
 Mask = npt.NDArray[np.uint8]
 
 
@@ -229,7 +230,8 @@ def test_paint_learn_and_predict_in_label_studio(person: Person, studio: Connect
     refused = {"url": studio.address, "project": polygons, "title": "SLiMe"}
     assert "400 Client Error" in str(person.post("/api/ml/", 400, json=refused))
 
-    model = person.post("/api/ml/", json={"url": studio.address, "project": project, "title": "SLiMe"})
+    told = {"url": studio.address, "project": project, "title": "SLiMe", "extra_params": {"steps": STEPS}}
+    model = person.post("/api/ml/", json=told)
     model = person.get(f"/api/ml/{model['id']}")
     assert (model["readable_state"], model["model_version"]) == ("Connected", "nothing learned yet")
     person.retrieve(project)

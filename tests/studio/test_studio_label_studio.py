@@ -174,8 +174,8 @@ def server(studio: Studio, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeTrit
     server.stop()
 
 
-def connect(label_studio: TestClient, config: str = CONFIG) -> Any:
-    facts = {"project": "3.1795773600", "schema": config, "hostname": HOST, "access_token": "t", "extra_params": None}
+def connect(label_studio: TestClient, config: str = CONFIG, extra: Any = None) -> Any:
+    facts = {"project": "3.1795773600", "schema": config, "hostname": HOST, "access_token": "t", "extra_params": extra}
     return label_studio.post(f"{ADDRESS}/setup", json=facts)
 
 
@@ -572,6 +572,20 @@ def test_parts_that_the_label_config_lacks_are_told(label_studio: TestClient, st
     studio.project.add_part("door")
     refused = connect(label_studio)
     assert refused.status_code == 400 and "lacks 'door', a part of this studio's project" in refused.json()["error"]
+
+
+@pytest.mark.parametrize("extra", [{"steps": 7}, '{"steps": 7}'])
+def test_the_number_of_steps_is_an_extra_parameter(
+    extra: Any, label_studio: TestClient, source: FakeLabelStudio, runs: list[dict[str, Any]]
+) -> None:
+    assert connect(label_studio, extra=extra).status_code == 200
+    source.add(1, BODY, WHEEL)
+    finish(label_studio)
+    settled(label_studio)
+    words = next(job["words"] for job in runs if job["kind"] == "learn")
+    assert words[words.index("--steps") + 1] == "7"
+    refused = connect(label_studio, extra={"steps": "many"})
+    assert refused.status_code == 400 and "steps: got 'many', expected a whole number" in refused.json()["error"]
 
 
 def test_labels_by_any_names() -> None:

@@ -55,11 +55,17 @@ class Backend:
         self._source.close()  # which ends what is being fetched
         self._thread.join(_END_SECONDS)
 
-    def set_up(self, project: Any, config: str) -> str:
-        """Take the label config's parts into the studio's project; return the model's version."""
+    def set_up(self, project: Any, config: str, steps: int | None) -> str:
+        """Take the label config's parts into the studio's project; return the model's version.
+
+        `steps`: how many a run has from now on, None for as many as `slime optimize` takes.
+        """
         labels = read_config(config)  # first: a project that is refused is not bound to
         self._bind(project)
         self._set_parts(labels)
+        with self._turn:
+            if steps != self._facts.get("steps"):
+                self._keep(steps=steps)
         return self.version()
 
     def version(self) -> str:
@@ -179,7 +185,7 @@ class Backend:
         fitting = (each for each in self._studio.segmenters() if each["parts"] == names)
         begin = next((each["name"] for each in fitting if each["backbone"] == project.backbone), None)
         try:
-            self._studio.learn(None, begin, 0, publish=project.name)
+            self._studio.learn(self._facts.get("steps"), begin, 0, publish=project.name)
         except StudioError as error:
             raise StudioError("; ".join([str(error), *self._refused.values()])) from error
 

@@ -27,7 +27,7 @@ from starlette.routing import Route
 
 from slime_studio.errors import StudioError
 from slime_studio.label_studio.backend import Backend
-from slime_studio.requests import body, json_object
+from slime_studio.requests import body, json_object, number
 
 PREFIX = "/label-studio"
 _BYTES = 256_000_000  # tasks come with their annotations and predictions
@@ -43,7 +43,10 @@ def routes(backend: Backend, secret: str) -> list[Route]:
         return {"status": "UP", "model_class": "SLiMe"}
 
     def setup(facts: dict[str, Any]) -> dict[str, Any]:
-        return {"model_version": backend.set_up(facts.get("project"), str(facts.get("schema") or ""))}
+        extra = facts.get("extra_params") or {}
+        extra = json_object(extra.encode()) if isinstance(extra, str) else extra
+        steps = number(extra["steps"], "extra params: steps") if "steps" in extra else None
+        return {"model_version": backend.set_up(facts.get("project"), str(facts.get("schema") or ""), steps)}
 
     def predict(facts: dict[str, Any]) -> dict[str, Any]:
         tasks = facts.get("tasks")
