@@ -16,7 +16,7 @@ NUMPY ?= 1
 CLIENT := build/client-$(notdir $(PYTHON))-numpy$(NUMPY)
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo test test-fast test-processors test-lowest test-client test-client-numpy2 test-integrations test-cvat test-fiftyone test-napari lint types wheel results speed performance serve clean
+.PHONY: demo test test-fast test-processors test-lowest test-client test-client-numpy2 test-integrations test-cvat test-fiftyone test-napari test-label-studio lint types wheel results speed performance serve clean
 
 demo: $(INSTALLED)
 	$(BIN)/python demo.py
@@ -52,11 +52,18 @@ test-client-numpy2:
 	$(MAKE) test-client NUMPY=2
 
 # The client inside other people's tools, each in an environment of its own: these want numpy 2, Triton's wheel numpy 1.
-test-integrations: test-cvat test-fiftyone test-napari
+test-integrations: test-cvat test-fiftyone test-napari test-label-studio
 test-cvat test-fiftyone test-napari: test-%:
 	$(PYTHON) -m venv build/with-$*
 	build/with-$*/bin/pip install --quiet '.[$*,test]'
 	QT_QPA_PLATFORM=offscreen build/with-$*/bin/python -m pytest tests/integrations/test_integrations_$*.py -W default
+
+# The studio as Label Studio's model: Label Studio in its environment, the studio, Triton and the browser in ours.
+test-label-studio: $(INSTALLED)
+	$(PYTHON) -m venv build/with-label-studio
+	build/with-label-studio/bin/pip install --quiet 'label-studio>=1.23'
+	LABEL_STUDIO=build/with-label-studio/bin/label-studio \
+	    $(BIN)/python -m pytest tests/integrations/test_integrations_label_studio.py
 
 lint: $(INSTALLED) types
 	$(BIN)/ruff check .

@@ -51,6 +51,7 @@ NOT_RUN = {
     r"perf_analyzer ": "needs NVIDIA's SDK container; benchmarks.load measures the server here",
     r"slime studio": "serves until it is stopped; tests/studio drives it, in a browser too",
     r"slime repository pull .* --watch": "goes on until it is stopped; tests/export starts it",
+    r"export LABEL_STUDIO|ML_BLOCK_LOCAL_IP=": "needs Label Studio; make test-label-studio runs it",
     r"cvat-cli ": "needs a CVAT server; tests/integrations loads and runs what it would",
     r"slime segment rtsp://": "needs a camera; tests/client reads a stream over the network",
     r"slime import-checkpoint": "needs a checkpoint of gigabytes; tests/optimize converts tiny ones",

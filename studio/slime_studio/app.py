@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict
 from importlib.resources import files as package_files
 from pathlib import Path
@@ -31,8 +31,18 @@ _CLIP_BYTES = 4_000_000_000
 Endpoint = Callable[[Request], Awaitable[Response]]
 
 
-def make_app(studio: Studio, token: str, port: int, hosts: frozenset[str] | None) -> Starlette:
-    """Return the application; `hosts`: the Host headers that it answers, None for any."""
+def make_app(
+    studio: Studio,
+    token: str,
+    port: int,
+    hosts: frozenset[str] | None,
+    apart: str | None = None,
+    others: Sequence[Route] = (),
+) -> Starlette:
+    """Return the application; `hosts`: the Host headers that it answers, None for any.
+
+    `others` are routes below the path `apart`, which see for themselves who may ask.
+    """
     page = {each.name: each.read_bytes() for each in (package_files("slime_studio") / "page").iterdir()}
     project = studio.project
 
@@ -261,7 +271,8 @@ def make_app(studio: Studio, token: str, port: int, hosts: frozenset[str] | None
     }
     routes = [Route(path, _answered(endpoint), methods=["GET"]) for path, endpoint in get.items()]
     routes += [Route(path, _answered(endpoint), methods=["POST"]) for path, endpoint in post.items()]
-    return Starlette(routes=routes, middleware=[Middleware(Guard, token=token, port=port, hosts=hosts)])
+    guard = Middleware(Guard, token=token, port=port, hosts=hosts, apart=apart)
+    return Starlette(routes=[*routes, *others], middleware=[guard])
 
 
 def _answered(endpoint: Endpoint) -> Endpoint:

@@ -12,15 +12,18 @@ import argparse
 import contextlib
 import errno
 import ipaddress
+import os
 import signal
 import socket
 import sys
 import threading
 import webbrowser
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import uvicorn
+from starlette.routing import Route
 
 from slime_client.cli import Parser
 from slime_studio.app import make_app
@@ -46,15 +49,18 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
             studio = Studio(Project(options.project, options.backbone), options.repository)
             opened.callback(studio.close)
             token = project_token(studio.project.folder)
+            connected = _label_studio(studio, options.label_studio, opened) if options.label_studio else None
         except StudioError as error:
             return _failed(str(error))
         except OSError as error:
             return _failed(f"project {options.project}: cannot be written ({error.strerror}); give another folder")
-        _serve(studio, token, listening, options)
+        _serve(studio, token, listening, options, connected)
     return 0
 
 
-def _serve(studio: Studio, token: str, listening: socket.socket, options: argparse.Namespace) -> None:
+def _serve(
+    studio: Studio, token: str, listening: socket.socket, options: argparse.Namespace, connected: Connected | None
+) -> None:
     """Tell the page's address, and answer until Ctrl-C."""
     port = int(listening.getsockname()[1])
     local = ipaddress.IPv4Address(options.host).is_loopback
@@ -66,11 +72,13 @@ def _serve(studio: Studio, token: str, listening: socket.socket, options: argpar
             "warning: images and the token go out in plain text, to whoever can listen on the network", file=sys.stderr
         )
     print(f"studio {page} project={studio.project.folder}", flush=True)
+    if connected:
+        print(f"label-studio http://{shown}:{port}{connected.path} (connect it under Settings > Model)", flush=True)
     threading.Thread(target=_warm, daemon=True).start()
     if options.open:
         threading.Timer(0.5, webbrowser.open, [page]).start()
     config = uvicorn.Config(
-        make_app(studio, token, port, hosts),
+        make_app(studio, token, port, hosts, *((connected.prefix, connected.routes) if connected else ())),
         log_level="warning",
         access_log=False,
         server_header=False,
@@ -111,6 +119,31 @@ def _listen(host: str, port: int) -> socket.socket:
     return listening
 
 
+@dataclass(frozen=True, kw_only=True)
+class Connected:
+    """What Label Studio asks: routes below `prefix`, and the path that it is given."""
+
+    prefix: str
+    path: str
+    routes: Sequence[Route]
+
+
+def _label_studio(studio: Studio, url: str, opened: contextlib.ExitStack) -> Connected:
+    """Return the ML backend for the Label Studio at `url`. Raises StudioError where that cannot be."""
+    from slime_studio.label_studio import protocol
+    from slime_studio.label_studio.backend import Backend
+    from slime_studio.label_studio.fetch import LabelStudio
+
+    source = LabelStudio(url, os.environ.get("LABEL_STUDIO_API_KEY", ""))
+    secret = project_token(studio.project.folder, ".label-studio-token")
+    backend = Backend(studio, source)
+    opened.callback(backend.close)
+    _warm()  # Label Studio waits for its first answer but 3 seconds
+    return Connected(
+        prefix=protocol.PREFIX, path=f"{protocol.PREFIX}/{secret}", routes=protocol.routes(backend, secret)
+    )
+
+
 def _warm() -> None:
     """Import what reading annotations and checking parts will need, while the person looks at the page."""
     import slime_optimize.data.annotations  # noqa: F401
@@ -129,6 +162,8 @@ def _parser(prog: str | None) -> Parser:
     text = "as for slime optimize (default: what the project has, at first the embedded one)"
     add("--backbone", metavar="BACKBONE", help=text)
     add("--repository", type=Path, metavar="REPO", help="where to publish (default: PROJECT/repository)")
+    text = "be the model of a project in this Label Studio, whose key is in the environment as LABEL_STUDIO_API_KEY"
+    add("--label-studio", metavar="URL", help=text)
     add("--port", type=int, default=_PORT, metavar="N", help="port; 0: any free one (default: %(default)s)")
     add(
         "--host",

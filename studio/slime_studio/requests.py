@@ -42,8 +42,13 @@ async def save_body(request: Request, path: Path, most: int, subject: str) -> No
 
 async def json_body(request: Request) -> dict[str, Any]:
     """Return the JSON object in a request's body. Raises StudioError for anything else."""
+    return json_object(await body(request, _JSON_BYTES, "request"))
+
+
+def json_object(data: bytes) -> dict[str, Any]:
+    """Return the JSON object in `data`, an empty one for nothing. Raises StudioError for anything else."""
     try:
-        found = json.loads(await body(request, _JSON_BYTES, "request") or b"{}")
+        found = json.loads(data or b"{}")
     except ValueError as error:
         raise StudioError(f"request: is no JSON ({error})") from error
     if not isinstance(found, dict):

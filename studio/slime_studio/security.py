@@ -29,13 +29,13 @@ _HEADERS = {
 }
 
 
-def project_token(folder: Path) -> str:
-    """Return the project's token, made once, readable by its owner alone: an open page outlives a restart."""
-    path = folder / ".token"
+def project_token(folder: Path, name: str = ".token") -> str:
+    """Return a token of the project's, made once, readable by its owner alone: an open page outlives a restart."""
+    path = folder / name
     token = path.read_text(encoding="ascii").strip() if path.exists() else ""
     if len(token) < _LENGTH:
         token = secrets.token_hex(_LENGTH // 2)
-        waiting = path.with_name(".token.partial")
+        waiting = path.with_name(f"{name}.partial")
         waiting.unlink(missing_ok=True)
         waiting.touch(mode=0o600)
         waiting.write_text(token, encoding="ascii")
@@ -44,10 +44,15 @@ def project_token(folder: Path) -> str:
 
 
 class Guard:
-    """ASGI middleware that answers 403 to what may not ask; `hosts` are the names it answers to, None for any."""
+    """ASGI middleware that answers 403 to what may not ask; `hosts` are the names it answers to, None for any.
 
-    def __init__(self, app: ASGIApp, token: str, port: int, hosts: frozenset[str] | None) -> None:
-        self._app, self._token, self._hosts = app, token, hosts
+    What lies below the path `apart` asks for a secret of its own (label_studio/protocol.py).
+    """
+
+    def __init__(
+        self, app: ASGIApp, token: str, port: int, hosts: frozenset[str] | None, apart: str | None = None
+    ) -> None:
+        self._app, self._token, self._hosts, self._apart = app, token, hosts, apart
         self._cookie = f"slime-studio-{port}"  # cookies do not tell ports apart
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -68,6 +73,8 @@ class Guard:
         await (answer or self._app)(scope, receive, with_headers)
 
     def _refusal(self, scope: Scope) -> Response | None:
+        if self._apart is not None and scope["path"].startswith(f"{self._apart}/"):
+            return None
         headers = Headers(scope=scope)
         host, origin = headers.get("host", ""), headers.get("origin")
         if self._hosts is not None and host not in self._hosts:

@@ -76,8 +76,11 @@ class Studio:
         found = [self._told(path) for path in (self.project.folder / "segmenters").glob("v*/segmenter.json")]
         return sorted(found, key=lambda each: -int(each["name"][1:]))
 
-    def learn(self, steps: int | None, begin: str | None, seed: int) -> int:
-        """Queue a run on the images marked as examples, as they are painted now; `begin`: learn on from there."""
+    def learn(self, steps: int | None, begin: str | None, seed: int, publish: str | None = None) -> int:
+        """Queue a run on the images marked as examples, as they are painted now; `begin`: learn on from there.
+
+        `publish` is kept with the job: the name to publish it under, for who follows it.
+        """
         masks, parts = self.project.examples(), self.project.parts
         names = [part.name for part in parts]
         if begin is not None:
@@ -112,6 +115,7 @@ class Studio:
                 "out": str(out),
                 "colours": [part.colour for part in parts],
                 "begin": begin,
+                "publish": publish,
                 "images": list(masks),
                 "segmenter": f"v{number}",
             }
@@ -264,6 +268,7 @@ class Studio:
             "name": path.parent.name,
             "parts": facts["parts"],
             "created": facts["created"],
+            "backbone": facts["backbone"]["id"],
             "begun_from": Path(begun["segmenter"]).name if begun else None,
             "images": len(facts["training_images"]),
             "iou": facts["metrics"]["training"]["mean_iou"],

@@ -351,3 +351,62 @@ def test_a_small_screen_and_the_keyboard(scheme: str, browser: Browser, running:
     saved(page)
     assert np.count_nonzero(mask_of(studio, "car-0") == 1) == 9
     context.close()
+
+
+def test_one_finger_paints_and_two_move_and_zoom(browser: Browser, running: list[Running], tmp_path: Path) -> None:
+    """What the first finger began to do is taken back when the second comes, whatever the tool."""
+    (studio,) = running
+    context = browser.new_context(viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True)
+    page = context.new_page()
+    begin_to_paint(page, studio, tmp_path)
+    devices = context.new_cdp_session(page)
+
+    def touch(kind: str, *places: tuple[float, float]) -> None:
+        points = [{"x": x, "y": y, "id": number} for number, (x, y) in enumerate(places)]
+        devices.send("Input.dispatchTouchEvent", {"type": f"touch{kind}", "touchPoints": points})
+
+    def stroke(hand: Hand, row: float, left: int, right: int) -> None:
+        touch("Start", hand.at(left + 0.5, row))
+        for column in range(left + 1, right + 1):
+            touch("Move", hand.at(column + 0.5, row))
+        touch("End")
+
+    def ready_hand(tool: str) -> Hand:
+        page.tap(f"#tool-{tool}")
+        page.get_by_role("button", name="Fit").tap()
+        page.locator("canvas").scroll_into_view_if_needed()
+        return Hand(page)
+
+    page.locator("#size").fill("1")
+    page.get_by_role("button", name="body", exact=True).tap()
+    stroke(ready_hand("brush"), 30.5, 20, 60)
+    saved(page)
+    wanted = np.zeros((SIDE, SIDE), np.uint8)
+    wanted[30, 20:61] = 1
+    assert np.array_equal(mask_of(studio, "car-0"), wanted)
+
+    for tool in ("polygon", "fill", "brush"):
+        hand = ready_hand(tool)
+        touch("Start", hand.at(54, 64))
+        touch("Start", hand.at(54, 64), hand.at(74, 64))
+        for step in range(1, 11):  # apart, to twice the distance
+            touch("Move", hand.at(54 - step, 64), hand.at(74 + step, 64))
+        for step in range(1, 17):  # and on to the right
+            touch("Move", hand.at(44 + step, 64), hand.at(84 + step, 64))
+        touch("End")
+    # What was in the middle is 16 pixels to the right, and twice as large.
+    hand.left, hand.top = hand.at(80 - 2 * 64, 64 - 2 * 64)
+    hand.scale *= 2
+    stroke(hand, 40.5, 50, 70)
+    saved(page)
+    wanted[40, 50:71] = 1
+    assert np.array_equal(mask_of(studio, "car-0"), wanted)
+
+    page.get_by_role("button", name="light", exact=True).tap()
+    hand = ready_hand("fill")
+    touch("Start", hand.at(20.5, 30.5))
+    touch("End")
+    saved(page)
+    wanted[30, 20:61] = 2
+    assert np.array_equal(mask_of(studio, "car-0"), wanted)
+    context.close()

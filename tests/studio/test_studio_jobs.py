@@ -101,6 +101,42 @@ def test_a_job_whose_process_died_is_offered_again_and_goes_on(running: list[Run
     assert refused.status_code == 400 and "has the parts background, body, the project" in refused.json()["error"]
 
 
+def staged(project: Path) -> list[Path]:
+    """What an export is preparing beside the repository."""
+    return list(project.glob(".repository.staging-*"))
+
+
+def test_a_studio_killed_while_publishing_leaves_nothing_half_done(running: list[Running]) -> None:
+    (first,) = running
+    learned = first.post("/api/learn", {"steps": 2})["job"]
+    first.await_job(learned, lambda job: job["state"] == "done")
+    number = first.post("/api/publish", {"segmenter": f"v{learned}", "name": "car"})["job"]
+    first.await_job(number, lambda job: bool(staged(first.project)))
+    assert first.client.post(PATCH, content=np.full((8, 8), 255, np.uint8).tobytes()).status_code == 200
+    pid = worker(first, number)
+    first.kill()
+    os.killpg(pid, signal.SIGKILL)  # a power cut
+
+    second = Running(first.project)
+    running.append(second)
+    with pytest.raises(AssertionError):  # it leaves the state `running` on its own
+        second.await_job(number, lambda job: False)
+    assert second.job(number)["state"] == "stopped"
+    assert second.client.get("/api/published").json() == []
+    assert set(second.client.get("/api/images/photo/mask").content) == {0, 255}
+    left = set(staged(first.project))
+    second.post(f"/api/jobs/{number}/resume")
+    second.await_job(number, lambda job: bool(set(staged(first.project)) - left))
+    second.kill()  # the studio alone
+
+    third = Running(first.project)
+    running.append(third)
+    third.await_job(number, lambda job: job["state"] == "done")
+    (row,) = third.client.get("/api/published").json()
+    assert (row["name"], row["version"], row["versions"], row["parts"]) == ("car", 1, [1], ["background", "body"])
+    assert row["parity"] and staged(first.project) == []
+
+
 def test_what_fails_says_why(running: list[Running]) -> None:
     (first,) = running
     shown = first.client.post("/api/publish", json={"segmenter": "v9", "name": "car"})

@@ -85,25 +85,35 @@ export class Painter {
     this.pointers.set(event.pointerId, event);
     if (this.pointers.size === 2) { // two fingers move the image; what the first has begun to paint is taken back
       if (this.before) this.takeBack();
+      this.tapped = null;
       return;
     }
     if (this.pointers.size > 2) return;
     const point = view.at(event);
     if (event.button === 1 || this.tool === "hand" || this.panning) {
       this.moving = event;
-    } else if (event.button === 0 && this.tool === "polygon") {
+    } else if (event.button === 0 && ["polygon", "fill"].includes(this.tool)) {
+      if (event.pointerType === "touch") this.tapped = event; // a second finger may follow
+      else this.place(point);
+    } else if (event.button === 0) {
+      this.begin();
+      this.last = point;
+      this.stamp(point, point);
+    }
+  }
+
+  /** Put a corner of the polygon there, or fill from there. */
+  place(point) {
+    const { view } = this;
+    if (this.tool === "polygon") {
       const near = view.points.length > 2 && Math.hypot(point.x - view.points[0].x, point.y - view.points[0].y) * view.scale < 10;
       if (near) this.close();
       else view.points.push(point);
       view.draw();
       this.changed();
-    } else if (event.button === 0 && this.tool === "fill") {
+    } else {
       const x = Math.floor(point.x), y = Math.floor(point.y);
       if (x >= 0 && y >= 0 && x < this.mask.width && y < this.mask.height) this.edit(() => flood(this.mask, x, y, this.value));
-    } else if (event.button === 0) {
-      this.begin();
-      this.last = point;
-      this.stamp(point, point);
     }
   }
 
@@ -125,6 +135,8 @@ export class Painter {
   up(event) {
     this.pointers.delete(event.pointerId);
     this.moving = null;
+    if (this.tapped && event.type === "pointerup") this.place(this.view.at(this.tapped));
+    this.tapped = null;
     this.finish();
   }
 
