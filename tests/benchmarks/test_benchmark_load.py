@@ -60,8 +60,8 @@ def test_load(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.alone
 def test_spread(repository: Path) -> None:
     result = spread.measure(repository, "toy", rounds=1, seconds=0.5)
-    assert min(*result["alone"][0], *result["together"]) > 0
-    assert result["ratio"] > 0
+    assert all(figure > 0 for pair in (*result["alone"][0], *result["together"]) for figure in pair)
+    assert result["ratio"] > 0 and result["cpu_ratio"] > 0
     assert f"{result['ratio']:.2f} of the sum" in spread.page(json.loads(json.dumps(result)))
 
 
