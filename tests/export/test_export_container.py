@@ -73,16 +73,9 @@ def test_publishing_and_rolling_back(exported: Exported, secrets: Path, tmp_path
 def test_a_pod_of_the_chart_takes_up_what_is_pushed(exported: Exported, secrets: Path, tmp_path: Path) -> None:
     """Its first pull, its server, and the container beside it, each with the chart's own words."""
     pytest.importorskip("slime_export.publish.pull")
-    source, target, store = (
-        Path(shutil.copytree(exported.repository, tmp_path / "source")),
-        tmp_path / "models",
-        tmp_path / "store",
-    )
-    values = {
-        "store": {"url": f"file://{store}", "watchSeconds": 1},
-        "adminKey": {"secret": "key"},
-        "tls": {"insecure": True},
-    }
+    source = Path(shutil.copytree(exported.repository, tmp_path / "source"))
+    target, store = tmp_path / "models", f"file://{tmp_path}/store"
+    values = {"store": {"url": store, "watchSeconds": 1}, "adminKey": {"secret": "key"}, "tls": {"insecure": True}}
     with helm.Chart.load(str(CHART)) as chart:
         text = chart.render(values, name="slime", namespace="vision")["slime-serve/templates/deployment.yaml"]
     pod = yaml.safe_load(text)["spec"]["template"]["spec"]
