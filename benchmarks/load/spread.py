@@ -41,21 +41,24 @@ def pinned(core: int) -> Iterator[None]:
         os.sched_setaffinity(0, before)
 
 
-async def throughput(url: str, name: str, image: bytes, clients: int, seconds: float) -> float:
-    """Return the masks a second of `clients` that ask in a closed loop, over one segmenter's connections."""
+async def throughput(servers: Sequence[Launched], name: str, image: bytes, seconds: float) -> tuple[float, float]:
+    """Return the masks a second of clients in a closed loop, and the CPU ms of a mask, the clients' included."""
     done = 0
 
     async def client(segmenter: aio.Segmenter, until: float) -> None:
         nonlocal done
         while time.perf_counter() < until:
             await segmenter.segment(image)
-            done += time.perf_counter() < until
+            done += 1
 
-    async with aio.Segmenter(url, name, shared_memory=False) as segmenter:
+    def used() -> float:
+        return time.process_time() + sum(each.cpu_seconds() for each in servers)
+
+    async with aio.Segmenter(f"ipv4:{','.join(each.url for each in servers)}", name, shared_memory=False) as segmenter:
         for each in (WARM_UP_S, seconds):
-            done, until = 0, time.perf_counter() + each
-            await asyncio.gather(*(client(segmenter, until) for _ in range(clients)))
-    return done / seconds
+            done, cpu, begun = 0, used(), time.perf_counter()
+            await asyncio.gather(*(client(segmenter, begun + each) for _ in range(CLIENTS * len(servers))))
+    return done / (time.perf_counter() - begun), 1000 * (used() - cpu) / done
 
 
 def measure(repository: Path, name: str, rounds: int, seconds: float) -> dict[str, Any]:
@@ -67,16 +70,20 @@ def measure(repository: Path, name: str, rounds: int, seconds: float) -> dict[st
         for core in cores:
             with pinned(core):
                 servers.append(stack.enter_context(launched(repository, "--threads", "1", "--probe", "3600")))
-        alone: list[list[float]] = []
-        together: list[float] = []
+        alone: list[list[tuple[float, float]]] = []
+        together: list[tuple[float, float]] = []
         for turn in range(rounds):
-            alone.append([asyncio.run(throughput(each.url, name, image, CLIENTS, seconds)) for each in servers])
-            all_of_them = f"ipv4:{','.join(each.url for each in servers)}"
-            clients = CLIENTS * len(servers)
-            together.append(asyncio.run(throughput(all_of_them, name, image, clients, seconds)))
-            print(f"round {turn + 1} of {rounds}: {alone[-1]} alone, {together[-1]:.1f} together", flush=True)
-    ratio = median(both / sum(each) for each, both in zip(alone, together, strict=True))
-    return {"alone": alone, "together": together, "ratio": ratio, "machine": facts}
+            alone.append([asyncio.run(throughput([each], name, image, seconds)) for each in servers])
+            together.append(asyncio.run(throughput(servers, name, image, seconds)))
+            print(f"round {turn + 1} of {rounds}: {together[-1][0]:.1f} masks a second together", flush=True)
+    pairs = list(zip(alone, together, strict=True))
+    return {
+        "alone": alone,
+        "together": together,
+        "ratio": median(both[0] / sum(rate for rate, _ in each) for each, both in pairs),
+        "cpu_ratio": median(sum(cpu for _, cpu in each) / len(each) / both[1] for each, both in pairs),
+        "machine": facts,
+    }
 
 
 def page(result: Mapping[str, Any]) -> str:

@@ -15,7 +15,7 @@ from benchmarks.common.server import SHARED_MEMORY
 from benchmarks.common.sides import BenchmarkError
 from benchmarks.load import recovery, shared, spread
 from benchmarks.publishing.run import spread_evenly
-from toy import build_repository
+from toy import build_repository, described_repository
 
 from slime_repository.config import parsed
 
@@ -58,10 +58,13 @@ def test_load(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.alone
-def test_spread(repository: Path) -> None:
+def test_spread(tmp_path: Path) -> None:
+    repository = described_repository(tmp_path / "repository")
+    with (repository / "toy" / "config.pbtxt").open("a") as config:
+        config.write('parameters { key: "image_size" value { string_value: "32" } }\n')
     result = spread.measure(repository, "toy", rounds=1, seconds=0.5)
-    assert min(*result["alone"][0], *result["together"]) > 0
-    assert result["ratio"] > 0
+    assert all(figure > 0 for pair in (*result["alone"][0], *result["together"]) for figure in pair)
+    assert result["ratio"] > 0 and result["cpu_ratio"] > 0
     assert f"{result['ratio']:.2f} of the sum" in spread.page(json.loads(json.dumps(result)))
 
 

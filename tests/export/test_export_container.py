@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
+import helm_python as helm
 import numpy as np
 import pytest
 import trustme
+import yaml
 from exporting import Exported
 
 from container import contained
-from serving import metrics
+from serving import ROOT, metrics, png
 from slime_client import Access, Segmenter
 from slime_export.commands import repository as repository_command
 from slime_export.errors import ServerError
@@ -21,6 +26,7 @@ from slime_export.pipeline import export
 from slime_export.proof import parity
 from slime_repository import layout
 
+CHART = ROOT / "serve" / "kubernetes"
 NAMES = {"tls_ca": "tls-ca.pem", "tls_cert": "tls.pem", "tls_key": "tls.key", "admin_key_file": "admin-key"}
 
 
@@ -58,3 +64,52 @@ def test_publishing_and_rolling_back(exported: Exported, secrets: Path, tmp_path
         assert (car.segment(image).array == expected).mean() >= 0.999
         assert car.description.about["version"] == str(first + 2)
         assert metrics(server)[f'slime_masks_total{{segmenter="car",version="{first + 2}"}}'] > 0
+
+
+@pytest.mark.triton
+@pytest.mark.slow
+@pytest.mark.usefixtures("without_tracing")
+@pytest.mark.parametrize("exported", ["sd21"], indirect=True)
+def test_a_pod_of_the_chart_takes_up_what_is_pushed(exported: Exported, secrets: Path, tmp_path: Path) -> None:
+    """Its first pull, its server, and the container beside it, each with the chart's own words."""
+    pytest.importorskip("slime_export.publish.pull")
+    source = Path(shutil.copytree(exported.repository, tmp_path / "source"))
+    target, store = tmp_path / "models", f"file://{tmp_path}/store"
+    values = {"store": {"url": store, "watchSeconds": 1}, "adminKey": {"secret": "key"}, "tls": {"insecure": True}}
+    with helm.Chart.load(str(CHART)) as chart:
+        text = chart.render(values, name="slime", namespace="vision")["slime-serve/templates/deployment.yaml"]
+    pod = yaml.safe_load(text)["spec"]["template"]["spec"]
+    triton, pull = pod["containers"]
+    (first,) = pod["initContainers"]
+    program = str(Path(sys.executable).with_name("slime"))
+
+    def words(container: dict[str, list[str]], grpc: str = "") -> list[str]:
+        here = {
+            "127.0.0.1:8001": grpc,
+            "/data/models": str(target),
+            "/run/secrets/admin-key": str(secrets / "admin-key"),
+        }
+        return [program, *(here.get(word, word) for word in container["args"])]
+
+    def push() -> None:
+        subprocess.run([program, "repository", "push", str(source), store], check=True, timeout=120)
+
+    push()
+    subprocess.run(words(first), check=True, timeout=120)
+    key = tmp_path / "secrets"
+    key.mkdir()
+    shutil.copy(secrets / "admin-key", key)
+    with contained(target, tmp_path, *triton["args"], secrets=key) as server, Segmenter(server.grpc, "car") as car:
+        before = layout.versions(target / "car")[-1]
+        beside = subprocess.Popen(words(pull, server.grpc))
+        try:
+            export(ExportOptions(folder=exported.folder, repository=source), lambda line: None)
+            push()
+            image = png(np.zeros((40, 50, 3), np.uint8))
+            deadline = time.monotonic() + 120
+            while car.description.about["version"] != str(before + 1):
+                assert time.monotonic() < deadline and beside.poll() is None
+                car.segment(image)
+        finally:
+            beside.terminate()
+            beside.wait(60)

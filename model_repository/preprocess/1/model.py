@@ -45,6 +45,7 @@ class TritonPythonModel:
         try:
             started = time.monotonic_ns()
             if not self.places.take(started):
+                self.metrics.refused.increment(1)
                 return _failed(_FULL, pb_utils.TritonError.UNAVAILABLE)
             data = pb_utils.get_input_tensor_by_name(request, "IMAGE").as_numpy()
             begun = started / 1e9
@@ -77,10 +78,12 @@ class _Metrics:
         self.families = [
             _counter("slime_stage_seconds_total", "Time in a stage of a Python model"),
             _counter("slime_decode_failures_total", "Images that were refused"),
+            _counter("slime_overload_refusals_total", "Images that were refused because too many are under way"),
         ]
-        seconds, failures = self.families
+        seconds, failures, refused = self.families
         self.stages = {stage: seconds.Metric(labels={"model": model, "stage": stage}) for stage in ("decode", "fit")}
         self.failures = failures.Metric(labels={"model": model})
+        self.refused = refused.Metric(labels={"model": model})
 
     def took(self, stage: str, begun: float) -> float:
         """Count the time since `begun` to a stage, and return now, when the next stage begins."""
