@@ -86,7 +86,8 @@ def warped(labels_SS: NDArray[np.uint8], flow_SS2: Floats) -> NDArray[np.uint8]:
     y, x = np.mgrid[0:height, 0:width]
     rows = np.rint(y + flow_SS2[..., 1]).astype(np.int64).clip(0, height - 1)
     columns = np.rint(x + flow_SS2[..., 0]).astype(np.int64).clip(0, width - 1)
-    return labels_SS[rows, columns]
+    seen: NDArray[np.uint8] = labels_SS[rows, columns]
+    return seen
 
 
 def _bodies(kind: str, rng: np.random.Generator, frames: int) -> tuple[list[list[Layer]], Floats]:

@@ -79,7 +79,7 @@ def region_and_contour(truth_THW: Labels, masks_THW: Labels, parts: int) -> tupl
 
 def contour_accuracy(truth_HW: Bools, mask_HW: Bools, tolerance: float = 0.008) -> float:
     """Return the F-measure of the outlines, 0 to 1: a point is right within `tolerance` of the image's diagonal."""
-    reach = int(np.ceil(tolerance * np.hypot(*truth_HW.shape)))
+    reach = int(np.ceil(tolerance * np.linalg.norm(truth_HW.shape)))
     disk = np.hypot(*np.mgrid[-reach : reach + 1, -reach : reach + 1]) <= reach
     true_HW, found_HW = _outline(truth_HW), _outline(mask_HW)
     if not true_HW.any() or not found_HW.any():
@@ -93,7 +93,8 @@ def _outline(region_HW: Bools) -> Bools:
     """Return the pixels that differ from their neighbour to the right, below, or right below."""
     padded = np.pad(region_HW, ((0, 1), (0, 1)), mode="edge")
     here = padded[:-1, :-1]
-    return (here != padded[:-1, 1:]) | (here != padded[1:, :-1]) | (here != padded[1:, 1:])
+    outline: Bools = (here != padded[:-1, 1:]) | (here != padded[1:, :-1]) | (here != padded[1:, 1:])
+    return outline
 
 
 def _overlap(truth_HW: Bools, mask_HW: Bools) -> float:

@@ -5,7 +5,8 @@
 Clips are PartScenes in motion, whose flow and occlusion are exact; segmenters those of benchmarks.quality.results,
 preset `best`, 1-shot, learned here where they are not there yet, and run in PyTorch, as the server answers. Settings
 are chosen on the clips for choosing and measured once on those for testing. Beside the page go a plot and, as .webp,
-one clip with its masks. At the end the server and the client are timed on a clip, unless --skip-server is given.
+one clip with its masks. At the end the server and the client are timed on a clip, which wants a machine at rest:
+`--parts speed` does that alone, and keeps the other figures of the file.
 """
 
 from __future__ import annotations
@@ -49,6 +50,7 @@ Masks = npt.NDArray[np.uint8]  # (T, H, W)
 Figures = dict[str, float]
 SINGLE, MEAN, FLOW, LIVE, TRUTH = "single frames", "mean", "flow", "flow, decided at once", "the truth"
 SINGLE_REUSED, FLOW_REUSED = "single frames, still ones reused", "flow, still ones reused"
+PARTS = ("quality", "speed")
 MEASURES = {
     "miou": "mean IoU, %",
     "j": "J, %",
@@ -116,24 +118,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--clips", type=int, help="of each class and split, to see that everything works")
     parser.add_argument("--frames", type=int, default=motion.FRAMES, help="of each clip")
     parser.add_argument("--repository", type=Path, default=ROOT / "build" / "video" / "repository", help="to serve")
-    parser.add_argument("--skip-server", action="store_true", help="time neither server nor client")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="what is measured; the rest is kept")
     keeping.add_options(parser)
     options = parser.parse_args(argv)
     torch.set_num_threads(1)
     laboratory = Laboratory.of(options)
-    chosen, tried = _chosen(laboratory, options)
-    rows, still = _tested(laboratory, options, chosen)
-    result = {
-        "clips": {split: options.clips or count for split, count in motion.COUNTS.items()},
-        "frames": options.frames,
-        "trial": bool(options.clips or options.steps or options.frames != motion.FRAMES),
-        "chosen": {name: {"how": way.how, **asdict(way.settings)} for name, way in chosen.items()},
-        "tried": tried,
-        "rows": rows,
-        "still": round(still, 3),
-        "served": None if options.skip_server else served(laboratory, options),
-        "machine": machine.facts(),
-    }
+    result = keeping.read(options.json) if options.json and options.json.exists() else {"served": None}
+    if "quality" in options.parts:
+        result |= _quality(laboratory, options)
+    if "rows" not in result:
+        parser.error("--parts speed: got no figures of quality to stand beside, expected them in the file of --json")
+    if "speed" in options.parts:
+        result["served"] = served(laboratory, options)
     keeping.keep(options, result, page, plot=plot)
     return 0
 
@@ -162,7 +158,24 @@ def served(laboratory: Laboratory, options: argparse.Namespace) -> dict[str, Any
                     rates.setdefault(way, []).append(len(images) / (time.perf_counter() - begun))
             print(f"round {begin}: {rates}", flush=True)
     ratios = {way: ratio(of_way, rates["single"]) for way, of_way in rates.items() if way != "single"}
-    return {"frames": len(images), "rates": {way: round(median(of), 2) for way, of in rates.items()}, "ratios": ratios}
+    medians = {way: round(median(of), 2) for way, of in rates.items()}
+    return {"frames": len(images), "rates": medians, "ratios": ratios, "machine": machine.facts()}
+
+
+def _quality(laboratory: Laboratory, options: argparse.Namespace) -> dict[str, Any]:
+    """Choose the settings, and measure them once."""
+    chosen, tried = _chosen(laboratory, options)
+    rows, still = _tested(laboratory, options, chosen)
+    return {
+        "clips": {split: options.clips or count for split, count in motion.COUNTS.items()},
+        "frames": options.frames,
+        "trial": bool(options.clips or options.steps or options.frames != motion.FRAMES),
+        "chosen": {name: {"how": way.how, **asdict(way.settings)} for name, way in chosen.items()},
+        "tried": tried,
+        "rows": rows,
+        "still": round(still, 3),
+        "machine": machine.facts(),
+    }
 
 
 def films(laboratory: Laboratory, kind: str, split: str, options: argparse.Namespace) -> Iterator[Film]:
@@ -181,29 +194,30 @@ def films(laboratory: Laboratory, kind: str, split: str, options: argparse.Names
             yield Film(clip=clip, colours=predictor.segmenter.colours, masks=masks, scores=np.stack(scores))
 
 
-def measured(clips: Sequence[Clip], masks: Sequence[Masks]) -> Figures:
-    """Return the figures of a class's clips with these masks."""
+def measured(clips: Sequence[Clip], masks: Sequence[Masks], *, davis: bool = True) -> Figures:
+    """Return the figures of a class's clips with these masks; J and F, which take the longest, only with `davis`."""
     parts = clips[0].parts
     pairs = list(zip(clips, masks, strict=True))
     frames = [frame for clip, of_clip in pairs for frame in zip(clip.masks, of_clip, strict=True)]
-    davis = [consistency.region_and_contour(clip.masks, of_clip, len(parts)) for clip, of_clip in pairs]
     same = sum(consistency.temporal_confusion(of_clip, clip.flows, clip.hidden, len(parts)) for clip, of_clip in pairs)
     found = {
         "miou": report([confusion(*frame, len(parts)) for frame in frames], parts).mean,
-        "j": mean(region for region, _ in davis),
-        "f": mean(contour for _, contour in davis),
         "vc8": mean(consistency.video_consistency(clip.masks, of_clip, 8) for clip, of_clip in pairs),
         "vc16": mean(consistency.video_consistency(clip.masks, of_clip, 16) for clip, of_clip in pairs),
         "tc": consistency.mean_iou(np.asarray(same)),
         "flicker": mean(consistency.flicker(of_clip) for _, of_clip in pairs),
         "false_flicker": mean(consistency.flicker(of_clip, clip.masks) for clip, of_clip in pairs),
     }
-    return {name: round(value, 3) for name, value in found.items()}
+    if davis:
+        both = [consistency.region_and_contour(clip.masks, of_clip, len(parts)) for clip, of_clip in pairs]
+        found |= {"j": mean(region for region, _ in both), "f": mean(contour for _, contour in both)}
+    return _rounded(found)
 
 
 def over_kinds(of_kinds: Mapping[str, Figures]) -> Figures:
     """Return the mean of each figure over the classes."""
-    return {name: mean(figures[name] for figures in of_kinds.values()) for name in MEASURES}
+    of_each = list(of_kinds.values())
+    return _rounded({name: mean(figures[name] for figures in of_each) for name in of_each[0]})
 
 
 def grid() -> dict[str, list[Way]]:
@@ -211,7 +225,7 @@ def grid() -> dict[str, list[Way]]:
     means = [Way(how="mean", settings=Settings(share=share)) for share in (0.3, 0.5, 0.7)]
     flows = [
         Way(how="flow", settings=Settings(weight=weight, rarity=rarity, colours=colours))
-        for weight, rarity, colours in product((0.3, 0.5, 1.0), (0.0, 0.05, 0.1), (20.0, 40.0))
+        for weight, rarity, colours in product((0.3, 0.5, 1.0), (0.0, 0.1), (20.0, 40.0))
     ]
     return {MEAN: means, FLOW: flows}
 
@@ -222,18 +236,19 @@ def _chosen(laboratory: Laboratory, options: argparse.Namespace) -> tuple[dict[s
     figures: list[dict[str, Figures]] = [{} for _ in ways]
     single: dict[str, Figures] = {}
     for kind in options.kinds:
-        clips, plain, smoothed = [], [], [[] for _ in ways]
+        clips, plain = [], []
+        smoothed: list[list[Masks]] = [[] for _ in ways]
         for film in films(laboratory, kind, "choosing", options):
             clips.append(film.clip)
             plain.append(film.masks)
             for masks, (_, way) in zip(smoothed, ways, strict=True):
                 masks.append(way.masks(film))
-        single[kind] = measured(clips, plain)
+        single[kind] = measured(clips, plain, davis=False)
         for found, masks in zip(figures, smoothed, strict=True):
-            found[kind] = measured(clips, masks)
+            found[kind] = measured(clips, masks, davis=False)
         print(f"{kind}: {len(ways)} settings tried on {len(clips)} clips", flush=True)
     tried = [
-        {"way": name, **asdict(way.settings), **_rounded(over_kinds(found))}
+        {"way": name, **asdict(way.settings), **over_kinds(found)}
         for (name, way), found in zip(ways, figures, strict=True)
     ]
 
@@ -243,7 +258,7 @@ def _chosen(laboratory: Laboratory, options: argparse.Namespace) -> tuple[dict[s
         place = places[best([tried[each] for each in places], over_kinds(single)["miou"])]
         chosen[name] = ways[place][1]
         print(f"{name}: {tried[place]}", flush=True)
-    return chosen, [{"way": SINGLE, **_rounded(over_kinds(single))}, *tried]
+    return chosen, [{"way": SINGLE, **over_kinds(single)}, *tried]
 
 
 def best(tried: Sequence[Mapping[str, Any]], floor: float) -> int:
@@ -292,7 +307,7 @@ def _tested(
             print(f"{kind}, {name}: {rows[name]['kinds'][kind]}", flush=True)
     for row in rows.values():
         row["ms"] = round(mean(row["ms"]), 2)
-        row["mean"] = _rounded(over_kinds(row["kinds"]))
+        row["mean"] = over_kinds(row["kinds"])
     return rows, mean(reused)
 
 
@@ -329,7 +344,9 @@ def page(result: Mapping[str, Any], picture: str) -> str:
         "rows": keeping.table(["clips for testing", *names, "ms a frame"], timed, True),
         "goals": keeping.table(["goal", "wanted", "measured", ""], _goals(result)),
         "kinds": keeping.table(["class", "masks", *names], by_kind),
-        "tried": keeping.table(["clips for choosing", *_TRIED, *names], tried),
+        "tried": keeping.table(
+            ["clips for choosing", *_TRIED, *(MEASURES[name] for name in MEASURES if name in result["tried"][0])], tried
+        ),
     }
     return keeping.render("quality/video.md.j2", result=result, picture=picture, tables=tables)
 
@@ -364,7 +381,7 @@ def _goals(result: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
 
 
 def _cells(figures: Mapping[str, float]) -> list[str]:
-    return [f"{figures[name]:.2f}" for name in MEASURES]
+    return [f"{figures[name]:.2f}" for name in MEASURES if name in figures]
 
 
 def _rounded(figures: Figures) -> Figures:

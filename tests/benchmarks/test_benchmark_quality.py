@@ -313,7 +313,7 @@ def test_video(laboratory: Laboratory, monkeypatch: pytest.MonkeyPatch, tmp_path
     monkeypatch.setattr(Laboratory, "of", lambda options: laboratory)
     monkeypatch.setattr(video, "grid", lambda: ways)
     kept, page_file = tmp_path / "video.json", tmp_path / "video.md"
-    words = ["--kinds", "car", "--clips", "1", "--frames", "17", "--skip-server"]
+    words = ["--kinds", "car", "--clips", "1", "--frames", "17", "--parts", "quality"]
     assert video.main([*words, "--json", str(kept), "--page", str(page_file)]) == 0
     found = json.loads(kept.read_text())
     assert [row["way"] for row in found["tried"]] == ["single frames", "mean", "mean", "flow", "flow"]

@@ -54,7 +54,8 @@ class Settings:
     doubt: the share of a point's history that is forgotten from frame to frame.
     colours: the difference of colour, of 255 levels, at which a point is hardly taken for the same any more.
     ahead: "flow" decides a frame when so many, to twice as many, have followed; 0 decides at once, for live sources.
-    cut: the mean difference of two frames' thumbnails, of 255 levels, that begins anew.
+    cut: the mean difference of two frames' thumbnails, of 255 levels, that begins anew. Frames of one clip for choosing
+        differ by up to 7, and those of two by 44 and more.
     """
 
     share: float = 0.5
@@ -63,7 +64,7 @@ class Settings:
     doubt: float = 0.01
     colours: float = 40.0
     ahead: int = 8
-    cut: float = 40.0
+    cut: float = 20.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,8 +153,8 @@ class Smoother:
             raise ValueError(f"smoothing: {len(self._waiting)} frames wait, expected none; take the rest first")
         if self._view is None or self._belief is None:
             return {}
-        history = {"belief": self._belief, "grey": self._view.grey_FF, "colours": self._view.colours_gg3}
-        return history if self._shown_K is None else {**history, "shown": self._shown_K}
+        seen = {"grey": self._view.grey_FF, "colours": self._view.colours_gg3}
+        return {"belief": self._belief, **seen, **({} if self._shown_K is None else {"shown": self._shown_K})}
 
     def go_on(self, history: Mapping[str, npt.NDArray[Any]]) -> None:
         """Continue as after the frames that left `history` behind."""
