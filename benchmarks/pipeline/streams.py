@@ -4,8 +4,8 @@
     python -m benchmarks.pipeline.streams --precision bf16 --unet build/demo/repository/car_unet/1/model.onnx
 
 A stream runs one batch after the other on its share of the threads; streams run beside each other. Each way computes
-the same images by turns in every round; milliseconds are the median of the rounds. serve/backends/openvino runs one
-stream with all threads: what waits is gathered into a batch.
+the same images by turns in every round; milliseconds are the median of the rounds. The stand-in of serve/backends gives
+one image all threads, and where a small network has as many images as threads, each a stream of one thread.
 """
 
 from __future__ import annotations
