@@ -9,6 +9,7 @@ as a fast PNG. PIL images of other modes always go as PNG, so that the server's 
 import importlib.util
 import io
 import os
+import re
 import uuid
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ _FAST = 1
 # How data begins that the server reads.
 _TAKEN = (b"\xff\xd8", b"\x89PNG", b"P6")
 _HEIC = (b"heic", b"heix", b"heim", b"heis", b"mif1")
+_UNFINISHED = re.compile(r"\..+\.[0-9a-f]{32}\.tmp")
 # The others have no PNG form.
 _PNG_MODES = frozenset({"1", "L", "LA", "P", "RGB", "RGBA", "I;16"})
 _RGB_MODES = frozenset({"CMYK", "YCbCr", "LAB", "HSV", "RGBX", "RGBa", "La", "PA"})
@@ -133,6 +135,13 @@ def write_file(path: Path, data: bytes | Iterable[bytes]) -> None:
         raise _unusable(path, reason, "check that its folder exists and has room") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove what a process that was killed in `write_file` has left in a folder."""
+    for path in folder.glob(".*.tmp"):
+        if _UNFINISHED.fullmatch(path.name):
+            path.unlink(missing_ok=True)
 
 
 def bad(subject: str, got: str, expected: str) -> SegmenterError:

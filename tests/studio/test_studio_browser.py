@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pytest
+from clips import clip
 from PIL import Image
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 from studios import Running
@@ -235,6 +236,12 @@ def test_the_whole_way(page: Page, running: list[Running], tmp_path: Path) -> No
     assert json.loads(contents["COCO"])["images"][0]["file_name"] == "car-1.png"
     assert json.loads(contents["GeoJSON"])["type"] == "FeatureCollection"
     assert f'"{studio.state()["server"]["url"]}", "car"' in page.locator("#publish pre").first.inner_text()
+
+    film = clip(tmp_path / "drive.mp4", [np.asarray(Image.open(each).convert("RGB")) for each in images[:5]])
+    page.set_input_files("#try-images", film)
+    expect(page.get_by_role("article", name="Segment drive.mp4 with car: done")).to_be_visible(timeout=LONG_MS)
+    shown = page.locator("#publish video")
+    page.wait_for_function("video => video.readyState > 0 && video.duration > 0.3", arg=shown.element_handle())
 
     page.click("#publish-now")  # again, while it serves: a second version, and back
     expect(page.get_by_role("heading", name="car, version 2")).to_be_visible(timeout=LONG_MS)

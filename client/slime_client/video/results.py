@@ -23,7 +23,7 @@ from PIL import Image
 
 from slime_client.errors import INVALID_ARGUMENT, SegmenterError
 from slime_client.formats import FORMATS, coco_pieces
-from slime_client.images import write_file
+from slime_client.images import remove_unfinished, write_file
 from slime_client.jobs import Line
 from slime_client.video import overlay
 from slime_client.video.frames import Frame
@@ -62,6 +62,8 @@ class Results:
         self.complete, self.damage = False, ""
         self.done = self._kept = 0
         self._size: tuple[int, int] | None = None
+        for folder in {out, *(FORMATS[name].path(out, "").parent for name in self._each)}:
+            remove_unfinished(folder)
         found = self._lines(0)
         before = next(found, None)
         if overwrite and before is not None:

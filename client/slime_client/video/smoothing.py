@@ -59,7 +59,7 @@ class Settings:
     """
 
     share: float = 0.5
-    weight: float = 0.5
+    weight: float = 0.3
     rarity: float = 0.1
     doubt: float = 0.01
     colours: float = 40.0
