@@ -124,6 +124,13 @@ def person(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Person]:
         "COLLECT_ANALYTICS": "false",
         "ML_BLOCK_LOCAL_IP": "false",
         "SSRF_PROTECTION_ENABLED": "false",
+        "SENTRY_DSN": "",
+        "FRONTEND_SENTRY_DSN": "",
+        # A busy machine answers late: by default Label Studio waits for 1 second, and 3 where a model is set up.
+        "ML_TIMEOUT_HEALTH": "30",
+        "ML_TIMEOUT_SETUP": "30",
+        "ML_CONNECTION_TIMEOUT": "30",
+        "WEBHOOK_TIMEOUT": "30",
     }
     words = ["start", "--no-browser", "--port", str(port), "--internal-host", "127.0.0.1"]
     words += ["--username", PEOPLE["email"], "--password", PEOPLE["password"]]
@@ -164,13 +171,17 @@ class Connected(Running):
         found: dict[str, Any] = httpx2.get(f"{self.address}/state", timeout=60).json()
         return found
 
-    def await_version(self, version: str) -> None:
+    def await_newer(self, version: str) -> str:
+        """Wait until everything is learned and published; return the model's version, which is not `version`."""
+
         def there() -> bool:
             state = self.backend()
-            assert not any(job["state"] in ("failed", "stopped") for job in state["jobs"]), state
-            return bool(state["model_version"] == version)
+            assert {job["state"] for job in state["jobs"]} <= {"queued", "running", "done"}, state
+            running = any(job["state"] != "done" for job in state["jobs"])
+            return not state["waiting"] and not running and bool(state["model_version"] != version)
 
-        wait_until(there, 1200)
+        wait_until(there, 1800)
+        return str(self.backend()["model_version"])
 
 
 @pytest.fixture
@@ -224,6 +235,7 @@ def iou(masks: Sequence[Mask], truths: Sequence[Mask]) -> float:
 def test_paint_learn_and_predict_in_label_studio(person: Person, studio: Connected, page: Page) -> None:
     images = [encoded(each.image) for each in SCENES]
     project, tasks = person.project("Cars", CONFIG, images)
+    person.annotate(tasks[0], SCENES[0].mask)  # before there is a model to be told of it
     rest = range(2, len(tasks))
 
     polygons, _ = person.project("Polygons", CONFIG.replace("BrushLabels", "PolygonLabels"), images[:1])
@@ -237,29 +249,61 @@ def test_paint_learn_and_predict_in_label_studio(person: Person, studio: Connect
     person.retrieve(project)
     assert person.predictions(tasks[0]) == {}
 
-    person.annotate(tasks[0], SCENES[0].mask)
-    studio.await_version("car version 1")
+    stroke(page, person, project, tasks[0])
+    assert studio.await_newer("nothing learned yet") == "car version 1"
+    added = np.argwhere(mask_on_page(studio) != SCENES[0].mask)
+    assert 5 < len(added) < 100 and added[:, 0].max() - added[:, 0].min() < 8  # the stroke, and no other pixel
     person.retrieve(project)
     first = iou([mask_of(person.predictions(tasks[index])["car version 1"]) for index in rest], truths(rest))
     assert first > 50
 
-    page.goto(f"{person.url}/projects/{project}/data?task={tasks[3]}")
-    shown = page.locator(".lsf-outliner-item__title, .lsf-outliner-item")
-    expect(shown.filter(has_text="wheel").first).to_be_visible()
+    open_task(page, person, project, tasks[3])
+    parts = [region["value"]["brushlabels"][0] for region in person.predictions(tasks[3])["car version 1"]["result"]]
+    expect(page.locator(".lsf-outliner-item__title")).to_have_text(parts)
     picture(page, "prediction")
+    page.goto(f"{person.url}/projects/{project}/settings/ml")
+    expect(page.get_by_text("car version 1").first).to_be_visible()
+    picture(page, "model")
 
     worst = sorted(rest, key=lambda index: person.predictions(tasks[index])["car version 1"]["score"])[:2]
     for index in worst:
         person.annotate(tasks[index], SCENES[index].mask)
     person.post(f"/api/ml/{model['id']}/train", 200, json={})
-    wait_until(lambda: not studio.backend()["waiting"] and studio.backend()["model_version"] != "car version 1", 1200)
+    version = studio.await_newer("car version 1")
     person.retrieve(project)
-    version = studio.backend()["model_version"]
     left = [index for index in rest if index not in worst]
     before = iou([mask_of(person.predictions(tasks[index])["car version 1"]) for index in left], truths(left))
     after = iou([mask_of(person.predictions(tasks[index])[version]) for index in left], truths(left))
     print(f"mean IoU of {len(left)} images: {before:.1f}, then {after:.1f}")
     assert after > before
+
+
+def open_task(page: Page, person: Person, project: int, task: int) -> None:
+    """Open a task, and wait until its regions are there."""
+    page.goto(f"{person.url}/projects/{project}/data?task={task}")
+    expect(page.locator(".lsf-outliner-item__title").first).to_be_visible()
+    page.wait_for_timeout(2000)  # until they are drawn, which nothing tells
+
+
+def stroke(page: Page, person: Person, project: int, task: int) -> None:
+    """Add a stroke of the part `plate` with Label Studio's brush to an annotation, and update it."""
+    open_task(page, person, project, task)
+    page.locator(".lsf-label", has_text="plate").click()
+    box = page.locator(".konvajs-content canvas").first.bounding_box()
+    assert box
+    scale = min(box["width"], box["height"]) / SIDE
+    page.mouse.move(box["x"] + 10 * scale, box["y"] + 120 * scale)
+    page.mouse.down()
+    page.mouse.move(box["x"] + 20 * scale, box["y"] + 120 * scale, steps=5)
+    page.mouse.up()
+    with page.expect_response(lambda answer: "/annotations/" in answer.url and answer.request.method == "PATCH"):
+        page.get_by_test_id("bottombar-update-button").click()
+
+
+def mask_on_page(studio: Connected) -> Mask:
+    """The mask of the one image that the studio has by now."""
+    (image,) = studio.state()["images"]
+    return np.frombuffer(studio.client.get(f"/api/images/{image['id']}/mask").content, np.uint8).reshape(SIDE, SIDE)
 
 
 def truths(which: Sequence[int]) -> list[Mask]:
