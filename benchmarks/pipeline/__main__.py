@@ -102,7 +102,7 @@ class Runner:
                     pass
             except MissingError as error:
                 reasons = [str(error)]
-        return "; ".join(reasons)
+        return "; ".join(dict.fromkeys(reasons))
 
     @contextmanager
     def turn(self, wanted: Wanted) -> Iterator[Side]:

@@ -61,8 +61,8 @@ LEAST_AGREEMENT = {**dict.fromkeys(EXACT, 0.999), **dict.fromkeys(HALF, 0.99)}  
 LOST = Goal(label="points of mean IoU that a class loses, at most", relation="≤", wanted=1.0)
 
 
-def _goals(shape: str, on_gpu: bool) -> dict[str, Goal]:
-    """Return what is wanted of each figure, by its name."""
+def _goals(shape: str, on_gpu: bool, amx: bool) -> dict[str, Goal]:
+    """Return what is wanted of each figure, by its name; `amx`: whether the processor multiplies matrices of bf16."""
     three = ("≥", 3.0)
     wanted: dict[str, tuple[str, float]] = {}
     if shape == "embedded" and not on_gpu:
@@ -73,8 +73,9 @@ def _goals(shape: str, on_gpu: bool) -> dict[str, Goal]:
             **dict.fromkeys(("memory_weighted", "memory_weighted_cpu", "memory_openvino"), ("≤", 0.65)),
             **{"memory_averaged": ("≤", 0.85), "weighted_to_averaged": ("≥", 1.0), "int8_unet": ("≥", 1.8)},
             **{"int8_share": ("≥", 0.75), "tiny_encoder": ("≥", 5.0), "int8_tiny": ("≥", 6.0)},
-            **{"openvino_bf16": ("≥", 10.0), "openvino_bf16_tiny": ("≥", 20.0), "bf16_to_weighted": ("≥", 4.0)},
         }
+        if amx:
+            wanted |= {"openvino_bf16": ("≥", 10.0), "openvino_bf16_tiny": ("≥", 20.0), "bf16_to_weighted": ("≥", 4.0)}
     if shape == "sd21" and on_gpu:
         wanted = {"networks_fp16_graph": ("≥", 5.0), "rate_fp16_graph": ("≥", 100.0)}
         wanted |= {"rate_fp16_tiny_graph": ("≥", 150.0)}
@@ -173,6 +174,7 @@ def flatness(by_parts: Mapping[str, float], few: int = 2, many: int = 24) -> dic
 def verdicts(result: Result) -> list[tuple[str, str, str, str]]:
     """Return figure, wanted, measured and verdict of everything wanted that was measured."""
     on_gpu = result["machine"]["device"] != "cpu"
+    amx = "AMX BF16" in result["machine"].get("instructions", "").partition("has no")[0]
     found = {**result["ratios"]}
     found |= {f"24_parts_{name}": more for name, more in flatness(result.get("growth", {}).get("parts", {})).items()}
     found |= {f"agreement_{name}": share for name, share in result["agreement"].items()}
@@ -181,7 +183,7 @@ def verdicts(result: Result) -> list[tuple[str, str, str, str]]:
         found["int8_share"] = round(model["macs_by_precision"].get("int8", 0) / model["macs"], 3)
     if on_gpu:
         found |= {f"rate_{name}": _best_rate(row) for name, row in result["rows"].items()}
-    return [goal.row(found[name]) for name, goal in _goals(result["shape"], on_gpu).items() if name in found]
+    return [goal.row(found[name]) for name, goal in _goals(result["shape"], on_gpu, amx).items() if name in found]
 
 
 def lost(accuracy: Mapping[str, Any]) -> dict[str, tuple[str, str, str, str]]:
