@@ -8,6 +8,7 @@ Label Studio runs in an environment of its own, because it wants numpy 2; the st
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import shutil
@@ -22,6 +23,7 @@ import httpx2
 import numpy as np
 import numpy.typing as npt
 import pytest
+from PIL import Image
 from playwright.sync_api import Page, expect, sync_playwright
 from studios import Running, encoded
 
@@ -211,7 +213,8 @@ def page(person: Person) -> Iterator[Page]:
 def picture(page: Page, name: str) -> None:
     """Keep a picture of the page for docs/label-studio.md, where that is wanted."""
     if folder := os.environ.get("PICTURES"):
-        page.screenshot(path=f"{folder}/{name}.png")
+        shown = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
+        shown.quantize(128).save(f"{folder}/{name}.png", optimize=True)  # a third of the bytes
 
 
 def mask_of(prediction: dict[str, Any]) -> Mask:
