@@ -41,7 +41,7 @@ pytestmark = [
 PEOPLE = {"email": "paint@example.com", "password": "paint-the-parts"}
 PARTS = parts_of("car")
 SIDE = 128
-SCENES = [scene("car", "train-1", 0), *(scene("car", "test", index) for index in range(7))]
+SCENES = [scene("car", "train-1", 0), *(scene("car", "test", index) for index in range(6))]
 CONFIG = """<View>
   <Image name="photo" value="$image" zoom="true" zoomControl="true"/>
   <BrushLabels name="part" toName="photo">
@@ -82,9 +82,10 @@ class Person:
     def project(self, title: str, config: str, images: Sequence[bytes]) -> tuple[int, list[int]]:
         """Make a project with images; return its number and its tasks'."""
         number: int = self.post("/api/projects/", json={"title": title, "label_config": config})["id"]
-        files = [("file", (f"car-{index}.png", data, "image/png")) for index, data in enumerate(images)]
+        files = {f"file-{index}": (f"car-{index}.png", data, "image/png") for index, data in enumerate(images)}
         self.post(f"/api/projects/{number}/import", files=files)
         tasks = self.get(f"/api/tasks?project={number}&page_size=100")["tasks"]
+        assert len(tasks) == len(images)
         return number, sorted(task["id"] for task in tasks)
 
     def annotate(self, task: int, mask_HW: Mask) -> None:
