@@ -202,6 +202,7 @@ def page(person: Person) -> Iterator[Page]:
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
         made = browser.new_context(viewport={"width": 1280, "height": 800}).new_page()
         made.set_default_timeout(LONG_MS)
+        expect.set_options(timeout=LONG_MS)
         made.goto(f"{person.url}/user/login")
         made.fill("#email", PEOPLE["email"])
         made.fill("#password", PEOPLE["password"])
@@ -215,7 +216,7 @@ def picture(page: Page, name: str) -> None:
     """Keep a picture of the page for docs/label-studio.md, where that is wanted."""
     if folder := os.environ.get("PICTURES"):
         shown = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
-        shown.quantize(128).save(f"{folder}/{name}.png", optimize=True)  # a third of the bytes
+        shown.quantize(256).save(f"{folder}/{name}.png", optimize=True)  # a third of the bytes
 
 
 def mask_of(prediction: dict[str, Any]) -> Mask:
@@ -266,7 +267,7 @@ def test_paint_learn_and_predict_in_label_studio(person: Person, studio: Connect
     expect(page.locator(".lsf-outliner-item__title")).to_have_text(parts)
     picture(page, "prediction")
     page.goto(f"{person.url}/projects/{project}/settings/ml")
-    expect(page.get_by_text("car version 1").first).to_be_visible()
+    expect(page.get_by_text("Connected", exact=True)).to_be_visible(timeout=LONG_MS)
     picture(page, "model")
 
     worst = sorted(rest, key=lambda index: person.predictions(tasks[index])["car version 1"]["score"])[:2]
