@@ -75,7 +75,7 @@ class Serving:
         return self.state().get("url")
 
     def _pid(self) -> int | None:
-        if self._process is not None and self._process.poll() is not None:
-            return None
+        if self._process is not None:  # whose command line does not tell yet when it has just begun
+            return self._process.pid if self._process.poll() is None else None
         pid = files.read_json(self._folder / "server.json").get("pid")
         return pid if pid and processes.is_alive(pid, str(self.repository)) else None

@@ -613,3 +613,16 @@ def test_what_label_studio_sends_is_understood(
     assert np.unique(studio.project.mask(f"task-{task['id']}")).tolist() == [0, 1, 2]
     (prediction,) = label_studio.post(f"{ADDRESS}/predict", json=recorded["predict"]).json()["results"]
     assert [each["value"]["brushlabels"] for each in prediction["result"]] == [["body"]]
+
+
+def test_a_server_that_has_just_been_started_has_not_failed(studio: Studio, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process has no command line yet when it has just begun, by which a later studio would find it."""
+    studio.repository.mkdir()
+    process = subprocess.Popen(["sleep", "60"])
+    monkeypatch.setattr("slime_repository.layout.segmenters", lambda repository: ["car"])
+    monkeypatch.setattr("slime_studio.processes.start", lambda words, log: process)
+    studio.serving.start()
+    assert studio.serving.state() == {"state": "starting"}
+    process.kill()
+    process.wait()
+    assert studio.serving.state()["state"] == "failed"

@@ -45,6 +45,8 @@ def routes(backend: Backend, secret: str) -> list[Route]:
     def setup(facts: dict[str, Any]) -> dict[str, Any]:
         extra = facts.get("extra_params") or {}
         extra = json_object(extra.encode()) if isinstance(extra, str) else extra
+        if not isinstance(extra, dict):
+            raise StudioError(f"extra params: got {str(extra)[:40]}, expected a JSON object")
         steps = number(extra["steps"], "extra params: steps") if "steps" in extra else None
         return {"model_version": backend.set_up(facts.get("project"), str(facts.get("schema") or ""), steps)}
 
