@@ -128,7 +128,7 @@ def test_the_protocols_lines_run(terminal: Terminal, monkeypatch: pytest.MonkeyP
 
 def test_the_main_path_is_among_what_is_run() -> None:
     first = [command.line.split()[1] for command in RUN if command.page == "README.md"]
-    assert first == ["optimize", "export", "serve", "segment"]
+    assert first[:4] == ["optimize", "export", "serve", "segment"]
 
 
 @pytest.mark.parametrize("pattern", documented.NOT_RUN)
