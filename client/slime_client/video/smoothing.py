@@ -58,7 +58,7 @@ class Settings:
         differ by up to 7, and those of two by 44 and more.
     """
 
-    share: float = 0.5
+    share: float = 0.7
     weight: float = 0.3
     rarity: float = 0.1
     doubt: float = 0.01
