@@ -157,7 +157,7 @@ def _texture(
 def _mirrored(places: Floats, count: int) -> NDArray[np.int64]:
     """Return the nearest of `count` samples over [0, 1), which are mirrored beyond."""
     around = np.rint(places * count).astype(np.int64) % (2 * count)
-    return np.minimum(around, 2 * count - 1 - around)
+    return np.asarray(np.minimum(around, 2 * count - 1 - around))
 
 
 COLOURS: dict[str, tuple[float, float, float]] = {
