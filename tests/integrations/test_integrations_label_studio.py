@@ -141,7 +141,9 @@ def person(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Person]:
         process = subprocess.Popen([PROGRAM, *words], env={**os.environ, **settings}, stdout=log, stderr=log)
     url = f"http://127.0.0.1:{port}"
     wait_until(lambda: process.poll() is None and answers(url), 600)
-    yield Person(url)
+    made = Person(url)
+    yield made
+    made.client.close()
     process.terminate()
     process.wait()
 
