@@ -9,15 +9,15 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-import helm_python as helm
 import numpy as np
 import pytest
 import trustme
 import yaml
 from exporting import Exported
 
+from charts import helm
 from container import contained
-from serving import ROOT, metrics, png
+from serving import metrics, png
 from slime_client import Access, Segmenter
 from slime_export.commands import repository as repository_command
 from slime_export.errors import ServerError
@@ -26,7 +26,6 @@ from slime_export.pipeline import export
 from slime_export.proof import parity
 from slime_repository import layout
 
-CHART = ROOT / "serve" / "kubernetes"
 NAMES = {"tls_ca": "tls-ca.pem", "tls_cert": "tls.pem", "tls_key": "tls.key", "admin_key_file": "admin-key"}
 
 
@@ -72,12 +71,11 @@ def test_publishing_and_rolling_back(exported: Exported, secrets: Path, tmp_path
 @pytest.mark.parametrize("exported", ["sd21"], indirect=True)
 def test_a_pod_of_the_chart_takes_up_what_is_pushed(exported: Exported, secrets: Path, tmp_path: Path) -> None:
     """Its first pull, its server, and the container beside it, each with the chart's own words."""
-    pytest.importorskip("slime_export.publish.pull")
     source = Path(shutil.copytree(exported.repository, tmp_path / "source"))
     target, store = tmp_path / "models", f"file://{tmp_path}/store"
     values = {"store": {"url": store, "watchSeconds": 1}, "adminKey": {"secret": "key"}, "tls": {"insecure": True}}
-    with helm.Chart.load(str(CHART)) as chart:
-        text = chart.render(values, name="slime", namespace="vision")["slime-serve/templates/deployment.yaml"]
+    with helm() as ask:
+        text = ask("render", values)["slime-serve/templates/deployment.yaml"]
     pod = yaml.safe_load(text)["spec"]["template"]["spec"]
     triton, pull = pod["containers"]
     (first,) = pod["initContainers"]

@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import helm_python as helm
 import jsonschema
 import kubernetes_validate
 import pytest
@@ -25,10 +24,9 @@ from asking import picture
 from toy import described_repository
 
 import slime_client
+from charts import CHART, Ask, HelmError, helm
 from container import ENTRY, contained
-from serving import ROOT
 
-CHART = ROOT / "serve" / "kubernetes"
 EXAMPLES = sorted((CHART / "examples").glob("*.yaml"))
 CUSTOM = json.loads((Path(__file__).parent / "custom_resources.json").read_text())
 KUBERNETES = ("1.29", "1.37")  # the oldest that the chart takes, and the newest that there is
@@ -37,16 +35,19 @@ Manifest = dict[str, Any]
 
 
 @pytest.fixture(scope="module")
-def render() -> Iterator[Callable[[Mapping[str, Any]], list[Manifest]]]:
+def ask() -> Iterator[Ask]:
+    with helm() as asked:
+        yield asked
+
+
+@pytest.fixture(scope="module")
+def render(ask: Ask) -> Callable[[Mapping[str, Any]], list[Manifest]]:
     """Values to manifests, as `helm install slime serve/kubernetes --namespace vision` makes them."""
-    with helm.Chart.load(str(CHART)) as chart:
 
-        def rendered(values: Mapping[str, Any]) -> list[Manifest]:
-            chart.validate_schema(dict(values))
-            texts = chart.render(dict(values), name="slime", namespace="vision").values()
-            return [each for text in texts for each in yaml.safe_load_all(text) if each]
+    def rendered(values: Mapping[str, Any]) -> list[Manifest]:
+        return [each for text in ask("render", values).values() for each in yaml.safe_load_all(text) if each]
 
-        yield rendered
+    return rendered
 
 
 def of_kind(manifests: list[Manifest], kind: str) -> Manifest:
@@ -84,9 +85,9 @@ def check(manifest: Manifest) -> None:
         kubernetes_validate.validate(manifest, version, strict=True)
 
 
-def test_helm_has_nothing_to_complain_of() -> None:
+def test_helm_has_nothing_to_complain_of(ask: Ask) -> None:
     """Of the whole chart; that it has no icon is a remark."""
-    found = helm.lint(str(CHART), values=example("full"))
+    found = ask("lint", example("full"))
     assert not found["errors"] and not [each for each in found["messages"] if each["severity"] > 1], found
 
 
@@ -141,7 +142,7 @@ def test_an_invalid_manifest_is_found(render: Callable[..., list[Manifest]]) -> 
     ],
 )
 def test_values_that_are_refused(values: dict[str, Any], said: str, render: Callable[..., list[Manifest]]) -> None:
-    with pytest.raises(helm.HelmError, match=said):
+    with pytest.raises(HelmError, match=said):
         render(values)
 
 

@@ -20,13 +20,13 @@ from pathlib import Path
 from typing import Any
 
 import grpc
-import helm_python as helm
 import numpy as np
 import pytest
 import yaml
 from tritonclient.grpc import service_pb2_grpc
 from tritonclient.utils import InferenceServerException
 
+from charts import helm
 from serving import ROOT, Served, png
 from slime_client import protocol
 from slime_serve import process
@@ -127,10 +127,10 @@ def test_every_query_has_an_answer_under_load(toy_server: Served, tmp_path: Path
 
     Those that compare with the day before, and those of Python processes, have nothing to tell here.
     """
-    with helm.Chart.load(str(ROOT / "serve" / "kubernetes")) as chart:
+    with helm() as ask:
         values = {"store": {"url": "s3://a/b"}, "adminKey": {"secret": "key"}, "tls": {"insecure": True}}
         values |= {"autoscaling": {"enabled": True, "prometheus": "http://prometheus:9090"}}
-        scaled = yaml.safe_load(chart.render(values, name="slime", namespace="vision")[SCALED])
+        scaled = yaml.safe_load(ask("render", values)[SCALED])
     queries = {name: text.replace("$__rate_interval", "30s") for name, text in expressions().items()}
     for rule in (rule for group in ALERTS["groups"] for rule in group["rules"]):
         queries[rule["alert"]] = re.sub(r"\s*(==|>|<) (0 ?$|[\d.]+\s*$)", "", rule["expr"].strip())
