@@ -233,13 +233,14 @@ def test_a_smoothed_run_goes_on_with_what_the_smoother_knew(tmp_path: Path) -> N
 
 
 def started(server: FakeTriton, out: Path, *words: object) -> subprocess.Popen[str]:
-    """The command in a process of its own, with a server that takes its time."""
-    server.delay_s = 0.01
+    """The command in a process of its own, which cannot finish: the server takes ever more time."""
+    server.delay_s = 0.1
     script = "import sys; from slime_client.cli import main; sys.exit(main(sys.argv[1:]))"
     line = [sys.executable, "-c", script, "--url", server.url, "--segmenter", "car", "--out", str(out)]
     process = subprocess.Popen([*line, *map(str, words)], stderr=subprocess.PIPE, text=True)
     journal = out / "frames.jsonl"
     until(lambda: journal.exists() and journal.read_bytes().count(b"\n") > 30, "30 frames")
+    server.delay_s = 5.0
     return process
 
 
