@@ -4,8 +4,9 @@
     python -m benchmarks.pipeline.streams --precision bf16 --unet build/demo/repository/car_unet/1/model.onnx
 
 A stream runs one batch after the other on its share of the threads; streams run beside each other. Each way computes
-the same images by turns in every round; milliseconds are the median of the rounds. The stand-in of serve/backends gives
-one image all threads, and where a small network has as many images as threads, each a stream of one thread.
+the same images by turns in every round; milliseconds are the median of the rounds. The stand-in of
+serve/backends runs one stream with all threads: what waits is gathered into a batch. For a small network alone a thread
+for each image is faster; behind the server, whose other models want the cores too, it gained nothing.
 """
 
 from __future__ import annotations

@@ -20,7 +20,6 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from queue import SimpleQueue
 from typing import Any, cast
 
 import numpy as np
@@ -60,16 +59,16 @@ def has_bf16() -> bool:
 class OpenVinoNetwork:
     """The ONNX file at `path`, run by `threads` threads (0: all cores) in fp32 or bf16. Raises OpenVinoError.
 
-    streams: how many callers can run it beside each other; they share the threads.
     inputs, outputs: the tensors' names; of a tensor with several names, all. from_cache: whether it was loaded from the
     cache instead of compiled.
     """
 
-    def __init__(self, path: Path, precision: str = FP32, *, threads: int, streams: int = 1) -> None:
+    def __init__(self, path: Path, precision: str = FP32, *, threads: int) -> None:
         package = module()
         settings = {
             "INFERENCE_NUM_THREADS": threads,
-            "NUM_STREAMS": streams,
+            # One request at a time, with all threads: what batches there are come as batches.
+            "NUM_STREAMS": 1,
             "INFERENCE_PRECISION_HINT": _HINTS[precision],
             # Several networks' processes share the cores: bound to one each, they would all take the first.
             "ENABLE_CPU_PINNING": False,
@@ -86,18 +85,11 @@ class OpenVinoNetwork:
         self.from_cache = bool(self._compiled.get_property("LOADED_FROM_CACHE"))
         self.inputs = tuple(name for each in self._compiled.inputs for name in each.names)
         self.outputs = tuple(name for each in self._compiled.outputs for name in each.names)
-        self._free: SimpleQueue[Any] = SimpleQueue()
-        for _ in range(streams):
-            self._free.put(self._compiled.create_infer_request())
 
     def __call__(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Inputs by name -> outputs by name, arrays of their own."""
         given = {name: np.ascontiguousarray(value) for name, value in inputs.items()}
-        request = self._free.get()
-        try:
-            answers = request.infer(given, share_inputs=True, share_outputs=False)
-        finally:
-            self._free.put(request)
+        answers = self._compiled(given, share_inputs=True, share_outputs=False)
         return {name: value for output, value in answers.items() for name in output.names}
 
 

@@ -17,9 +17,8 @@ import os
 import sys
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from itertools import accumulate, pairwise
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -39,9 +38,6 @@ NICENESS = 3
 # has run them all when it has run one image and the largest batch, which reserves the memory for the others: left out
 # where that takes longer than so many seconds. OpenVINO prepares itself for each, the smallest first, within them.
 WARM_UP_SECONDS = 2.0
-# A small network's threads spend much of their time waiting for each other, so the images of a batch are computed
-# beside each other, by one thread each. The weights take memory twice then, so only those of up to so many bytes.
-SPLIT_BYTES = 256 * 1024**2
 
 
 class TritonPythonModel:
@@ -57,13 +53,7 @@ class TritonPythonModel:
         self.computing = os.open(__file__, os.O_RDONLY)
         os.nice(NICENESS)  # Threads that are made from now on, the session's, take after this one.
         path = Path(args["model_repository"], args["model_version"], "model.onnx")
-        self.network: _Onnx | _OpenVino | _Split
-        if precision is None:
-            self.network = _Onnx(path, _threads())
-        else:
-            self.network = _OpenVino(path, precision, self.name, _threads())
-        if 1 < _threads() <= self.batches and _bytes(path) <= SPLIT_BYTES:
-            self.network = _Split(self.network, _threads())
+        self.network = _Onnx(path) if precision is None else _OpenVino(path, precision, self.name)
         _check_names("inputs", self.inputs, self.network.inputs)
         _check_names("outputs", [tensor["name"] for tensor in config["output"]], self.network.outputs)
 
@@ -140,12 +130,11 @@ class _WarmUp:
 class _Onnx:
     """An ONNX file in ONNX Runtime."""
 
-    def __init__(self, path: Path, threads: int) -> None:
+    def __init__(self, path: Path) -> None:
         import onnxruntime
 
-        self._path = path
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
+        options.intra_op_num_threads = _threads()
         options.inter_op_num_threads = 1
         # Several networks share the cores and run in turns: a spinning pool would take them from the one that works.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
@@ -156,10 +145,6 @@ class _Onnx:
         self.inputs = tuple(node.name for node in self._session.get_inputs())
         self.outputs = tuple(node.name for node in self._session.get_outputs())
 
-    def single(self, count: int) -> _Onnx:
-        """Return the network for `count` callers beside each other, one thread each."""
-        return _Onnx(self._path, 1)
-
     def run(self, wanted: list[str], feeds: dict[str, Any]) -> list[Any]:
         answers: list[Any] = self._session.run(wanted, feeds)
         return answers
@@ -168,45 +153,18 @@ class _Onnx:
 class _OpenVino:
     """An ONNX file in OpenVINO."""
 
-    def __init__(self, path: Path, precision: str, name: str, threads: int, streams: int = 1) -> None:
-        self._of = path, precision, name
+    def __init__(self, path: Path, precision: str, name: str) -> None:
         try:
-            self._network = OpenVinoNetwork(path, precision, threads=threads, streams=streams)
+            self._network = OpenVinoNetwork(path, precision, threads=_threads())
         except OpenVinoError as error:
             raise pb_utils.TritonModelException(f"{name}: {error}") from error
         self.inputs, self.outputs = self._network.inputs, self._network.outputs
         how = "loaded from its cache" if self._network.from_cache else "compiled"
-        pb_utils.Logger.log_info(f"{name}: {how} by OpenVINO, {precision}, streams: {streams}")
-
-    def single(self, count: int) -> _OpenVino:
-        """Return the network for `count` callers beside each other, one thread each."""
-        return _OpenVino(*self._of, count, count)
+        pb_utils.Logger.log_info(f"{name}: {how} by OpenVINO, {precision}")
 
     def run(self, wanted: list[str], feeds: dict[str, Any]) -> list[Any]:
         answers = self._network(feeds)
         return [answers[name] for name in wanted]
-
-
-class _Split:
-    """A network that gives one image all threads, and as many images as there are threads one thread each."""
-
-    def __init__(self, whole: _Onnx | _OpenVino, threads: int) -> None:
-        self._whole, self._single, self._threads = whole, whole.single(threads), threads
-        self._callers = ThreadPoolExecutor(threads)
-        self.inputs, self.outputs = whole.inputs, whole.outputs
-
-    def run(self, wanted: list[str], feeds: dict[str, Any]) -> list[Any]:
-        images = len(feeds[self.inputs[0]])
-        rest = images % self._threads
-        if rest == images:
-            return self._whole.run(wanted, feeds)
-        ends = range(0, images - rest + 1, images // self._threads)
-        shares = [slice(start, end) for start, end in pairwise(ends)]
-        given = [{name: value[share] for name, value in feeds.items()} for share in shares]
-        answers = list(self._callers.map(lambda share: self._single.run(wanted, share), given))
-        if rest:
-            answers.append(self._whole.run(wanted, {name: value[-rest:] for name, value in feeds.items()}))
-        return [np.concatenate(parts) for parts in zip(*answers, strict=True)]
 
 
 def _openvino_precision(config: dict[str, Any]) -> str | None:
@@ -217,11 +175,6 @@ def _openvino_precision(config: dict[str, Any]) -> str | None:
 
 def _threads() -> int:
     return int(os.environ.get(THREADS_VARIABLE, "0")) or len(os.sched_getaffinity(0))
-
-
-def _bytes(path: Path) -> int:
-    """Return the size of a network's files, weights beside the graph included."""
-    return sum(each.stat().st_size for each in path.parent.iterdir() if each.is_file())
 
 
 def _check_names(kind: str, configured: list[str], found: tuple[str, ...]) -> None:
