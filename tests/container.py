@@ -18,11 +18,24 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import trustme
+
 from processes import SHARED_MEMORY
 from serving import READY_SECONDS, ROOT, STOP_SECONDS, Served
 from slime_serve import process, wheel
 
 ENTRY = ROOT / "serve" / "entry.py"
+
+
+def write_secrets(folder: Path, *, authority: str, certificate: str) -> Path:
+    """Write what the container is given beside the repository, certificates by the given names; return the folder."""
+    made = trustme.CA()
+    issued = made.issue_cert("127.0.0.1")
+    made.cert_pem.write_to_path(folder / authority)
+    issued.private_key_pem.write_to_path(folder / "tls.key")
+    issued.cert_chain_pems[0].write_to_path(folder / certificate)
+    (folder / "admin-key").write_text("k" * 32)
+    return folder
 
 
 @contextmanager

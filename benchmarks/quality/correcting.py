@@ -24,6 +24,7 @@ from benchmarks.quality.laboratory import Job, Laboratory, add_options
 from benchmarks.quality.study import Optimisation
 
 from slime_export.machine import processor
+from slime_optimize.commands.run import ON_SHARE
 from slime_optimize.evaluation import Data, confusions
 from slime_optimize.method.prediction import Predictor
 from slime_optimize.method.run import Begin, Run
@@ -33,7 +34,6 @@ from slime_optimize.segmenter import Segmenter
 from slime_optimize.tables import Table
 
 _CORRECTED = 2
-_SHARE = 3  # of the steps, as `slime optimize --begin` takes without --steps
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -48,8 +48,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     rows = []
     for kind in options.kinds:
         for seed in options.seeds:
-            rows += measured(laboratory, kind, seed, anew=options.anew)
-            print(*rows[-2:], sep="\n", flush=True)
+            found = measured(laboratory, kind, seed, anew=options.anew)
+            print(*found, sep="\n", flush=True)
+            rows += found
     for way in dict.fromkeys(row[1] for row in rows):
         of_way = [row for row in rows if row[1] == way]
         means = (f"{mean(float(row[column]) for row in of_way):.1f}" for column in (2, 3))
@@ -71,7 +72,7 @@ def measured(laboratory: Laboratory, kind: str, seed: int, *, anew: bool) -> lis
     unseen = Data(parts=validation.parts, images=tuple(validation.images[index] for index in others))
     examples = (*first.examples, *(validation.images[index]() for index in worst))
     everything = replace(first, examples=examples)
-    steps = -(-everything.steps // _SHARE)
+    steps = -(-everything.steps // ON_SHARE)
     runs: dict[str, Run] = {
         "two corrected, learned on": replace(
             everything,

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import socket
 import struct
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -145,3 +147,19 @@ def answered(image: Image, scores: Scores = False) -> Mask:
     mask = maps.argmax(0).astype(np.uint8).repeat(2, 0).repeat(2, 1)[: image.shape[0], : image.shape[1]]
     kept = maps if scores else None
     return Mask(array=mask, parts=PARTS, colours=COLOURS, scores=kept, source=encode(image))
+
+
+@contextmanager
+def streamed(content: bytes) -> Iterator[str]:
+    """Yield the URL of a live stream: a listener that sends one clip to whoever connects, and hangs up."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def send() -> None:
+            connection, _ = listener.accept()
+            with connection:
+                connection.sendall(content)
+
+        thread = threading.Thread(target=send, daemon=True)
+        thread.start()
+        yield f"tcp://127.0.0.1:{listener.getsockname()[1]}"
+        thread.join(20)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 import threading
 import time
 import weakref
@@ -15,7 +14,7 @@ from typing import Any
 import grpc  # type: ignore[import-untyped]
 import numpy as np
 import pytest
-from clips import Here, clip, number_of, picture
+from clips import Here, clip, number_of, picture, streamed
 from fake_triton import FakeTriton, Refusal, right_half
 from PIL import Image
 from waiting import until
@@ -255,16 +254,8 @@ def test_memory_stays_flat_over_thousands_of_frames() -> None:
 def test_a_stream_is_followed_to_its_end(server: FakeTriton, tmp_path: Path) -> None:
     pytest.importorskip("av")
     content = clip(tmp_path / "sent.ts", map(picture, range(6)), form="mpegts").read_bytes()
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-
-        def send() -> None:
-            connection, _ = listener.accept()
-            with connection:
-                connection.sendall(content)
-
-        threading.Thread(target=send, daemon=True).start()
-        with Segmenter(server.url, "car") as car:
-            found = list(car.video(f"tcp://127.0.0.1:{listener.getsockname()[1]}"))
+    with streamed(content) as url, Segmenter(server.url, "car") as car:
+        found = list(car.video(url))
     assert [number_of(frame.image) for frame in found] == list(range(6))
 
 

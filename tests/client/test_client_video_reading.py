@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import socket
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-from clips import clip, number_of, picture, sound_alone
+from clips import clip, number_of, picture, sound_alone, streamed
 from PIL import Image
 
 from slime_client import SegmenterError
@@ -174,19 +173,8 @@ def test_without_pyav_one_line_says_which_extra(tmp_path: Path, monkeypatch: pyt
 
 @pytest.fixture
 def stream(tmp_path: Path) -> Iterator[str]:
-    """The URL of a live stream: a listener that sends one clip to whoever connects, and hangs up."""
-    content = clip(tmp_path / "sent.ts", map(picture, range(12)), form="mpegts").read_bytes()
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-
-        def send() -> None:
-            connection, _ = listener.accept()
-            with connection:
-                connection.sendall(content)
-
-        thread = threading.Thread(target=send, daemon=True)
-        thread.start()
-        yield f"tcp://127.0.0.1:{listener.getsockname()[1]}"
-        thread.join(20)
+    with streamed(clip(tmp_path / "sent.ts", map(picture, range(12)), form="mpegts").read_bytes()) as url:
+        yield url
 
 
 def test_a_stream_over_the_network(stream: str) -> None:

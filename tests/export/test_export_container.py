@@ -11,12 +11,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import trustme
 import yaml
 from exporting import Exported
 
 from charts import helm
-from container import contained
+from container import contained, write_secrets
 from serving import metrics, png
 from slime_client import Access, Segmenter
 from slime_export.commands import repository as repository_command
@@ -31,14 +30,7 @@ NAMES = {"tls_ca": "tls-ca.pem", "tls_cert": "tls.pem", "tls_key": "tls.key", "a
 
 @pytest.fixture(scope="module")
 def secrets(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("secrets")
-    authority = trustme.CA()
-    issued = authority.issue_cert("127.0.0.1")
-    authority.cert_pem.write_to_path(folder / "tls-ca.pem")
-    issued.private_key_pem.write_to_path(folder / "tls.key")
-    issued.cert_chain_pems[0].write_to_path(folder / "tls.pem")
-    (folder / "admin-key").write_text("k" * 32)
-    return folder
+    return write_secrets(tmp_path_factory.mktemp("secrets"), authority="tls-ca.pem", certificate="tls.pem")
 
 
 @pytest.mark.triton

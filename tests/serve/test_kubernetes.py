@@ -18,14 +18,13 @@ from typing import Any
 import jsonschema
 import kubernetes_validate
 import pytest
-import trustme
 import yaml
 from asking import picture
 from toy import described_repository
 
 import slime_client
 from charts import CHART, Ask, HelmError, helm
-from container import ENTRY, contained
+from container import ENTRY, contained, write_secrets
 
 EXAMPLES = sorted((CHART / "examples").glob("*.yaml"))
 CUSTOM = json.loads((Path(__file__).parent / "custom_resources.json").read_text())
@@ -176,14 +175,7 @@ def test_pods_have_no_rights_and_leave_gracefully(path: Path, render: Callable[.
 @pytest.fixture(scope="module")
 def secrets(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The entries of the two secrets, as cert-manager and an operator would make them, under their own names."""
-    folder = tmp_path_factory.mktemp("secrets")
-    authority = trustme.CA()
-    issued = authority.issue_cert("127.0.0.1")
-    authority.cert_pem.write_to_path(folder / "ca.crt")
-    issued.private_key_pem.write_to_path(folder / "tls.key")
-    issued.cert_chain_pems[0].write_to_path(folder / "tls.crt")
-    (folder / "admin-key").write_text("k" * 32)
-    return folder
+    return write_secrets(tmp_path_factory.mktemp("secrets"), authority="ca.crt", certificate="tls.crt")
 
 
 def projected(pod: Manifest, entries: Path, folder: Path) -> Path:

@@ -50,7 +50,7 @@ from slime_optimize.settings import Settings
 from slime_optimize.verdict import verdict
 
 PREVIEW_FILE = "preview.png"
-_ON_SHARE = 3  # learning on takes a third of the steps, unless they are given
+ON_SHARE = 3  # learning on takes a third of the steps, unless they are given
 _CELL = 256  # side of a picture in the preview, in pixels
 
 
@@ -157,7 +157,7 @@ def run(
     name, source = chosen_preset(arguments.preset, backbone.recommended)
     settings = chosen(arguments, preset(name, backbone.recommended))
     if begin and not {"steps", "epochs"} & vars(arguments).keys():
-        settings = settings.changed({"steps": -(-settings.total_steps(len(examples)) // _ON_SHARE)})
+        settings = settings.changed({"steps": -(-settings.total_steps(len(examples)) // ON_SHARE)})
     if arguments.tiny_encoder and settings.encoder != "tiny":
         raise InputError("tiny encoder: got --tiny-encoder with encoder vae, expected --encoder tiny beside it")
     this = Run(
