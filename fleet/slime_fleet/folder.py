@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,7 +37,7 @@ class Folder:
         return f"{self.root}/{name}" if name else self.root
 
     def files(self) -> dict[str, File]:
-        """Return all files in the folder and in those inside it, by their path in it; or "" for what is itself a file."""
+        """Return all files in the folder and those inside it, by their path in it; "" for what is itself a file."""
         found: dict[str, dict[str, Any]] = self.fs.find(self.root, detail=True)
         return {
             path.removeprefix(self.root).lstrip("/"): File(
@@ -77,7 +78,5 @@ class Folder:
 
     def remove(self, name: str) -> None:
         """Remove a file, if it is there."""
-        try:
+        with contextlib.suppress(FileNotFoundError):
             self.fs.rm_file(self.path(name))
-        except FileNotFoundError:
-            pass

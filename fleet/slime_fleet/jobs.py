@@ -96,8 +96,8 @@ def _job(table: Path, number: int, row: dict[str, Any], common: Sequence[str]) -
     name = " ".join(given) if isinstance(given, list) else str(given or "")
     if not _NAME.fullmatch(name):
         raise InputError(
-            f"jobs {table}, line {number}: got the name {name!r}, expected a column name with up to 64 letters, digits, "
-            "_ and -, beginning with a letter or digit"
+            f"jobs {table}, line {number}: got the name {name!r}, expected one of up to 64 letters, digits, _ and -, "
+            "that begins with a letter or digit, in the column name"
         )
     words = [*_resolved(common, Path.cwd())]
     for key, value in row.items():

@@ -41,7 +41,7 @@ from slime_repository.errors import RepositoryError
 DONE_FILE = "job.json"
 SUMMARY = "summary"
 RETRIES = 5  # of a job whose node died, or whose disk or store failed
-COLUMNS = ("name", "state", "mean_iou", "validation_iou", "seconds", "node", "published", "error")
+COLUMNS = ("name", "state", "mean_iou", "validation_iou", "seconds", "went_on", "node", "published", "error")
 LEARNED, THERE, FAILED = "learned", "there", "failed"
 _LONGEST_TABLE = 60
 
@@ -52,9 +52,11 @@ class StoredCheckpoint(Checkpoint):
     def __init__(self, folder: Path, every: float, place: Folder, made_from: str) -> None:
         super().__init__(folder, every)
         self._place, self.name = place, f"{Path(CHECKPOINT_FILE).stem}-{made_from[:16]}.safetensors"
+        self.went_on = False
         if content := place.read(self.name):
             folder.mkdir(parents=True, exist_ok=True)
             self.path.write_bytes(content)
+            self.went_on = True
 
     def save(self, state: State, identity: Mapping[str, Any]) -> None:
         """Write the state here, then there."""
@@ -90,6 +92,7 @@ def learn(job: Job, out: str, threads: int) -> dict[str, Any]:
             "mean_iou": metrics["training"]["mean_iou"],
             "validation_iou": metrics.get("validation", {}).get("mean_iou"),
             "seconds": metrics["seconds"],
+            "went_on": checkpoint.went_on,
             "node": ray.util.get_node_ip_address(),
             "made_from": made_from,
         }
@@ -230,6 +233,5 @@ def summarise(lines: Sequence[Mapping[str, Any]], out: str) -> None:
     rows = [[line.get(column) for column in COLUMNS] for line in shown]
     print(tabulate(rows, COLUMNS, floatfmt=".1f", missingval=""))
     states = Counter(line["state"] for line in lines)
-    print(
-        f"{len(lines) - states[FAILED]} of {len(lines)} segmenters, {states[FAILED]} failed -> {place.url}/{SUMMARY}.csv"
-    )
+    there, where = len(lines) - states[FAILED], f"{place.url}/{SUMMARY}.csv"
+    print(f"{there} of {len(lines)} segmenters, {states[FAILED]} failed -> {where}")

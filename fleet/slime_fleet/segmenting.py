@@ -145,7 +145,7 @@ class Worker:
 def segment(
     source: Source, images: str, out: str, *, keep: str, cpus: float, workers: int | None, rows_per_file: int
 ) -> tuple[int, int]:
-    """Segment what has no row yet, on the cluster that Ray is connected to; return how many images, and how many failed.
+    """Segment what has no row yet, on the cluster Ray is connected to; return how many images there are, and failed.
 
     Raises SegmenterError for what cannot be used, and what stopped the run otherwise.
     """

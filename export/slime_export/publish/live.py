@@ -65,7 +65,10 @@ class LiveSegmenter:
 
 
 def local_segmenter(repository: Path, name: str, threads: int = 0) -> LocalSegmenter:
-    """Return the segmenter `name` of `repository` as the client takes one that is not served. Raises as LiveSegmenter."""
+    """Return the segmenter `name` of `repository` as the client takes one of its own process.
+
+    Raises as LiveSegmenter.
+    """
     live = LiveSegmenter(repository, name, threads)
     told = Description(name=name, parts=live.parts, colours=live.colours, model=name, about=live.about)
     return LocalSegmenter(description=told, mask_of=lambda image: live.mask(decode(image)))
