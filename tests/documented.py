@@ -54,7 +54,7 @@ NOT_RUN = {
     r"export LABEL_STUDIO|ML_BLOCK_LOCAL_IP=": "needs Label Studio; make test-label-studio runs it",
     r"cvat-cli ": "needs a CVAT server; tests/integrations loads and runs what it would",
     r"slime segment rtsp://": "needs a camera; tests/client reads a stream over the network",
-    r"ray start|slime fleet .* --address auto": "needs a cluster; tests/fleet starts one of two nodes and runs the same",
+    r"ray start|slime fleet .* --address auto": "needs a cluster; tests/fleet starts one of two nodes for the same",
     r"slime import-checkpoint": "needs a checkpoint of gigabytes; tests/optimize converts tiny ones",
 }
 

@@ -16,6 +16,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pyarrow  # noqa: F401  (told to be missing before anything is done)
 import ray
@@ -87,10 +88,10 @@ def _connect(address: str) -> None:
     """Join the cluster at `address`, or start Ray on this machine for as long as the command runs."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
+        alone: dict[str, Any] = {}
         if address == "local":
-            ray.init("local", include_dashboard=False, log_to_driver=False, _node_ip_address=_LOOPBACK)
-        else:
-            ray.init(address, log_to_driver=False)
+            alone = {"include_dashboard": False, "_node_ip_address": _LOOPBACK}
+        ray.init(address, log_to_driver=False, logging_level="WARNING", **alone)
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise InputError(
             f"--address {address}: no Ray cluster is there ({' '.join(str(error).split())[:200]}); start one with ray "

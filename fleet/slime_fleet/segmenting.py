@@ -173,7 +173,8 @@ def segment(
     print(f"{len(listed)} images, {len(done)} of them done before -> {target.url}", file=sys.stderr, flush=True)
     if todo:
         table = pa.table(dict(zip(_KEY, map(list, zip(*todo, strict=True)), strict=True)))
-        blocks = max(-(-len(todo) // _MOST_IN_A_TASK), min(len(todo), 4 * (workers or 8)))
+        fit = min(int(ray.cluster_resources().get("CPU", 0) // max(cpus, 0.01)), workers or len(todo), len(todo)) or 1
+        blocks = max(-(-len(todo) // _MOST_IN_A_TASK), min(len(todo), 4 * fit))
         (
             ray.data.from_arrow(table, override_num_blocks=blocks)
             .map_batches(
@@ -181,7 +182,7 @@ def segment(
                 fn_constructor_args=(source, given.url, target.url, keep, whose),
                 batch_format="pyarrow",
                 batch_size=_BATCH,
-                compute=ActorPoolStrategy(min_size=1, max_size=workers),
+                compute=ActorPoolStrategy(min_size=1, initial_size=fit, max_size=workers),
                 num_cpus=cpus,
             )
             # Writing takes no share of a processor, or it would wait for workers that hold all of them.
