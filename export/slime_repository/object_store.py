@@ -118,8 +118,8 @@ def digest(files: Mapping[str, Entry], folders: Iterable[str]) -> str:
     return hashlib.sha256(json.dumps(told).encode()).hexdigest()
 
 
-def opened(url: str) -> tuple[Any, str]:
-    """Return fsspec's filesystem for the address `url`, and the path on it.
+def opened(url: str, *, anew: bool = True) -> tuple[Any, str]:
+    """Return fsspec's filesystem for the address `url`, and the path on it; not `anew`: the process's one of its kind.
 
     Raises RepositoryError where there can be none, in one line without what may be secret.
     """
@@ -135,7 +135,7 @@ def opened(url: str) -> tuple[Any, str]:
         import fsspec
 
         # Listings are asked for anew each time, since others write as well.
-        filesystem, root = fsspec.url_to_fs(url, use_listings_cache=False, skip_instance_cache=True)
+        filesystem, root = fsspec.url_to_fs(url, use_listings_cache=False, skip_instance_cache=anew)
     except ImportError as error:
         missing = next((name for name in _EXTRAS if name in str(error)), None)
         line = f"pip install 'slime-serve[{_EXTRAS[missing]}]'" if missing else f"install it ({_line(error)})"

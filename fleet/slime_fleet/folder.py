@@ -30,7 +30,7 @@ class Folder:
 
     def __init__(self, where: str) -> None:
         self.url = where.rstrip("/") if "://" in where else f"file://{Path(where).resolve()}"
-        self.fs, self.root = opened(self.url)
+        self.fs, self.root = opened(self.url, anew=False)
 
     def path(self, name: str) -> str:
         """Return the path of a file on the folder's filesystem."""
@@ -70,8 +70,13 @@ class Folder:
         self.write(name, json.dumps(facts, indent=2, ensure_ascii=False).encode())
 
     def fetch(self, target: Path) -> None:
-        """Copy all files into the folder `target`, which is made; what is itself a file, to the file `target`."""
-        for name in self.files():
+        """Copy all files into the folder `target`, which is made; what is itself a file, to the file `target`.
+
+        Raises FileNotFoundError where there is none.
+        """
+        if not (names := list(self.files())):
+            raise FileNotFoundError(f"{self.url}: is not there, or empty")
+        for name in names:
             place = target / name if name else target
             place.parent.mkdir(parents=True, exist_ok=True)
             self.fs.get_file(self.path(name), str(place))
