@@ -66,6 +66,7 @@ def _segment(options: argparse.Namespace, common: Sequence[str]) -> int:
     source = segmenting.Source(
         name=options.segmenter,
         url=options.url or "",
+        timeout=options.timeout,
         access=access.taken(vars(options)),
         repository=_absolute(options.repository or ""),
         threads=max(1, int(options.cpus)),
@@ -125,6 +126,7 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     where(
         "--url", help="gRPC HOST:PORT of running servers; of several, ipv4:HOST:PORT,HOST:PORT or a name with several"
     )
+    add("--timeout", type=float, metavar="S", help="seconds that a server's answer may take (default: 30 or more)")
     where("--repository", metavar="REPO", help="its networks, in the workers: a folder that all share, or an address")
     add("--out", required=True, metavar="DIR", help="folder for the results that all nodes share, or an address")
     text = "where masks go: files, masks/PATH.png; parquet, the column mask_png (default: %(default)s)"

@@ -53,6 +53,7 @@ class Source:
 
     name: str
     url: str = ""
+    timeout: float | None = None
     access: Access = field(default_factory=Access)
     repository: str = ""
     threads: int = 1
@@ -60,7 +61,7 @@ class Source:
     def opened(self) -> Segmenter | LocalSegmenter:
         """Connect to the servers, or load the networks and try them. Raises SegmenterError."""
         if self.url:
-            return Segmenter(self.url, self.name, access=self.access)
+            return Segmenter(self.url, self.name, timeout=self.timeout, access=self.access)
         try:
             made = local_segmenter(self._pulled(), self.name, self.threads)
             made.segment(np.zeros((64, 64, 3), np.uint8))
