@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import shlex
 import sys
 from collections.abc import Sequence
@@ -24,7 +25,7 @@ import ray
 from slime_client import SegmenterError, access
 from slime_client.cli import Parser
 from slime_fleet import jobs, learning, segmenting
-from slime_optimize.errors import InputError, failed
+from slime_optimize.errors import InputError, failed, first_line
 from slime_repository.errors import ObjectStoreError, RepositoryError
 
 # An address that nobody reaches from another machine; Ray takes 127.0.0.1 for the machine's own address on the network.
@@ -43,8 +44,9 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
     except KeyboardInterrupt:
         return failed(RuntimeError("interrupted; what was written is whole, and the same command goes on"), 130)
     except (ray.exceptions.RayError, ObjectStoreError, RuntimeError, OSError) as error:
-        cause = getattr(error, "cause", None) or error
-        return failed(RuntimeError(f"stopped: {cause}; the same command goes on"), 1)
+        # Ray Data wraps what a worker raised, and keeps of that only the text.
+        ours = re.findall(r"^slime_[\w.]+Error: (.+)$", str(error), re.MULTILINE)
+        return failed(RuntimeError(f"stopped: {ours[-1] if ours else first_line(error)}; the same command goes on"), 1)
     finally:
         ray.shutdown()
 

@@ -35,7 +35,6 @@ from slime_client.local import LocalSegmenter
 from slime_export.publish.live import local_segmenter
 from slime_export.publish.pull import pull
 from slime_fleet.folder import File, Folder
-from slime_optimize.errors import first_line
 from slime_repository.object_store import ObjectStore, in_order
 
 RESULTS, MASKS, IDENTITY_FILE = "results", "masks", "segmenter.json"
@@ -129,7 +128,7 @@ class Worker:
         try:
             return self._images.read(name) or FileNotFoundError(f"{name}: is not there any more, or empty")
         except OSError as error:
-            return OSError(f"{name}: cannot be read ({first_line(error)})")
+            return OSError(f"{name}: cannot be read ({' '.join(str(error).split())})")
 
     def _kept(self, name: str, mask: Any) -> dict[str, Any]:
         height, width = mask.array.shape
