@@ -233,7 +233,7 @@ def test_a_run_stops_when_no_server_is_left(
     words += ["--masks", "parquet", "--rows-per-file", "2", "--workers", "1", "--timeout", "3"]
 
     def stop_all() -> None:
-        while not list(out.glob("results/*.parquet")):
+        while sum(len(each.received) for each in servers) < 20:
             time.sleep(0.01)
         for each in servers:
             each.vanish()
@@ -246,8 +246,8 @@ def test_a_run_stops_when_no_server_is_left(
     thread.join()
     told = capsys.readouterr().err.splitlines()[-1]
     assert told.startswith("error: stopped: ipv4:127.0.0.1:") and told.endswith("; the same command goes on")
-    found = rows(out)
-    assert 0 < len(found) < 41
-    for row in found.values():
+    found = rows(out).values()  # of what was done before, as far as it was written
+    assert len(found) < 41
+    for row in found:
         assert row["mask"] is None and row["error"] is None and isinstance(row["mask_png"], bytes)
         assert row["areas"] == {"background": 45 * 70, "body": 45 * 70, "wheel": 0}
