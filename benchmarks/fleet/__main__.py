@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import io
 import multiprocessing
+import os
 import sys
 import tempfile
 import time
@@ -52,15 +53,15 @@ def _learn(table: Path, common: list[str], out: Path) -> None:
 
 def together(table: Path, common: Sequence[str], out: Path) -> float:
     """Learn them with `slime fleet optimize` on two nodes; return the seconds it took."""
+    os.environ.update(RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER="0", RAY_USAGE_STATS_ENABLED="0")  # on loopback alone
     from ray.cluster_utils import Cluster
 
     from slime_fleet.command import main as fleet
 
-    head = {"num_cpus": 0, "include_dashboard": False, "node_ip_address": "127.0.0.2"}
-    cluster = Cluster(initialize_head=True, head_node_args=head)
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
     try:
-        for address in ("127.0.0.3", "127.0.0.4"):
-            cluster.add_node(num_cpus=1, node_ip_address=address)
+        for _ in range(2):
+            cluster.add_node(num_cpus=1)
         begun = time.monotonic()
         with contextlib.redirect_stdout(io.StringIO()):
             code = fleet(["optimize", str(table), "--out", str(out), "--address", str(cluster.address), "--", *common])

@@ -16,20 +16,21 @@ import re
 import shlex
 import sys
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
-
-import pyarrow  # noqa: F401  (told to be missing before anything is done)
-import ray
 
 from slime_client import SegmenterError, access
 from slime_client.cli import Parser
-from slime_fleet import jobs, learning, segmenting
 from slime_optimize.errors import InputError, failed, first_line
 from slime_repository.errors import ObjectStoreError, RepositoryError
 
-# An address that nobody reaches from another machine; Ray takes 127.0.0.1 for the machine's own address on the network.
-_LOOPBACK = "127.0.0.2"
+# Ray is imported once the command line is read, which decides where it listens.
+for _needed in ("ray", "pyarrow"):
+    if find_spec(_needed) is None:
+        raise ModuleNotFoundError(f"No module named {_needed!r}", name=_needed)
+# What Ray has for machines without clusters, and read once: all of it then listens on 127.0.0.1, and else everywhere.
+_ON_LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_AUTH_MODE": "token"}
+FILES, PARQUET = "files", "parquet"  # where masks are kept
 
 
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
@@ -37,6 +38,10 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     words, common = (words[: words.index("--")], words[words.index("--") + 1 :]) if "--" in words else (words, [])
     options = _parser(prog or "slime fleet").parse_args(words)
+    for name, value in {"RAY_USAGE_STATS_ENABLED": "0", **(_ON_LOOPBACK if options.address == "local" else {})}.items():
+        os.environ.setdefault(name, value)
+    import ray
+
     try:
         return int(options.run(options, common))
     except (InputError, RepositoryError, SegmenterError) as error:
@@ -52,6 +57,10 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
 
 
 def _optimize(options: argparse.Namespace, common: Sequence[str]) -> int:
+    import ray
+
+    from slime_fleet import jobs, learning
+
     found = jobs.read(options.jobs, common)
     _connect(options.address)
     gpus = options.gpus if options.gpus is not None else min(1, ray.cluster_resources().get("GPU", 0))
@@ -63,6 +72,8 @@ def _optimize(options: argparse.Namespace, common: Sequence[str]) -> int:
 
 
 def _segment(options: argparse.Namespace, common: Sequence[str]) -> int:
+    from slime_fleet import segmenting
+
     if common:
         raise InputError(f"got {' '.join(common)} after --, expected nothing there")
     source = segmenting.Source(
@@ -89,12 +100,11 @@ def _segment(options: argparse.Namespace, common: Sequence[str]) -> int:
 
 def _connect(address: str) -> None:
     """Join the cluster at `address`, or start Ray on this machine for as long as the command runs."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    import ray
+
     try:
-        alone: dict[str, Any] = {}
-        if address == "local":
-            alone = {"include_dashboard": False, "_node_ip_address": _LOOPBACK}
-        ray.init(address, log_to_driver=False, logging_level="WARNING", **alone)
+        more = {"include_dashboard": False} if address == "local" else {}
+        ray.init(address, log_to_driver=False, logging_level="WARNING", **more)
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise InputError(
             f"--address {address}: no Ray cluster is there ({' '.join(str(error).split())[:200]}); start one with ray "
@@ -132,7 +142,7 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     where("--repository", metavar="REPO", help="its networks, in the workers: a folder that all share, or an address")
     add("--out", required=True, metavar="DIR", help="folder for the results that all nodes share, or an address")
     text = "where masks go: files, masks/PATH.png; parquet, the column mask_png (default: %(default)s)"
-    add("--masks", choices=(segmenting.FILES, segmenting.PARQUET), default=segmenting.FILES, help=text)
+    add("--masks", choices=(FILES, PARQUET), default=FILES, help=text)
     add("--workers", type=_count, metavar="N", help="workers at most (default: as many as the CPUs allow)")
     text = "rows that a parquet file has at least, which a kill loses at most of each writer (default: %(default)s)"
     add("--rows-per-file", type=_count, default=1000, metavar="N", help=text)

@@ -34,11 +34,11 @@ from slime_client.jobs import SUFFIXES
 from slime_client.local import LocalSegmenter
 from slime_export.publish.live import local_segmenter
 from slime_export.publish.pull import pull
+from slime_fleet.command import PARQUET
 from slime_fleet.folder import File, Folder
 from slime_repository.object_store import ObjectStore, in_order
 
 RESULTS, MASKS, IDENTITY_FILE = "results", "masks", "segmenter.json"
-FILES, PARQUET = "files", "parquet"  # where masks are kept
 _KEY = ("path", "size", "changed")
 _BATCH = 16  # images that a worker has in memory, and in flight to the servers
 _MOST_IN_A_TASK = 256  # images that are done again when a node dies

@@ -18,7 +18,9 @@ from s3_server import ENVIRONMENT, S3Server
 
 import backbones
 from painting import PARTS, paint
+from slime_client import SegmenterError
 from slime_fleet import segmenting
+from slime_fleet.command import FILES
 from slime_fleet.folder import Folder
 from slime_fleet.jobs import Job
 from slime_fleet.learning import DONE_FILE, StoredCheckpoint, learn
@@ -92,10 +94,17 @@ def test_masks_and_rows_in_a_store(bucket: str, tmp_path: Path) -> None:
     source = segmenting.Source(name="car", url=server.url)
     with source.opened() as segmenter:
         whose = segmenting.identity(segmenter)
-    worker = segmenting.Worker(source, images.url, out.url, segmenting.FILES, whose)
+    worker = segmenting.Worker(source, images.url, out.url, FILES, whose)
     listed = images.files()
     told = [{"path": name, "size": file.size, "changed": file.changed} for name, file in listed.items()]
     rows = worker(pa.Table.from_pylist([*told, {"path": "gone.jpg", "size": 1, "changed": "x"}]))
+    how: dict[str, Any] = {"keep": FILES, "cpus": 1, "workers": None, "rows_per_file": 1}
+    out.write_json(segmenting.IDENTITY_FILE, {**whose, "hash": "another"})
+    for place, said in ((out.url, "has masks of segmenter car"), (f"{images.url}/masks", "lies in the folder of")):
+        with pytest.raises(SegmenterError, match=said):
+            segmenting.segment(source, images.url, place, **how)
+    with pytest.raises(SegmenterError, match="has no image"):
+        segmenting.segment(source, f"{bucket}/nothing", out.url, **how)
     server.stop()
     bad, good, gone = rows.to_pylist()
     assert bad["error"].startswith("bad.jpg: ") and gone["error"].startswith("gone.jpg: ") and good["error"] is None
