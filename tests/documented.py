@@ -33,7 +33,7 @@ PAGES = (
     "serve/kubernetes/README.md",
     *sorted(f"docs/{path.relative_to(ROOT / 'docs')}" for path in (ROOT / "docs").rglob("*.md")),
 )
-PROGRAMS = ("slime", "slime-segment", "python", "pip", "make", "docker", "helm", "kubectl")
+PROGRAMS = ("slime", "slime-segment", "python", "pip", "make", "docker", "helm", "kubectl", "ray")
 PROGRAMS += ("benchmarks/gpu.sh", "backbone/train.sh")
 # What no test runs, and why. Everything else is run, or the test of it fails.
 NOT_RUN = {
@@ -54,6 +54,7 @@ NOT_RUN = {
     r"export LABEL_STUDIO|ML_BLOCK_LOCAL_IP=": "needs Label Studio; make test-label-studio runs it",
     r"cvat-cli ": "needs a CVAT server; tests/integrations loads and runs what it would",
     r"slime segment rtsp://": "needs a camera; tests/client reads a stream over the network",
+    r"ray start|slime fleet .* --address auto": "needs a cluster; tests/fleet starts one of two nodes for the same",
     r"slime import-checkpoint": "needs a checkpoint of gigabytes; tests/optimize converts tiny ones",
 }
 
@@ -88,6 +89,8 @@ class Command:
             words = [sys.executable, str(ROOT / words[1]), *words[2:]]
         else:
             words[0] = str(Path(sys.executable).with_name(words[0]))
+        if words[1:3] == ["fleet", "optimize"]:
+            words += ["--", "--steps", "2"]
         if words[1].endswith(("optimize", "run.py")):
             words += ["--steps", "2", "--quiet"]
         if words[1].endswith(("export", "build.py")):
@@ -124,6 +127,7 @@ def make_workspace(folder: Path) -> Path:
     for name in ("car.png", "car.jpg", "photo.jpg"):
         Image.fromarray(scene("car", "train-1", 0).image).save(folder / name)
     Image.fromarray(scene("car", "train-1", 0).mask).save(folder / "car-parts.png")
+    (folder / "jobs.csv").write_text(f"name,image,mask,parts\ncar-1,car.png,car-parts.png,{' '.join(parts)}\n")
     annotated(folder / "data" / "car", parts)
     for index in range(2):
         for place in ("photos", "more"):

@@ -20,6 +20,7 @@ OURS = {
     "slime_client": "client/slime_client",
     "slime_backbone": "backbone/slime_backbone",
     "slime_studio": "studio/slime_studio",
+    "slime_fleet": "fleet/slime_fleet",
     "slime_cli": "cli/slime_cli",
 }
 ALLOWED: dict[str, set[str]] = {
@@ -40,6 +41,7 @@ ALLOWED: dict[str, set[str]] = {
         "slime_repository",
         "slime_client",
     },
+    "slime_fleet": {"slime_image", "slime_optimize", "slime_export", "slime_repository", "slime_client"},
     "slime_cli": {
         "slime_backbone",
         "slime_client",

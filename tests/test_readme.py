@@ -40,7 +40,7 @@ class Terminal:
     def type(self, command: Command) -> str:
         """Run a command; returns what it printed. A server stays until the next one, or the end."""
         serving = re.match(r"slime serve|python serve/launch.py", command.line)
-        needed = serving or command.line.startswith("slime repository push")
+        needed = serving or command.line.startswith(("slime repository push", "slime fleet segment"))
         if needed and not (self.folder / "repository" / "car").exists():  # The guide's last command has removed it.
             self.type(Command(command.page, "slime export segmenters/car --repository REPO"))
         documented.prepare(command, self.folder)

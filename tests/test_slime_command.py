@@ -92,6 +92,8 @@ def test_an_unknown_command_is_refused_in_one_line(capsys: pytest.CaptureFixture
         ("segment", "PIL", "client"),
         ("studio", "starlette", "studio"),
         ("studio", "uvicorn", "studio"),
+        ("fleet", "ray", "fleet"),
+        ("fleet", "pyarrow", "fleet"),
     ],
 )
 def test_a_missing_package_is_told_with_the_line_that_installs_it(name: str, package: str, extra: str) -> None:
@@ -131,6 +133,7 @@ def test_every_extra_that_is_named_exists() -> None:
         "client",
         "backbone",
         "studio",
+        "fleet",
         "cli",
         "model_repository",
         "benchmarks",

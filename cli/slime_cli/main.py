@@ -57,6 +57,7 @@ COMMANDS = {
         "slime_cli.segment", "client", "segment images with a running server, or without one (also: slime-segment)"
     ),
     "studio": Command("slime_studio.command", "studio", "paint, learn, correct and publish on a page in the browser"),
+    "fleet": Command("slime_fleet.command", "fleet", "learn many segmenters, or segment very many images, with Ray"),
     "demo": Command("slime_cli.demo", "all", "all four steps with a drawn car, on the small backbone that ships"),
 }
 

@@ -63,11 +63,6 @@ def _learned(folder: Path) -> LocalSegmenter:
 
 
 def _exported(folder: Path) -> LocalSegmenter:
-    from slime_export.publish.live import LiveSegmenter
-    from slime_image import decode
+    from slime_export.publish.live import local_segmenter
 
-    live = LiveSegmenter(folder.parent, folder.name)
-    return LocalSegmenter(
-        description=Description(name=folder.name, parts=live.parts, colours=live.colours, model=folder.name, about={}),
-        mask_of=lambda image: live.mask(decode(image)),
-    )
+    return local_segmenter(folder.parent, folder.name)

@@ -118,6 +118,53 @@ def digest(files: Mapping[str, Entry], folders: Iterable[str]) -> str:
     return hashlib.sha256(json.dumps(told).encode()).hexdigest()
 
 
+def opened(url: str, *, anew: bool = True) -> tuple[Any, str]:
+    """Return fsspec's filesystem for the address `url`, and the path on it; not `anew`: the process's one of its kind.
+
+    Raises RepositoryError where there can be none, in one line without what may be secret.
+    """
+    scheme, separator, rest = url.partition("://")
+    if not separator:
+        raise RepositoryError(f"store {url}: is no address of one, expected for example s3://BUCKET/PREFIX")
+    if "@" in rest.partition("/")[0] and scheme in ("s3", "s3a", "http", "https", "ftp", "sftp"):
+        raise RepositoryError(
+            f"store {scheme}://…: the address holds a name or a password, which others would see; leave it to the "
+            "environment (for S3, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY)"
+        )
+    try:
+        import fsspec
+
+        # Listings are asked for anew each time, since others write as well.
+        filesystem, root = fsspec.url_to_fs(url, use_listings_cache=False, skip_instance_cache=anew)
+    except ImportError as error:
+        missing = next((name for name in _EXTRAS if name in str(error)), None)
+        line = f"pip install 'slime-serve[{_EXTRAS[missing]}]'" if missing else f"install it ({_line(error)})"
+        raise RepositoryError(f"store {url}: the package {missing or 'for it'} is missing; {line}") from error
+    except ValueError as error:
+        raise RepositoryError(f"store {url}: cannot be used ({_line(error)})") from error
+    return filesystem, root
+
+
+def is_local(filesystem: Any) -> bool:
+    """Return whether an fsspec filesystem is this machine's own, or mounted on it."""
+    return "file" in ([filesystem.protocol] if isinstance(filesystem.protocol, str) else filesystem.protocol)
+
+
+def write_whole(filesystem: Any, path: str, content: bytes, *, new: bool = False) -> None:
+    """Write an object or a file whole or not at all; `new`: raise FileExistsError where there is one."""
+    if not is_local(filesystem):
+        filesystem.pipe_file(path, content, mode="create" if new else "overwrite")
+        return
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    aside = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
+    try:
+        aside.write_bytes(content)
+        (os.link if new else os.replace)(aside, target)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
 class ObjectStore:
     """The store at `url`; `part_bytes`: of what is pushed from now on.
 
@@ -125,28 +172,9 @@ class ObjectStore:
     """
 
     def __init__(self, url: str, *, part_bytes: int = PART_BYTES) -> None:
-        scheme, separator, rest = url.partition("://")
-        if not separator:
-            raise RepositoryError(f"store {url}: is no address of one, expected for example s3://BUCKET/PREFIX")
-        if "@" in rest.partition("/")[0] and scheme in ("s3", "s3a", "http", "https", "ftp", "sftp"):
-            raise RepositoryError(
-                f"store {scheme}://…: the address holds a name or a password, which others would see; leave it to the "
-                "environment (for S3, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY)"
-            )
         self.url, self.part_bytes = url.rstrip("/"), part_bytes
         self._head: tuple[tuple[int, str], Generation] | None = None
-        try:
-            import fsspec
-
-            # Listings are asked for anew each time, since others write as well.
-            self._fs, self._root = fsspec.url_to_fs(self.url, use_listings_cache=False, skip_instance_cache=True)
-        except ImportError as error:
-            missing = next((name for name in _EXTRAS if name in str(error)), None)
-            line = f"pip install 'slime-serve[{_EXTRAS[missing]}]'" if missing else f"install it ({_line(error)})"
-            raise RepositoryError(f"store {self.url}: the package {missing or 'for it'} is missing; {line}") from error
-        except ValueError as error:
-            raise RepositoryError(f"store {self.url}: cannot be used ({_line(error)})") from error
-        self._local = "file" in ([self._fs.protocol] if isinstance(self._fs.protocol, str) else self._fs.protocol)
+        self._fs, self._root = opened(self.url)
 
     def head(self) -> Generation | None:
         """Return the newest generation, or None where nothing was pushed. Raises ObjectStoreError."""
@@ -170,7 +198,7 @@ class ObjectStore:
         # Looked for before and read after it: a store that knows no condition lets the last one win.
         if self._content(name) is None:
             try:
-                self._asked("write", name, lambda: self._write(name, content, new=True))
+                self._asked("write", name, lambda: write_whole(self._fs, f"{self._root}/{name}", content, new=True))
             except (FileExistsError, ObjectStoreError) as error:
                 failed = error
         # Whatever the store answered: an attempt whose answer was lost may have been the one that wrote it.
@@ -199,7 +227,7 @@ class ObjectStore:
         """Write a part. Raises ObjectStoreError."""
         name = _blob(sha256)
         try:
-            self._asked("write", name, lambda: self._write(name, content))
+            self._asked("write", name, lambda: write_whole(self._fs, f"{self._root}/{name}", content))
         except FileNotFoundError as error:
             raise ObjectStoreError(
                 f"store {self.url}: there is no such bucket or container; make it, and push again"
@@ -235,21 +263,6 @@ class ObjectStore:
             return bytes(self._asked("read", name, lambda: self._fs.cat_file(f"{self._root}/{name}")))
         except FileNotFoundError:
             return None
-
-    def _write(self, name: str, content: bytes, *, new: bool = False) -> None:
-        """Write an object whole or not at all; `new`: raise FileExistsError where there is one."""
-        path = f"{self._root}/{name}"
-        if not self._local:
-            self._fs.pipe_file(path, content, mode="create" if new else "overwrite")
-            return
-        target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        aside = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
-        try:
-            aside.write_bytes(content)
-            (os.link if new else os.replace)(aside, target)
-        finally:
-            aside.unlink(missing_ok=True)
 
     def _asked(self, what: str, name: str, call: Callable[[], Any]) -> Any:
         """Return what the call returns, after some attempts; else raise FileNotFoundError, FileExistsError or

@@ -32,10 +32,10 @@ Network = Callable[[Mapping[str, Any]], dict[str, Any]]
 class Trial:
     """Runs the networks of `repository`, each loaded once, by what serves them, ONNX Runtime or OpenVINO.
 
-    Raises RepositoryError where ONNX Runtime is missing.
+    `threads`: of each network, 0 for one for each core. Raises RepositoryError where ONNX Runtime is missing.
     """
 
-    def __init__(self, repository: Path) -> None:
+    def __init__(self, repository: Path, threads: int = 0) -> None:
         texts = [layout.config_text(repository / model) for model in layout.models(repository) if is_unet(model)]
         by_onnx = [text for text in texts if triton_config.openvino_precision(text) is None]
         if by_onnx and importlib.util.find_spec("onnxruntime") is None:
@@ -43,7 +43,7 @@ class Trial:
                 "repository: trying its segmenters without a server needs ONNX Runtime, which is missing; "
                 'pip install "slime-serve[export]", or give the --url of the server that has the repository'
             )
-        self._repository = repository
+        self._repository, self._threads = repository, threads
         self._networks: dict[tuple[str, int], Network] = {}
 
     def complaint(self, config: str, check: Check, segmenter: str | None = None) -> str | None:
@@ -83,7 +83,7 @@ class Trial:
             raise RepositoryError(f"model {model}: has no {FILE}, and cannot be tried here; give the --url of a server")
         if (model, pins[model]) not in self._networks:
             precision = triton_config.openvino_precision(layout.config_text(self._repository / model))
-            self._networks[model, pins[model]] = opened(model, path, precision)
+            self._networks[model, pins[model]] = opened(model, path, precision, self._threads)
         try:
             return self._networks[model, pins[model]]({name: np.asarray(value) for name, value in inputs.items()})
         except Exception as error:  # ONNX Runtime has a dozen kinds of its own

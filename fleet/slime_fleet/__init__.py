@@ -1,0 +1,1 @@
+"""`slime fleet`: learning many segmenters, and segmenting very many images, on a Ray cluster."""
