@@ -21,7 +21,8 @@ from waiting import until
 
 from slime_client import Frame, Segmenter, SegmenterError, aio
 from slime_client.video import frames as following
-from slime_client.video.frames import Following, Track, frames
+from slime_client.video.flight import frames
+from slime_client.video.frames import Following, Track
 from slime_client.video.reading import Clip, Picture
 
 
