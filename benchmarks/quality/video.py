@@ -211,8 +211,8 @@ def grid() -> dict[str, list[Way]]:
     """Return the settings that are tried of each way."""
     means = [Way(how="mean", settings=Settings(share=share)) for share in (0.3, 0.5, 0.7)]
     flows = [
-        Way(how="flow", settings=Settings(weight=weight, rarity=rarity, colours=colours))
-        for weight, rarity, colours in product((0.2, 0.3, 0.5), (0.0, 0.1), (40.0, 80.0))
+        Way(how="flow", settings=Settings(ahead=ahead, weight=weight, rarity=rarity))
+        for ahead, weight, rarity in product((8, 24), (0.3, 0.5), (0.0, 0.05, 0.1))
     ]
     return {MEAN: means, FLOW: flows}
 

@@ -8,13 +8,14 @@ things stay what they are while they move: a hidden Markov model along the optic
     before_t   = trust warp(belief_t-1) + (1 - trust) prior        carried along the flow
     belief_t   ~ before_t * evidence_t
     after_t    = the same from the frames that follow, at least `ahead` of them, with 1 / K for the prior
-    label      = argmax before_t * evidence_t * after_t
+    known_t    ~ before_t * evidence_t * after_t
+    label      = argmax median(known_t, warp(known_t-1), warp(known_t+1))
 
 So a frame that is sure weighs more than one that is not, a label changes once enough frames have spoken against it, and
 a small part that some frames see is not outvoted by the large one around it. With no other frame to ask, the label is
-the frame's own. `trust` is 1 - doubt where the flow to the other frame and back comes back, and the colours there are
-the same, and 0 where something was covered or came into sight. After a cut nothing is carried on. The flow is OpenCV's
-DIS, of the extra `video`.
+the frame's own. The median, of each part, leaves out what both neighbours contradict. `trust` is 1 - doubt where the
+flow to the other frame and back comes back, and the colours there are the same, and 0 where something was covered or
+came into sight. After a cut nothing is carried on. The flow is OpenCV's DIS, of the extra `video`.
 
 Letters in names: H, W pixels of the frame, K parts, h, w the scores' grid, g the grid that is worked on.
 """
@@ -41,6 +42,7 @@ _FLOW_SIDE = 256
 _MOST_ELEMENTS = 1 << 19
 _RETURN = 1 / 64  # of the picture's side: how far from where it began the way there and back may end
 _CUT_SIDE = 16  # of the thumbnails that tell a cut
+_TOGETHER = 8  # frames that are decided in one pass back over those that wait, which costs as many steps as wait
 _LEAST = 1e-3  # of the best part's score, and of the clip: no frame rules a part out for ever
 
 
@@ -53,7 +55,7 @@ class Settings:
     rarity: how much more the scores of parts count that little of the clip shows; 0 for no more.
     doubt: the share of a point's history that is forgotten from frame to frame.
     colours: the difference of colour, of 255 levels, at which a point is hardly taken for the same any more.
-    ahead: "flow" decides a frame when so many, to twice as many, have followed; 0 decides at once, for live sources.
+    ahead: "flow" decides a frame when so many, and up to 7 more, have followed; 0 decides at once, for live sources.
     cut: the mean difference of two frames' thumbnails, of 255 levels, that begins anew. Frames of one clip for choosing
         differ by up to 7, and those of two by 44 and more.
     """
@@ -90,6 +92,7 @@ class _Step:
     before_ggK: Floats
     evidence_ggK: Floats
     size: tuple[int, int]
+    back: _Link | None = None
     onward: _Link | None = None
 
 
@@ -114,6 +117,7 @@ class Smoother:
         # Of the frame before: its picture, and its scores' mean or what is believed of its points.
         self._view: _View | None = None
         self._belief: Floats | None = None
+        self._decided_ggK: Floats | None = None  # what is known of the last frame that was decided, if the next waits
         self._shown_K: npt.NDArray[np.int64] | None = None  # points of each part, in all frames so far
 
     def __call__(self, image: npt.NDArray[np.uint8], scores: Floats) -> list[Labels]:
@@ -135,14 +139,16 @@ class Smoother:
             decided.append(_mask(self._belief, size))
         else:
             self._follow(view, scores_ggK, size)
-            if len(self._waiting) >= max(1, 2 * self._settings.ahead):
-                decided += self._decided(len(self._waiting) - self._settings.ahead)
+            together = max(1, min(self._settings.ahead, _TOGETHER))
+            if len(self._waiting) == self._settings.ahead + together:
+                decided += self._decided(together)
         self._view = view
         return decided
 
     def rest(self) -> list[Labels]:
         """Return the masks of the frames that wait, decided by what is known; those that follow go on from them."""
-        return self._decided(len(self._waiting))
+        masks, self._decided_ggK = self._decided(len(self._waiting)), None
+        return masks
 
     def history(self) -> dict[str, npt.NDArray[Any]]:
         """Return what the frames so far leave behind for those that follow, as arrays by name; none before the first.
@@ -165,6 +171,7 @@ class Smoother:
     def _follow(self, view: _View, scores_ggK: Floats, size: tuple[int, int]) -> None:
         """Carry the belief on to a frame, and let the frame wait."""
         evidence_ggK, prior_K = self._evidence(scores_ggK)
+        back = None
         if self._view is None or self._belief is None:
             before_ggK = np.broadcast_to(prior_K, scores_ggK.shape)
         else:
@@ -173,7 +180,7 @@ class Smoother:
             if self._waiting:
                 self._waiting[-1].onward = onward
         self._belief = _normalised(before_ggK * evidence_ggK)
-        self._waiting.append(_Step(before_ggK=before_ggK, evidence_ggK=evidence_ggK, size=size))
+        self._waiting.append(_Step(before_ggK=before_ggK, evidence_ggK=evidence_ggK, size=size, back=back))
 
     def _evidence(self, scores_ggK: Floats) -> tuple[Floats, Floats]:
         """Return what a frame says of its points, and what is expected of a point of which nothing is known."""
@@ -187,18 +194,32 @@ class Smoother:
 
     def _decided(self, count: int) -> list[Labels]:
         """Return the masks of the first frames that wait, which then wait no more; all that wait have a say."""
-        masks: list[Labels] = []
+        known: list[Floats] = []  # of each frame that waits, as far as the one after those that are decided
         message_ggK: Floats | None = None  # of a frame and all after it
         for place, step in reversed(list(enumerate(self._waiting))):
             said_ggK = step.evidence_ggK
             if message_ggK is not None and step.onward is not None:
                 nothing_K = np.full(said_ggK.shape[-1], 1 / said_ggK.shape[-1], np.float32)
                 said_ggK = said_ggK * _carried(message_ggK, step.onward, nothing_K)
-            if place < count:
-                masks.append(_mask(step.before_ggK * said_ggK, step.size))
+            if place <= count:
+                known.insert(0, _normalised(step.before_ggK * said_ggK))
             message_ggK = _normalised(said_ggK)
+        masks: list[Labels] = []
+        for step, own_ggK, next_ggK in zip(self._waiting[:count], known, [*known[1:], None], strict=False):
+            sure_ggK, last_ggK = own_ggK, self._decided_ggK
+            if last_ggK is not None and step.back is not None and next_ggK is not None and step.onward is not None:
+                others = _carried(last_ggK, step.back, own_ggK), _carried(next_ggK, step.onward, own_ggK)
+                sure_ggK = _median(own_ggK, *others)
+            masks.append(_mask(sure_ggK, step.size))
+            self._decided_ggK = own_ggK
         del self._waiting[:count]
-        return masks[::-1]
+        return masks
+
+
+def _median(a: Floats, b: Floats, c: Floats) -> Floats:
+    """Return the one in the middle of three, of each element."""
+    middle: Floats = np.maximum(np.minimum(a, b), np.minimum(np.maximum(a, b), c))
+    return middle
 
 
 def _carried(belief_ggK: Floats, link: _Link, otherwise_K: Floats) -> Floats:
