@@ -18,11 +18,13 @@ from slime_client.errors import INTERNAL, INVALID_ARGUMENT, SegmenterError
 from slime_client.images import bad, encode
 from slime_client.mask import Mask
 from slime_client.video.reading import Clip, Picture, opened
-from slime_client.video.smoothing import Settings, Smooth, Smoother
+from slime_client.video.smoothing import TOGETHER, Settings, Smooth, Smoother
 
 # A run can go on from every picture whose place is a multiple of this: nothing before it is needed but the history of
 # the smoother, which is saved there. So the first picture of such a piece is always sent, and its overlay begins anew.
 PIECE = 100
+# Of the pictures that wait for those that follow them, with their masks: fewer of larger ones wait.
+_WAITING_BYTES = 1 << 29
 # A picture is still where no block of so many pixels a side differs by more than so many of 255 levels in its mean.
 _BLOCK, _STILL_LEVELS = 16, 2
 
@@ -102,7 +104,7 @@ class Track:
     def __init__(self, how: Following) -> None:
         self._how, self._taken, self._given = how, 0, 0
         self._sent: npt.NDArray[np.int16] | None = None
-        self._smoother, self._shape = self._new_smoother(), [0, 0, 0]
+        self._smoother, self._shape = self._new_smoother(0, 0), [0, 0, 0]
         self._waiting: deque[Frame] = deque()  # for the smoother, with the masks of single frames
 
     @property
@@ -117,6 +119,7 @@ class Track:
     def go_on(self, history: Mapping[str, npt.NDArray[Any]]) -> None:
         """Follow frames whose `history` was this."""
         self._shape = history["shape"].tolist()
+        self._smoother = self._new_smoother(*self._shape[:2])
         self._smoother.go_on({name: array for name, array in history.items() if name != "shape"})
 
     def is_still(self, picture: Picture) -> bool:
@@ -156,7 +159,7 @@ class Track:
         # What came before says nothing of a picture of another size, or of other parts.
         if shape != self._shape:
             decided = self.rest()
-            self._smoother, self._shape = self._new_smoother(), shape
+            self._smoother, self._shape = self._new_smoother(*shape[:2]), shape
         self._waiting.append(frame)
         decided += self._decided(self._smoother(picture.image, answer.scores))
         self._given += 1
@@ -171,6 +174,8 @@ class Track:
         frames = (self._waiting.popleft() for _ in masks)
         return [replace(frame, mask=replace(frame.mask, array=mask)) for frame, mask in zip(frames, masks, strict=True)]
 
-    def _new_smoother(self) -> Smoother:
+    def _new_smoother(self, height: int, width: int) -> Smoother:
+        settings, most = Settings(), _WAITING_BYTES // max(1, 4 * height * width) - TOGETHER
         # The freshest frame is wanted now.
-        return Smoother(self._how.smooth, Settings(ahead=0) if self._how.freshest else None)
+        ahead = 0 if self._how.freshest else max(0, min(settings.ahead, most))
+        return Smoother(self._how.smooth, replace(settings, ahead=ahead))

@@ -42,7 +42,7 @@ _FLOW_SIDE = 256
 _MOST_ELEMENTS = 1 << 19
 _RETURN = 1 / 64  # of the picture's side: how far from where it began the way there and back may end
 _CUT_SIDE = 16  # of the thumbnails that tell a cut
-_TOGETHER = 8  # frames that are decided in one pass back over those that wait, which costs as many steps as wait
+TOGETHER = 8  # frames that are decided in one pass back over those that wait, which costs as many steps as wait
 _LEAST = 1e-3  # of the best part's score, and of the clip: no frame rules a part out for ever
 
 
@@ -61,11 +61,11 @@ class Settings:
     """
 
     share: float = 0.7
-    weight: float = 0.3
-    rarity: float = 0.1
+    weight: float = 0.5
+    rarity: float = 0.0
     doubt: float = 0.01
     colours: float = 40.0
-    ahead: int = 8
+    ahead: int = 24
     cut: float = 20.0
 
 
@@ -139,7 +139,7 @@ class Smoother:
             decided.append(_mask(self._belief, size))
         else:
             self._follow(view, scores_ggK, size)
-            together = max(1, min(self._settings.ahead, _TOGETHER))
+            together = max(1, min(self._settings.ahead, TOGETHER))
             if len(self._waiting) == self._settings.ahead + together:
                 decided += self._decided(together)
         self._view = view
