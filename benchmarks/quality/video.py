@@ -29,7 +29,7 @@ from benchmarks.common import command_line, keeping, machine, served_repository
 from benchmarks.common.figures import ratio
 from benchmarks.common.server import launched
 from benchmarks.common.sides import ROOT
-from benchmarks.quality import consistency
+from benchmarks.quality.consistency import Figures, measured, over_kinds
 from benchmarks.quality.laboratory import Job, Laboratory, add_options
 from benchmarks.quality.study import Optimisation
 from benchmarks.quality.video_page import (
@@ -56,11 +56,9 @@ from slime_client.video.frames import Following, Track
 from slime_client.video.reading import Picture
 from slime_client.video.smoothing import Settings, Smooth, Smoother
 from slime_optimize.method.prediction import Predictor
-from slime_optimize.metrics import confusion, report
 from slime_optimize.segmenter import Segmenter
 from slime_was import segment, sharpened
 
-Figures = dict[str, float]
 PARTS = ("quality", "speed")
 _SERVED_FRAMES, _ROUNDS = 200, 3
 
@@ -181,32 +179,6 @@ def films(laboratory: Laboratory, kind: str, split: str, options: argparse.Names
             yield Film(clip=clip, colours=predictor.segmenter.colours, masks=masks, scores=np.stack(scores))
 
 
-def measured(clips: Sequence[Clip], masks: Sequence[Masks], *, davis: bool = True) -> Figures:
-    """Return the figures of a class's clips with these masks; J and F, which take the longest, only with `davis`."""
-    parts = clips[0].parts
-    pairs = list(zip(clips, masks, strict=True))
-    frames = [frame for clip, of_clip in pairs for frame in zip(clip.masks, of_clip, strict=True)]
-    same = sum(consistency.temporal_confusion(of_clip, clip.flows, clip.hidden, len(parts)) for clip, of_clip in pairs)
-    found = {
-        "miou": report([confusion(*frame, len(parts)) for frame in frames], parts).mean,
-        "vc8": mean(consistency.video_consistency(clip.masks, of_clip, 8) for clip, of_clip in pairs),
-        "vc16": mean(consistency.video_consistency(clip.masks, of_clip, 16) for clip, of_clip in pairs),
-        "tc": consistency.mean_iou(np.asarray(same)),
-        "flicker": mean(consistency.flicker(of_clip) for _, of_clip in pairs),
-        "false_flicker": mean(consistency.flicker(of_clip, clip.masks) for clip, of_clip in pairs),
-    }
-    if davis:
-        both = [consistency.region_and_contour(clip.masks, of_clip, len(parts)) for clip, of_clip in pairs]
-        found |= {"j": mean(region for region, _ in both), "f": mean(contour for _, contour in both)}
-    return _rounded(found)
-
-
-def over_kinds(of_kinds: Mapping[str, Figures]) -> Figures:
-    """Return the mean of each figure over the classes."""
-    of_each = list(of_kinds.values())
-    return _rounded({name: mean(figures[name] for figures in of_each) for name in of_each[0]})
-
-
 def grid() -> dict[str, list[Way]]:
     """Return the settings that are tried of each way."""
     means = [Way(how="mean", settings=Settings(share=share)) for share in (0.3, 0.5, 0.7)]
@@ -297,10 +269,6 @@ def _tested(
         row["ms"] = round(mean(row["ms"]), 2)
         row["mean"] = over_kinds(row["kinds"])
     return rows, mean(reused)
-
-
-def _rounded(figures: Figures) -> Figures:
-    return {name: round(value, 3) for name, value in figures.items()}
 
 
 if __name__ == "__main__":
