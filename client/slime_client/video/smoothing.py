@@ -12,10 +12,10 @@ things stay what they are while they move: a hidden Markov model along the optic
     label      = argmax median(known_t, warp(known_t-1), warp(known_t+1))
 
 So a frame that is sure weighs more than one that is not, and a label changes once enough frames have spoken against it.
-With `rarity`, a small part that some frames see is not outvoted by the large one around it. With no other frame to ask, the label is
-the frame's own. The median, of each part, leaves out what both neighbours contradict. `trust` is 1 - doubt where the
-flow to the other frame and back comes back, and the colours there are the same, and 0 where something was covered or
-came into sight. After a cut nothing is carried on. The flow is OpenCV's DIS, of the extra `video`.
+With `rarity`, a small part that some frames see is not outvoted by the large one around it. With no other frame to ask,
+the label is the frame's own. The median, of each part, leaves out what both neighbours contradict. `trust` is 1 - doubt
+where the flow to the other frame and back comes back, and the colours there are the same, and 0 where something was
+covered or came into sight. After a cut nothing is carried on. The flow is OpenCV's DIS, of the extra `video`.
 
 Letters in names: H, W pixels of the frame, K parts, h, w the scores' grid, g the grid that is worked on.
 """
