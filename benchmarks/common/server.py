@@ -14,7 +14,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +25,7 @@ from tritonclient import grpc
 READY_S = 300.0
 SHARED_MEMORY = Path("/dev/shm")
 MIB = 2**20
+LAUNCH = (sys.executable, str(ROOT / "serve/launch.py"))
 # Triton's names of the parts of a request's time in a model, in order.
 PARTS = ("queue", "compute_input", "compute_infer", "compute_output")
 Counts = Mapping[str, Mapping[str, int]]
@@ -66,11 +67,11 @@ class Launched:
 
 
 @contextmanager
-def launched(repository: Path, *arguments: str) -> Iterator[Launched]:
+def launched(repository: Path, *arguments: str, command: Sequence[str] = LAUNCH) -> Iterator[Launched]:
     """Run serve/launch.py on free ports, with the threads and instances that it derives from the machine."""
     ports = [word for name in ("grpc", "http", "metrics") for word in (f"--{name}-port", "0")]
-    command = [sys.executable, str(ROOT / "serve/launch.py"), "--repository", str(repository), *ports, *arguments]
-    launcher = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    words = [*command, "--repository", str(repository), *ports, *arguments]
+    launcher = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
     try:
         word, *pairs = _first_line(launcher).split() or [""]
         if word != "ready":

@@ -119,6 +119,9 @@ def assemble_python(folder: Path) -> None:
     (packages / "sitecustomize.py").write_text(_SITECUSTOMIZE.format(installed=installed))
 
 
+_KEPT_BYTES = 16 << 20  # in each process
+
+
 def environment(wheel: Wheel, python: Path, threads: int) -> dict[str, str]:
     """This process's environment with what the server needs; ``python``: the folder of ``assemble_python``."""
     return {
@@ -133,4 +136,8 @@ def environment(wheel: Wheel, python: Path, threads: int) -> dict[str, str]:
         # networks more than they give: a third of a mask's CPU time on two cores (benchmarks/load).
         "OMP_NUM_THREADS": "1",
         "OPENBLAS_NUM_THREADS": "1",
+        # glibc gives arrays of some 100 kB back to the system when they are freed, and a mask makes and frees dozens:
+        # the pages that come anew each time took half the time of numpy's work.
+        "MALLOC_MMAP_THRESHOLD_": str(_KEPT_BYTES),
+        "MALLOC_TRIM_THRESHOLD_": str(_KEPT_BYTES),
     }

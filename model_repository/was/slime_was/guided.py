@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from slime_was.interpolation import is_numpy, library, like
+from slime_was.masks import best
 
 ArrayT = TypeVar("ArrayT", bound=Any)
 
@@ -39,27 +40,27 @@ def joint_bilateral(scores_Phh: ArrayT, image_3SS: ArrayT, tolerance: float) -> 
     """
     size, samples = image_3SS.shape[-1], scores_Phh.shape[-1]
     step = next(each for each in range(FINEST, 0, -1) if size % (each * samples) == 0)
-    side = step * samples
     # Scaled so that the square of a difference is the exponent of its weight.
-    guide_3GG = reduced(image_3SS, side) * (1 / (2 * 2**0.5 * tolerance))
-    around_Xgg = _beyond(library(scores_Phh).concatenate([reduced(guide_3GG, samples), scores_Phh]), step)
-    # By row or column within a sample's square, the distance from its centre.
-    place_G = np.tile((np.arange(step) + 0.5) / step - 0.5, samples).astype(np.float32)
-    total_PGG, weights_GG = 0 * around_Xgg[3:, :side, :side], 0 * guide_3GG[0]
+    guide_3GG = reduced(image_3SS, step * samples) * (1 / (2 * 2**0.5 * tolerance))
+    # Pixels of one place in their squares, of T = step * step places, lie together: N = h * h, one for each sample.
+    guide_3TN = _by_place(guide_3GG, step)
+    colours_3hh = guide_3TN.mean(1).reshape(3, samples, samples)
+    seen_Xhh = _beyond(library(scores_Phh).concatenate([colours_3hh, scores_Phh]))
+    place_s = ((np.arange(step) + 0.5) / step - 0.5).astype(np.float32)  # the distance from the sample's centre
+    total_PTN: Any = 0.0
+    weights_TN: Any = 0.0
     for down in (-1, 0, 1):
         for right in (-1, 0, 1):
-            top, left = (1 + down) * step, (1 + right) * step
-            seen_XGG = around_Xgg[:, top : top + side, left : left + side]
-            apart_3GG = guide_3GG - seen_XGG[:3]
-            apart_3GG *= apart_3GG
-            near_GG = (down - place_G)[:, None] ** 2 + (right - place_G) ** 2
-            weight_GG = apart_3GG.sum(0).clip(max=_UNLIKE) + like(near_GG / (2 * SPREAD**2), guide_3GG)
-            weight_GG = library(weight_GG).exp(-weight_GG)
-            total_PGG += weight_GG * seen_XGG[3:]
-            weights_GG += weight_GG
-    total_PGG /= weights_GG
-    _remove_specks(total_PGG)
-    finer_PGG: ArrayT = total_PGG
+            sample_XN = seen_Xhh[:, 1 + down :, 1 + right :][:, :samples, :samples].reshape(len(seen_Xhh), -1)
+            apart_3TN = guide_3TN - sample_XN[:3, None]
+            apart_3TN *= apart_3TN
+            near_T1 = ((down - place_s)[:, None] ** 2 + (right - place_s) ** 2).reshape(-1, 1) / (2 * SPREAD**2)
+            weight_TN = apart_3TN.sum(0).clip(max=_UNLIKE) + like(near_T1, guide_3GG)
+            weight_TN = library(weight_TN).exp(-weight_TN)
+            total_PTN += weight_TN * sample_XN[3:, None]
+            weights_TN += weight_TN
+    finer_PGG: ArrayT = _side_by_side(total_PTN / weights_TN, samples)
+    _remove_specks(finer_PGG)
     return finer_PGG
 
 
@@ -72,19 +73,31 @@ def reduced(maps_XSS: ArrayT, side: int) -> ArrayT:
     return squares
 
 
-def _beyond(maps_Xhh: ArrayT, step: int) -> ArrayT:
-    """Return maps with every sample a square of step x step, and the outermost samples repeated beyond each edge."""
+def _beyond(maps_Xhh: ArrayT) -> ArrayT:
+    """Return maps (X, h + 2, h + 2): with the outermost samples repeated beyond each edge."""
     samples = maps_Xhh.shape[-1]
-    places = (np.arange(-step, (samples + 1) * step) // step).clip(0, samples - 1)
-    beyond: Any
-    if is_numpy(maps_Xhh):
-        # numpy leaves what was indexed lying column by column, and what is done with it would take five times as long.
-        beyond = np.ascontiguousarray(maps_Xhh[:, places][:, :, places])
-    else:
-        index = library(maps_Xhh).from_numpy(places).to(maps_Xhh.device)
-        beyond = maps_Xhh[:, index][:, :, index]
-    beyond_Xgg: ArrayT = beyond
+    places: Any = np.arange(-1, samples + 1).clip(0, samples - 1)
+    if not is_numpy(maps_Xhh):
+        places = library(maps_Xhh).from_numpy(places).to(maps_Xhh.device)
+    beyond_Xgg: ArrayT = maps_Xhh[:, places][:, :, places]
     return beyond_Xgg
+
+
+def _by_place(maps_XGG: ArrayT, step: int) -> ArrayT:
+    """Return (X, T, N): for each place in a square of step x step = T pixels, the pixels there of all N squares."""
+    count, side = len(maps_XGG), maps_XGG.shape[-1]
+    squares_Xhshs = maps_XGG.reshape(count, side // step, step, side // step, step)
+    by_place: ArrayT = library(maps_XGG).moveaxis(squares_Xhshs, (2, 4), (1, 2)).reshape(count, step * step, -1)
+    return by_place
+
+
+def _side_by_side(maps_XTN: ArrayT, samples: int) -> ArrayT:
+    """Return (X, G, G), the pixels in their places again: what `_by_place` was given."""
+    count, step = len(maps_XTN), round(maps_XTN.shape[1] ** 0.5)
+    squares_Xsshh = maps_XTN.reshape(count, step, step, samples, samples)
+    side = step * samples
+    in_place: ArrayT = library(maps_XTN).moveaxis(squares_Xsshh, (1, 2), (2, 4)).reshape(count, side, side)
+    return in_place
 
 
 def _remove_specks(scores_PGG: Any) -> None:
@@ -93,7 +106,7 @@ def _remove_specks(scores_PGG: Any) -> None:
     Pixels touch along their sides. A speck is found by counting: a pixel's neighbours of the same part have, all
     together, at most one such neighbour, which is then the pixel itself.
     """
-    part_GG = scores_PGG.argmax(0)
+    part_GG = best(scores_PGG)
     last = part_GG.shape[-1] - 1
     if last < 2:  # Of so few pixels, two are no speck.
         return

@@ -38,6 +38,8 @@ NICENESS = 3
 # has run them all when it has run one image and the largest batch, which reserves the memory for the others: left out
 # where that takes longer than so many seconds. OpenVINO prepares itself for each, the smallest first, within them.
 WARM_UP_SECONDS = 2.0
+_SPIN_MICROSECONDS = "20"  # more cost several images at once what it gave a lone one
+_SPINS_FOR_A_TIME = (1, 26)  # ONNX Runtime before spins until it has something to do, or not at all.
 
 
 class TritonPythonModel:
@@ -136,8 +138,12 @@ class _Onnx:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = _threads()
         options.inter_op_num_threads = 1
-        # Several networks share the cores and run in turns: a spinning pool would take them from the one that works.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        # Several networks share the cores, and a spinning pool takes them from the one that works: threads spin for
+        # no longer than it takes from one operator to the next, which a thread that had gone to sleep would miss.
+        may_spin = tuple(int(part) for part in onnxruntime.__version__.split(".")[:2]) >= _SPINS_FOR_A_TIME
+        options.add_session_config_entry("session.intra_op.allow_spinning", str(int(may_spin)))
+        options.add_session_config_entry("session.intra_op.spin_duration_us", _SPIN_MICROSECONDS)
+        options.add_session_config_entry("session.force_spinning_stop", "1")  # when a run ends
         # A plan for each batch size, and a block of memory for it beside all before: a quarter more for Stable
         # Diffusion, at no gain in speed.
         options.enable_mem_pattern = False
