@@ -183,8 +183,8 @@ def grid() -> dict[str, list[Way]]:
     """Return the settings that are tried of each way."""
     means = [Way(how="mean", settings=Settings(share=share)) for share in (0.3, 0.5, 0.7)]
     flows = [
-        Way(how="flow", settings=Settings(ahead=ahead, weight=weight, rarity=rarity))
-        for ahead, weight, rarity in product((8, 24), (0.3, 0.5), (0.0, 0.05, 0.1))
+        Way(how="flow", settings=Settings(weight=weight, rarity=rarity))
+        for weight, rarity in product((0.3, 0.5), (0.0, 0.05, 0.1))
     ]
     return {MEAN: means, FLOW: flows}
 
@@ -207,7 +207,12 @@ def _chosen(laboratory: Laboratory, options: argparse.Namespace) -> tuple[dict[s
             found[kind] = measured(clips, masks, davis=False)
         print(f"{kind}: {len(ways)} settings tried on {len(clips)} clips", flush=True)
     tried = [
-        {"way": name, **asdict(way.settings), **over_kinds(found)}
+        {
+            "way": name,
+            **asdict(way.settings),
+            **over_kinds(found),
+            "least": round(min(found[kind]["miou"] - single[kind]["miou"] for kind in found), 3),
+        }
         for (name, way), found in zip(ways, figures, strict=True)
     ]
 
@@ -222,11 +227,11 @@ def _chosen(laboratory: Laboratory, options: argparse.Namespace) -> tuple[dict[s
 
 def best(tried: Sequence[Mapping[str, Any]], floor: float) -> int:
     """Return the place of the settings with the highest VC 16, of those whose mean IoU is above `floor`, single
-    frames', by MARGIN; where none is so good, of those with the highest mean IoU."""
+    frames', by MARGIN, and in no class under it (`least`); where none is so good, of those with the highest mean IoU."""
 
     def rank(place: int) -> tuple[bool, float]:
         found = tried[place]
-        kept = found["miou"] >= floor + MARGIN
+        kept = found["miou"] >= floor + MARGIN and found["least"] >= 0
         return kept, found["vc16"] if kept else found["miou"]
 
     return max(range(len(tried)), key=rank)

@@ -33,8 +33,8 @@ SERVED_GOALS = {
     "none": Goal(label="frames a second of a clip, of single images through the server", relation="≥", wanted=0.9),
     "flow": Goal(label="the same with `--smooth flow`", relation="≥", wanted=0.75),
 }
-_TRIED = ("share", "ahead", "weight", "rarity")
-_READ = {MEAN: _TRIED[:1], FLOW: _TRIED[1:]}
+_TRIED = ("share", "weight", "rarity", "least")
+_READ = {MEAN: (_TRIED[0], _TRIED[-1]), FLOW: _TRIED[1:]}
 GOALS = {
     "miou": Goal(label="mean IoU of `flow`, points above single frames", relation="≥", wanted=0, form=".2f"),
     "flicker": Goal(label="flicker of `flow`, of single frames'", relation="≤", wanted=1 / 3, form=".2f"),
