@@ -227,7 +227,7 @@ def _chosen(laboratory: Laboratory, options: argparse.Namespace) -> tuple[dict[s
 
 def best(tried: Sequence[Mapping[str, Any]], floor: float) -> int:
     """Return the place of the settings with the highest VC 16, of those whose mean IoU is above `floor`, single
-    frames', by MARGIN, and in no class under it (`least`); where none is so good, of those with the highest mean IoU."""
+    frames', by MARGIN, and in no class under it (`least`); where none is so good, that with the highest mean IoU."""
 
     def rank(place: int) -> tuple[bool, float]:
         found = tried[place]
