@@ -57,8 +57,8 @@ class Settings:
     """
 
     share: float = 0.7
-    weight: float = 0.5
-    rarity: float = 0.0
+    weight: float = 0.3
+    rarity: float = 0.05
     doubt: float = 0.01
     colours: float = 40.0
     ahead: int = 24
