@@ -7,15 +7,49 @@ Legend: T frames, H, W image sides, P parts.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from statistics import mean
+
 import numpy as np
 import numpy.typing as npt
 from scipy.ndimage import binary_dilation
 
-from slime_backbone.motion import warped
-from slime_optimize.metrics import confusion
+from slime_backbone.motion import Clip, warped
+from slime_optimize.metrics import confusion, report
 
 Labels = npt.NDArray[np.uint8]
 Bools = npt.NDArray[np.bool_]
+Figures = dict[str, float]
+
+
+def measured(clips: Sequence[Clip], masks: Sequence[Labels], *, davis: bool = True) -> Figures:
+    """Return the figures of a class's clips with these masks; J and F, which take the longest, only with `davis`."""
+    parts = clips[0].parts
+    pairs = list(zip(clips, masks, strict=True))
+    frames = [frame for clip, of_clip in pairs for frame in zip(clip.masks, of_clip, strict=True)]
+    same = sum(temporal_confusion(of_clip, clip.flows, clip.hidden, len(parts)) for clip, of_clip in pairs)
+    found = {
+        "miou": report([confusion(*frame, len(parts)) for frame in frames], parts).mean,
+        "vc8": mean(video_consistency(clip.masks, of_clip, 8) for clip, of_clip in pairs),
+        "vc16": mean(video_consistency(clip.masks, of_clip, 16) for clip, of_clip in pairs),
+        "tc": mean_iou(np.asarray(same)),
+        "flicker": mean(flicker(of_clip) for _, of_clip in pairs),
+        "false_flicker": mean(flicker(of_clip, clip.masks) for clip, of_clip in pairs),
+    }
+    if davis:
+        both = [region_and_contour(clip.masks, of_clip, len(parts)) for clip, of_clip in pairs]
+        found |= {"j": mean(region for region, _ in both), "f": mean(contour for _, contour in both)}
+    return _rounded(found)
+
+
+def over_kinds(of_kinds: Mapping[str, Figures]) -> Figures:
+    """Return the mean of each figure over the classes."""
+    of_each = list(of_kinds.values())
+    return _rounded({name: mean(figures[name] for figures in of_each) for name in of_each[0]})
+
+
+def _rounded(figures: Figures) -> Figures:
+    return {name: round(value, 3) for name, value in figures.items()}
 
 
 def video_consistency(truth_THW: Labels, masks_THW: Labels, window: int) -> float:

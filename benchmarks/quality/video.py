@@ -26,12 +26,27 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from benchmarks.common import command_line, keeping, machine, served_repository
-from benchmarks.common.figures import Goal, ratio
+from benchmarks.common.figures import ratio
 from benchmarks.common.server import launched
 from benchmarks.common.sides import ROOT
-from benchmarks.quality import consistency
+from benchmarks.quality.consistency import Figures, measured, over_kinds
 from benchmarks.quality.laboratory import Job, Laboratory, add_options
 from benchmarks.quality.study import Optimisation
+from benchmarks.quality.video_page import (
+    FLOW,
+    FLOW_REUSED,
+    LIVE,
+    MARGIN,
+    MEAN,
+    SINGLE,
+    SINGLE_REUSED,
+    TRUTH,
+    Colours,
+    Masks,
+    animate,
+    page,
+    plot,
+)
 from PIL import Image
 
 from slime_backbone import motion
@@ -41,42 +56,11 @@ from slime_client.video.frames import Following, Track
 from slime_client.video.reading import Picture
 from slime_client.video.smoothing import Settings, Smooth, Smoother
 from slime_optimize.method.prediction import Predictor
-from slime_optimize.metrics import confusion, report
-from slime_optimize.picture import overlay
 from slime_optimize.segmenter import Segmenter
 from slime_was import segment, sharpened
 
-Masks = npt.NDArray[np.uint8]  # (T, H, W)
-Figures = dict[str, float]
-SINGLE, MEAN, FLOW, LIVE, TRUTH = "single frames", "mean", "flow", "flow, decided at once", "the truth"
-SINGLE_REUSED, FLOW_REUSED = "single frames, still ones reused", "flow, still ones reused"
 PARTS = ("quality", "speed")
-MARGIN = 0.3  # points of mean IoU on the clips for choosing, so that it is not under single frames' on others either
-MEASURES = {
-    "miou": "mean IoU, %",
-    "j": "J, %",
-    "f": "F, %",
-    "vc8": "VC 8, %",
-    "vc16": "VC 16, %",
-    "tc": "TC, %",
-    "flicker": "flicker",
-    "false_flicker": "flicker the truth has not",
-}
-SERVED_GOALS = {
-    "none": Goal(label="frames a second of a clip, of single images through the server", relation="≥", wanted=0.9),
-    "flow": Goal(label="the same with `--smooth flow`", relation="≥", wanted=0.75),
-}
 _SERVED_FRAMES, _ROUNDS = 200, 3
-_TRIED = ("share", "weight", "rarity", "colours")
-_READ = {MEAN: _TRIED[:1], FLOW: _TRIED[1:]}
-GOALS = {
-    "miou": Goal(label="mean IoU of `flow`, points above single frames", relation="≥", wanted=0, form=".2f"),
-    "flicker": Goal(label="flicker of `flow`, of single frames'", relation="≤", wanted=1 / 3, form=".2f"),
-    "false_flicker": Goal(label="the same, without the truth's own", relation="≤", wanted=1 / 3, form=".2f"),
-    "tc": Goal(label="TC of `flow`, of the way from single frames to the truth", relation="≥", wanted=0.5, form=".2f"),
-    "vc16": Goal(label="VC 16, the same", relation="≥", wanted=0.5, form=".2f"),
-    "reused": Goal(label="points of mean IoU that `skip_still` costs single frames", relation="≤", wanted=0.2),
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +82,7 @@ class Film:
     """A clip with what a segmenter answers to each frame: masks, and the scores (T, K, h, w) that they come from."""
 
     clip: Clip
-    colours: tuple[tuple[int, int, int], ...]
+    colours: Colours
     masks: Masks
     scores: npt.NDArray[np.float32]
 
@@ -195,38 +179,12 @@ def films(laboratory: Laboratory, kind: str, split: str, options: argparse.Names
             yield Film(clip=clip, colours=predictor.segmenter.colours, masks=masks, scores=np.stack(scores))
 
 
-def measured(clips: Sequence[Clip], masks: Sequence[Masks], *, davis: bool = True) -> Figures:
-    """Return the figures of a class's clips with these masks; J and F, which take the longest, only with `davis`."""
-    parts = clips[0].parts
-    pairs = list(zip(clips, masks, strict=True))
-    frames = [frame for clip, of_clip in pairs for frame in zip(clip.masks, of_clip, strict=True)]
-    same = sum(consistency.temporal_confusion(of_clip, clip.flows, clip.hidden, len(parts)) for clip, of_clip in pairs)
-    found = {
-        "miou": report([confusion(*frame, len(parts)) for frame in frames], parts).mean,
-        "vc8": mean(consistency.video_consistency(clip.masks, of_clip, 8) for clip, of_clip in pairs),
-        "vc16": mean(consistency.video_consistency(clip.masks, of_clip, 16) for clip, of_clip in pairs),
-        "tc": consistency.mean_iou(np.asarray(same)),
-        "flicker": mean(consistency.flicker(of_clip) for _, of_clip in pairs),
-        "false_flicker": mean(consistency.flicker(of_clip, clip.masks) for clip, of_clip in pairs),
-    }
-    if davis:
-        both = [consistency.region_and_contour(clip.masks, of_clip, len(parts)) for clip, of_clip in pairs]
-        found |= {"j": mean(region for region, _ in both), "f": mean(contour for _, contour in both)}
-    return _rounded(found)
-
-
-def over_kinds(of_kinds: Mapping[str, Figures]) -> Figures:
-    """Return the mean of each figure over the classes."""
-    of_each = list(of_kinds.values())
-    return _rounded({name: mean(figures[name] for figures in of_each) for name in of_each[0]})
-
-
 def grid() -> dict[str, list[Way]]:
     """Return the settings that are tried of each way."""
     means = [Way(how="mean", settings=Settings(share=share)) for share in (0.3, 0.5, 0.7)]
     flows = [
-        Way(how="flow", settings=Settings(weight=weight, rarity=rarity, colours=colours))
-        for weight, rarity, colours in product((0.2, 0.3, 0.5), (0.0, 0.1), (40.0, 80.0))
+        Way(how="flow", settings=Settings(weight=weight, rarity=rarity))
+        for weight, rarity in product((0.3, 0.5), (0.0, 0.05, 0.1))
     ]
     return {MEAN: means, FLOW: flows}
 
@@ -249,7 +207,12 @@ def _chosen(laboratory: Laboratory, options: argparse.Namespace) -> tuple[dict[s
             found[kind] = measured(clips, masks, davis=False)
         print(f"{kind}: {len(ways)} settings tried on {len(clips)} clips", flush=True)
     tried = [
-        {"way": name, **asdict(way.settings), **over_kinds(found)}
+        {
+            "way": name,
+            **asdict(way.settings),
+            **over_kinds(found),
+            "least": round(min(found[kind]["miou"] - single[kind]["miou"] for kind in found), 3),
+        }
         for (name, way), found in zip(ways, figures, strict=True)
     ]
 
@@ -264,11 +227,11 @@ def _chosen(laboratory: Laboratory, options: argparse.Namespace) -> tuple[dict[s
 
 def best(tried: Sequence[Mapping[str, Any]], floor: float) -> int:
     """Return the place of the settings with the highest VC 16, of those whose mean IoU is above `floor`, single
-    frames', by MARGIN; where none is so good, of those with the highest mean IoU."""
+    frames', by MARGIN, and in no class under it (`least`); where none is so good, that with the highest mean IoU."""
 
     def rank(place: int) -> tuple[bool, float]:
         found = tried[place]
-        kept = found["miou"] >= floor + MARGIN
+        kept = found["miou"] >= floor + MARGIN and found["least"] >= 0
         return kept, found["vc16"] if kept else found["miou"]
 
     return max(range(len(tried)), key=rank)
@@ -302,7 +265,8 @@ def _tested(
                 masks[name].append(way(film))
                 rows[name]["ms"].append(1e3 * (time.process_time() - begun) / len(film.masks))
             if options.page and len(clips) == 1 and kind == options.kinds[0]:
-                animate(options.page.with_suffix(".webp"), film, [masks[name][0] for name in (SINGLE, FLOW, TRUTH)])
+                shown = [masks[name][0] for name in (SINGLE, FLOW, TRUTH)]
+                animate(options.page.with_suffix(".webp"), film.clip.images, film.colours, shown)
         for name, of_name in masks.items():
             rows[name]["kinds"][kind] = measured(clips, of_name)
             print(f"{kind}, {name}: {rows[name]['kinds'][kind]}", flush=True)
@@ -310,83 +274,6 @@ def _tested(
         row["ms"] = round(mean(row["ms"]), 2)
         row["mean"] = over_kinds(row["kinds"])
     return rows, mean(reused)
-
-
-def animate(path: Path, film: Film, columns: Sequence[Masks]) -> None:
-    """Write a clip beside its masks of each kind as an animated picture, at 12 frames a second."""
-    shown = [
-        np.concatenate([image, *(overlay(image, masks[index], film.colours, 0.75) for masks in columns)], 1)
-        for index, image in enumerate(film.clip.images)
-    ]
-    enlarged = [Image.fromarray(each).resize((192 * (1 + len(columns)), 192)) for each in shown]
-    first, *others = enlarged
-    path.parent.mkdir(parents=True, exist_ok=True)
-    first.save(path, save_all=True, append_images=others, duration=83, loop=0, quality=60, method=6)
-
-
-def page(result: Mapping[str, Any], picture: str) -> str:
-    """Return the document."""
-    rows, names = result["rows"], list(MEASURES.values())
-    timed = [
-        [name, *_cells(row["mean"]), f"{row['ms']:.1f}" if name in (MEAN, FLOW, LIVE) else ""]
-        for name, row in rows.items()
-    ]
-    by_kind = [
-        [kind, name, *_cells(row["kinds"][kind])]
-        for kind in rows[SINGLE]["kinds"]
-        for name, row in rows.items()
-        if name != TRUTH
-    ]
-    tried = [
-        [row["way"], *(row[name] if name in _READ.get(row["way"], ()) else "" for name in _TRIED), *_cells(row)]
-        for row in result["tried"]
-    ]
-    tables = {
-        "rows": keeping.table(["clips for testing", *names, "ms a frame"], timed, True),
-        "goals": keeping.table(["goal", "wanted", "measured", ""], _goals(result)),
-        "kinds": keeping.table(["class", "masks", *names], by_kind),
-        "tried": keeping.table(
-            ["clips for choosing", *_TRIED, *(MEASURES[name] for name in MEASURES if name in result["tried"][0])], tried
-        ),
-    }
-    return keeping.render("quality/video.md.j2", result=result, picture=picture, tables=tables, margin=MARGIN)
-
-
-def plot(result: Mapping[str, Any], path: Path) -> None:
-    """Draw each measure by way, the mean over the classes as a bar and each class as a point."""
-    shown = ("miou", "vc16", "tc", "flicker")
-    with keeping.drawn(path, 1, len(shown), (11, 3.2)) as panels:
-        for panel, name in zip(panels[0], shown, strict=True):
-            ways = [way for way in (SINGLE, MEAN, FLOW, LIVE, TRUTH) if (way, name) != (TRUTH, "miou")]
-            panel.bar(ways, [result["rows"][way]["mean"][name] for way in ways], color="#9bb7d4")
-            for kind, marker in zip(result["rows"][SINGLE]["kinds"], "os^", strict=False):
-                panel.plot(ways, [result["rows"][way]["kinds"][kind][name] for way in ways], f"k{marker}", label=kind)
-            panel.set_title(MEASURES[name] if name != "flicker" else "flicker, of 1,000 pixels a frame", fontsize=9)
-            panel.set_xticks(range(len(ways)), [way.replace(", ", ",\n") for way in ways], rotation=45, fontsize=8)
-        panels[0][0].legend(fontsize=8)
-
-
-def _goals(result: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
-    single, flow, truth = (result["rows"][name]["mean"] for name in (SINGLE, FLOW, TRUTH))
-    values = {
-        "miou": flow["miou"] - single["miou"],
-        "reused": single["miou"] - result["rows"][SINGLE_REUSED]["mean"]["miou"],
-        **{name: flow[name] / max(single[name], 1e-9) for name in ("flicker", "false_flicker")},
-        **{name: (flow[name] - single[name]) / max(truth[name] - single[name], 1e-9) for name in ("tc", "vc16")},
-    }
-    ratios = (result["served"] or {}).get("ratios", {})
-    return [
-        *(goal.row(values[name]) for name, goal in GOALS.items()),
-        *(goal.row(ratios.get(name)) for name, goal in SERVED_GOALS.items()),
-    ]
-
-
-def _cells(figures: Mapping[str, float]) -> list[str]:
-    return [f"{figures[name]:.2f}" for name in MEASURES if name in figures]
-
-
-def _rounded(figures: Figures) -> Figures:
-    return {name: round(value, 3) for name, value in figures.items()}
 
 
 if __name__ == "__main__":

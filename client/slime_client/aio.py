@@ -20,7 +20,8 @@ from slime_client.images import ImageLike
 from slime_client.lookup import Description
 from slime_client.mask import Mask
 from slime_client.protocol import Call, Pause, Retry, Steps, Work
-from slime_client.video.frames import FRESHEST_CONCURRENCY, Ahead, Following, Frame, Track, Window
+from slime_client.video.flight import FRESHEST_CONCURRENCY, Ahead, Window
+from slime_client.video.frames import Following, Frame, Track
 from slime_client.video.reading import DEFAULT_RATE
 from slime_client.video.smoothing import Smooth
 

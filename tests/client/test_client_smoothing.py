@@ -90,6 +90,28 @@ def test_frames_are_decided_in_order_and_soon() -> None:
     assert [len(at_once(*frame)) for frame in film()] == [1] * FRAMES
 
 
+def test_what_both_neighbours_contradict_gives_way_and_thin_things_that_pass_do_not() -> None:
+    """With so much weight each frame's own scores decide; a label that one frame alone has is left out even so."""
+    sure = Settings(weight=3.0)
+    frames = [(image, np.where(scores > 0.5, 1.0, 0.01).astype(np.float32)) for image, scores in film()]
+    flipped = [(image, scores.copy()) for image, scores in frames]
+    flipped[10][1][:, 50:60, 30:40] = flipped[10][1][::-1, 50:60, 30:40]
+    before, at, after = (mask[50:60, 30:40] for mask in smoothed("flow", flipped, sure)[9:12])
+    assert not before.any() and not at.any() and not after.any()
+
+    ground, line = np.full((SIDE, SIDE, 3), 200, np.uint8), []
+    for t in range(FRAMES):
+        mask = np.zeros((SIDE, SIDE), np.uint8)
+        mask[10:50, 3 * t : 3 * t + 2] = 1
+        scores = np.stack([1.0 - 0.99 * mask, 0.01 + 0.99 * mask]).astype(np.float32)
+        line.append((np.where(mask[..., None], np.uint8(20), ground), scores))
+    kept = [
+        (found * scores.argmax(0)).sum() / 80
+        for found, (_, scores) in zip(smoothed("flow", line, sure), line, strict=True)
+    ]
+    assert min(kept) > 0.9
+
+
 @pytest.mark.parametrize("how", ["mean", "flow"])
 def test_a_cut_begins_anew(how: Smooth) -> None:
     """The frame after a cut has its own labels, although every frame before said something else."""

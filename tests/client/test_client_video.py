@@ -21,8 +21,10 @@ from waiting import until
 
 from slime_client import Frame, Segmenter, SegmenterError, aio
 from slime_client.video import frames as following
-from slime_client.video.frames import Following, Track, frames
+from slime_client.video.flight import frames
+from slime_client.video.frames import Following, Track
 from slime_client.video.reading import Clip, Picture
+from slime_client.video.smoothing import Settings, Smooth, Smoother
 
 
 @pytest.fixture
@@ -257,6 +259,22 @@ def test_a_stream_is_followed_to_its_end(server: FakeTriton, tmp_path: Path) -> 
     with streamed(content) as url, Segmenter(server.url, "car") as car:
         found = list(car.video(url))
     assert [number_of(frame.image) for frame in found] == list(range(6))
+
+
+@pytest.mark.parametrize(("size", "ahead"), [((720, 1280), 24), ((2160, 3840), 8), ((4320, 7680), 0)])
+def test_fewer_large_pictures_wait_for_those_that_follow(
+    size: tuple[int, int], ahead: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[int] = []
+
+    class Spy(Smoother):
+        def __init__(self, how: Smooth, settings: Settings) -> None:
+            made.append(settings.ahead)
+            super().__init__(how, settings)
+
+    monkeypatch.setattr(following, "Smoother", Spy)
+    Track(Following(smooth="flow")).go_on({"shape": np.array([*size, 2])})
+    assert made[-1] == ahead
 
 
 def test_a_change_of_size_begins_the_smoothing_anew(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

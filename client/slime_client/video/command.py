@@ -17,7 +17,8 @@ from slime_client.formats import FORMATS
 from slime_client.local import LocalSegmenter
 from slime_client.progress import Lines
 from slime_client.video import overlay
-from slime_client.video.frames import FRESHEST_CONCURRENCY, PIECE, Following, Track, frames
+from slime_client.video.flight import FRESHEST_CONCURRENCY, frames
+from slime_client.video.frames import PIECE, Following, Track
 from slime_client.video.reading import DEFAULT_RATE, Clip, is_clip
 from slime_client.video.results import OVERLAY_MP4, Results, identity_of
 from slime_client.video.smoothing import Smooth

@@ -1,19 +1,13 @@
-"""From a clip's pictures to frames with masks: several requests in flight, answers in order, memory bounded.
+"""How one frame of a clip follows the other: which pictures are still, and what masks the answers make, in order.
 
-    clip > Ahead (a thread that reads) > Window (what to send next, what is ready) > Track (still, smoothed) > Frame
-
-`slime_client.blocking` and `slime_client.aio` drive a `Window`, each in its own way. Neither decides anything.
+What waits, and where it is asked for, is `slime_client.video.flight`'s. No threads here.
 """
 
 import os
-import threading
-import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Mapping
-from concurrent.futures import Future
-from contextlib import suppress
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Generic, Protocol, TypeVar, get_args
+from typing import Any, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -24,18 +18,15 @@ from slime_client.errors import INTERNAL, INVALID_ARGUMENT, SegmenterError
 from slime_client.images import bad, encode
 from slime_client.mask import Mask
 from slime_client.video.reading import Clip, Picture, opened
-from slime_client.video.smoothing import Settings, Smooth, Smoother
+from slime_client.video.smoothing import TOGETHER, Settings, Smooth, Smoother
 
 # A run can go on from every picture whose place is a multiple of this: nothing before it is needed but the history of
 # the smoother, which is saved there. So the first picture of such a piece is always sent, and its overlay begins anew.
 PIECE = 100
-# Pictures that wait to be sent, beside those in flight.
-_AHEAD = 2
-# In flight of a live source, whose frames are to be fresh rather than many.
-FRESHEST_CONCURRENCY = 2
+# Of the pictures that wait for those that follow them, with their masks: fewer of larger ones wait.
+_WAITING_BYTES = 1 << 29
 # A picture is still where no block of so many pixels a side differs by more than so many of 255 levels in its mean.
 _BLOCK, _STILL_LEVELS = 16, 2
-_GONE_S = 2.0
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -113,7 +104,7 @@ class Track:
     def __init__(self, how: Following) -> None:
         self._how, self._taken, self._given = how, 0, 0
         self._sent: npt.NDArray[np.int16] | None = None
-        self._smoother, self._shape = self._new_smoother(), [0, 0, 0]
+        self._smoother, self._shape = self._new_smoother(0, 0), [0, 0, 0]
         self._waiting: deque[Frame] = deque()  # for the smoother, with the masks of single frames
 
     @property
@@ -128,6 +119,7 @@ class Track:
     def go_on(self, history: Mapping[str, npt.NDArray[Any]]) -> None:
         """Follow frames whose `history` was this."""
         self._shape = history["shape"].tolist()
+        self._smoother = self._new_smoother(*self._shape[:2])
         self._smoother.go_on({name: array for name, array in history.items() if name != "shape"})
 
     def is_still(self, picture: Picture) -> bool:
@@ -167,7 +159,7 @@ class Track:
         # What came before says nothing of a picture of another size, or of other parts.
         if shape != self._shape:
             decided = self.rest()
-            self._smoother, self._shape = self._new_smoother(), shape
+            self._smoother, self._shape = self._new_smoother(*shape[:2]), shape
         self._waiting.append(frame)
         decided += self._decided(self._smoother(picture.image, answer.scores))
         self._given += 1
@@ -182,180 +174,8 @@ class Track:
         frames = (self._waiting.popleft() for _ in masks)
         return [replace(frame, mask=replace(frame.mask, array=mask)) for frame, mask in zip(frames, masks, strict=True)]
 
-    def _new_smoother(self) -> Smoother:
+    def _new_smoother(self, height: int, width: int) -> Smoother:
+        settings, most = Settings(), _WAITING_BYTES // max(1, 4 * height * width) - TOGETHER
         # The freshest frame is wanted now.
-        return Smoother(self._how.smooth, Settings(ahead=0) if self._how.freshest else None)
-
-
-class Ahead:
-    """Reads pictures in a thread of its own, a few ahead; of a live source, on wish, only the newest is kept.
-
-    Args:
-        pictures: read to their end, or until `close`.
-        how: whether only the freshest are wanted.
-        changed: called, in the thread, whenever a picture has come or the last one has.
-    """
-
-    def __init__(self, pictures: Iterator[Picture], how: Following, changed: Callable[[], object]) -> None:
-        self._pictures, self._how, self._changed = pictures, how, changed
-        self._lock = threading.Condition()
-        self._waiting: deque[Picture] = deque(maxlen=1 if how.freshest else None)
-        self._error: BaseException | None = None
-        self._ended = self._closed = False
-        self.left_out = 0
-        self._thread = threading.Thread(target=self._read, name="slime-video", daemon=True)
-        self._thread.start()
-
-    @property
-    def ended(self) -> bool:
-        """Whether there will be no further picture."""
-        with self._lock:
-            return self._ended and not self._waiting
-
-    @property
-    def over(self) -> bool:
-        """Whether there will be no further picture. Raises what reading ended with."""
-        with self._lock:
-            if self._ended and not self._waiting and self._error is not None:
-                raise self._error
-            return self._ended and not self._waiting
-
-    def take(self) -> Picture | None:
-        """Return the next picture, or None where none waits now."""
-        with self._lock:
-            while self._waiting:
-                picture = self._waiting.popleft()
-                self._lock.notify_all()
-                if not self._how.freshest or time.monotonic() - picture.arrived <= self._how.max_staleness:
-                    return picture
-                self.left_out += 1
-        return None
-
-    def close(self) -> None:
-        """Stop reading."""
-        with self._lock:
-            self._closed = True
-            self._waiting.clear()
-            self._lock.notify_all()
-        # A camera that says nothing holds its thread until it is given up; nobody waits for that.
-        self._thread.join(_GONE_S)
-
-    def _read(self) -> None:
-        try:
-            for picture in self._pictures:
-                with self._lock:
-                    self._lock.wait_for(lambda: self._closed or self._how.freshest or len(self._waiting) < _AHEAD)
-                    if self._closed:
-                        return
-                    self.left_out += self._how.freshest and bool(self._waiting)
-                    self._waiting.append(picture)
-                self._tell()
-        except BaseException as error:  # Whoever takes the pictures is told, whatever it is.
-            self._error = error
-        finally:
-            with suppress(Exception):
-                self._pictures.close()  # type: ignore[attr-defined]
-            self._ended = True
-            self._tell()
-
-    def _tell(self) -> None:
-        with suppress(RuntimeError):  # An event loop that was closed.
-            self._changed()
-
-
-class Pending(Protocol):
-    """A future or a task."""
-
-    def done(self) -> bool: ...
-    def result(self) -> Mask: ...
-    def cancel(self) -> object: ...
-
-
-Answer = TypeVar("Answer", bound=Pending)
-
-
-class Window(Generic[Answer]):
-    """The pictures in flight, at most `concurrency`; says what is to be done next. Frames leave in order.
-
-    Used so: `sent(picture, answer)` for what `to_send()` returns; `landed()`, where it is not None, makes the next
-    frames; where both are None, wait until something changes, unless it is `over`.
-    """
-
-    def __init__(self, ahead: Ahead, track: Track, concurrency: int) -> None:
-        self._ahead, self._track, self._concurrency = ahead, track, concurrency
-        self._flying: deque[tuple[Picture, Answer, bool]] = deque()
-        self._latest: Answer | None = None
-
-    @property
-    def over(self) -> bool:
-        """Whether every frame has left."""
-        return not self._flying and not self._track.waits and self._ahead.over
-
-    def to_send(self) -> Picture | None:
-        """Return the next picture to send, if there is room and one has come."""
-        while len(self._flying) < self._concurrency and (picture := self._ahead.take()) is not None:
-            if not self._track.is_still(picture) or self._latest is None:
-                return picture
-            self._flying.append((picture, self._latest, True))
-        return None
-
-    def sent(self, picture: Picture, answer: Answer) -> None:
-        """Note what will be the answer to the picture."""
-        self._latest = answer
-        self._flying.append((picture, answer, False))
-
-    def landed(self) -> Callable[[], list[Frame]] | None:
-        """Return what makes the next frames, if any, where an answer is there; calling it may take a while."""
-        if not self._flying:
-            return self._track.rest if self._track.waits and self._ahead.ended else None
-        if not self._flying[0][1].done():
-            return None
-        picture, answer, reused = self._flying.popleft()
-        return lambda: self._track.frames(picture, _told(picture, answer), reused)
-
-    def give_up(self) -> list[Answer]:
-        """Cancel what is in flight, and return it."""
-        given_up = [answer for _, answer, _ in self._flying]
-        for answer in given_up:
-            answer.cancel()
-        return given_up
-
-
-def _told(picture: Picture, answer: Pending) -> Mask:
-    """Return the answer. Raises its SegmenterError with the frame's number."""
-    try:
-        return answer.result()
-    except SegmenterError as error:
-        raise SegmenterError(f"frame {picture.index}: {error}", error.code) from error
-
-
-def frames(
-    submit: Callable[[npt.NDArray[np.uint8]], "Future[Mask]"],
-    clip: Clip,
-    track: Track,
-    how: Following,
-    *,
-    concurrency: int,
-    start: int = 0,
-) -> Generator[Frame, None, None]:
-    """Yield the frames of a clip; `submit` sends an image. Stopping early gives up the rest.
-
-    `start` is the index of the first picture that is wanted.
-    """
-    changed = threading.Event()
-    ahead = Ahead(clip.read(how.stride, start), how, changed.set)
-    window: Window[Future[Mask]] = Window(ahead, track, concurrency)
-    try:
-        while not window.over:
-            changed.clear()
-            while (picture := window.to_send()) is not None:
-                answer = submit(picture.image)
-                answer.add_done_callback(lambda _: changed.set())
-                window.sent(picture, answer)
-            if (made := window.landed()) is not None:
-                yield from made()
-            elif not window.over:
-                changed.wait()
-    finally:
-        window.give_up()
-        ahead.close()
+        ahead = 0 if self._how.freshest else max(0, min(settings.ahead, most))
+        return Smoother(self._how.smooth, replace(settings, ahead=ahead))

@@ -8,13 +8,14 @@ things stay what they are while they move: a hidden Markov model along the optic
     before_t   = trust warp(belief_t-1) + (1 - trust) prior        carried along the flow
     belief_t   ~ before_t * evidence_t
     after_t    = the same from the frames that follow, at least `ahead` of them, with 1 / K for the prior
-    label      = argmax before_t * evidence_t * after_t
+    known_t    ~ before_t * evidence_t * after_t
+    label      = argmax median(known_t, warp(known_t-1), warp(known_t+1))
 
-So a frame that is sure weighs more than one that is not, a label changes once enough frames have spoken against it, and
-a small part that some frames see is not outvoted by the large one around it. With no other frame to ask, the label is
-the frame's own. `trust` is 1 - doubt where the flow to the other frame and back comes back, and the colours there are
-the same, and 0 where something was covered or came into sight. After a cut nothing is carried on. The flow is OpenCV's
-DIS, of the extra `video`.
+So a frame that is sure weighs more than one that is not, and a label changes once enough frames have spoken against it.
+With `rarity`, a small part that some frames see is not outvoted by the large one around it. With no other frame to ask,
+the label is the frame's own. The median, of each part, leaves out what both neighbours contradict. `trust` is 1 - doubt
+where the flow to the other frame and back comes back, and the colours there are the same, and 0 where something was
+covered or came into sight. After a cut nothing is carried on. The flow is OpenCV's DIS, of the extra `video`.
 
 Letters in names: H, W pixels of the frame, K parts, h, w the scores' grid, g the grid that is worked on.
 """
@@ -30,17 +31,14 @@ import numpy as np
 import numpy.typing as npt
 
 from slime_client.errors import FAILED_PRECONDITION, SegmenterError
+from slime_client.video.flow import Floats, Link, View, is_cut, links, view_of
 
 Smooth: TypeAlias = Literal["none", "mean", "flow"]
-Floats: TypeAlias = npt.NDArray[np.float32]
 Labels: TypeAlias = npt.NDArray[np.uint8]
 
-# The flow is of pictures of this side: finer ones cost more and are followed no better.
-_FLOW_SIDE = 256
 # Elements of the scores that are worked on, at most: of 8 parts, 256 x 256. Finer scores are reduced.
 _MOST_ELEMENTS = 1 << 19
-_RETURN = 1 / 64  # of the picture's side: how far from where it began the way there and back may end
-_CUT_SIDE = 16  # of the thumbnails that tell a cut
+TOGETHER = 8  # frames that are decided in one pass back over those that wait, which costs as many steps as wait
 _LEAST = 1e-3  # of the best part's score, and of the clip: no frame rules a part out for ever
 
 
@@ -53,34 +51,18 @@ class Settings:
     rarity: how much more the scores of parts count that little of the clip shows; 0 for no more.
     doubt: the share of a point's history that is forgotten from frame to frame.
     colours: the difference of colour, of 255 levels, at which a point is hardly taken for the same any more.
-    ahead: "flow" decides a frame when so many, to twice as many, have followed; 0 decides at once, for live sources.
+    ahead: "flow" decides a frame when so many, and up to 7 more, have followed; 0 decides at once, for live sources.
     cut: the mean difference of two frames' thumbnails, of 255 levels, that begins anew. Frames of one clip for choosing
         differ by up to 7, and those of two by 44 and more.
     """
 
     share: float = 0.7
     weight: float = 0.3
-    rarity: float = 0.1
+    rarity: float = 0.05
     doubt: float = 0.01
     colours: float = 40.0
-    ahead: int = 8
+    ahead: int = 24
     cut: float = 20.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class _View:
-    """A frame's picture as the flow reads it, grey, uint8 (256, 256), and its colours in the grid, uint8 (g, g, 3)."""
-
-    grey_FF: Labels
-    colours_gg3: Labels
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Link:
-    """Where each point of one frame's grid is in another's, x and y (g, g, 2), and how far that is to be trusted."""
-
-    places_gg2: Floats
-    trust_gg: Floats
 
 
 @dataclass(kw_only=True)
@@ -90,7 +72,8 @@ class _Step:
     before_ggK: Floats
     evidence_ggK: Floats
     size: tuple[int, int]
-    onward: _Link | None = None
+    back: Link | None = None
+    onward: Link | None = None
 
 
 class Smoother:
@@ -112,8 +95,9 @@ class Smoother:
         self._how, self._settings = how, settings or Settings()
         self._waiting: list[_Step] = []
         # Of the frame before: its picture, and its scores' mean or what is believed of its points.
-        self._view: _View | None = None
+        self._view: View | None = None
         self._belief: Floats | None = None
+        self._decided_ggK: Floats | None = None  # what is known of the last frame that was decided, if the next waits
         self._shown_K: npt.NDArray[np.int64] | None = None  # points of each part, in all frames so far
 
     def __call__(self, image: npt.NDArray[np.uint8], scores: Floats) -> list[Labels]:
@@ -125,8 +109,8 @@ class Smoother:
         if self._how == "none":
             return [_mask(np.moveaxis(scores, 0, -1), size)]
         scores_ggK = _reduced(scores)
-        view, decided = _view(image, len(scores_ggK)), []
-        if self._view is not None and _is_cut(self._view, view, self._settings.cut):
+        view, decided = view_of(image, len(scores_ggK)), []
+        if self._view is not None and is_cut(self._view, view, self._settings.cut):
             decided = self.rest()
             self._belief = self._shown_K = None
         if self._how == "mean":
@@ -135,14 +119,16 @@ class Smoother:
             decided.append(_mask(self._belief, size))
         else:
             self._follow(view, scores_ggK, size)
-            if len(self._waiting) >= max(1, 2 * self._settings.ahead):
-                decided += self._decided(len(self._waiting) - self._settings.ahead)
+            together = max(1, min(self._settings.ahead, TOGETHER))
+            if len(self._waiting) == self._settings.ahead + together:
+                decided += self._decided(together)
         self._view = view
         return decided
 
     def rest(self) -> list[Labels]:
         """Return the masks of the frames that wait, decided by what is known; those that follow go on from them."""
-        return self._decided(len(self._waiting))
+        masks, self._decided_ggK = self._decided(len(self._waiting)), None
+        return masks
 
     def history(self) -> dict[str, npt.NDArray[Any]]:
         """Return what the frames so far leave behind for those that follow, as arrays by name; none before the first.
@@ -160,20 +146,21 @@ class Smoother:
         """Continue as after the frames that left `history` behind."""
         if history:
             self._belief, self._shown_K = history["belief"], history.get("shown")
-            self._view = _View(grey_FF=history["grey"], colours_gg3=history["colours"])
+            self._view = View(grey_FF=history["grey"], colours_gg3=history["colours"])
 
-    def _follow(self, view: _View, scores_ggK: Floats, size: tuple[int, int]) -> None:
+    def _follow(self, view: View, scores_ggK: Floats, size: tuple[int, int]) -> None:
         """Carry the belief on to a frame, and let the frame wait."""
         evidence_ggK, prior_K = self._evidence(scores_ggK)
+        back = None
         if self._view is None or self._belief is None:
             before_ggK = np.broadcast_to(prior_K, scores_ggK.shape)
         else:
-            back, onward = _links(self._view, view, self._settings)
+            back, onward = links(self._view, view, self._settings.doubt, self._settings.colours)
             before_ggK = _carried(self._belief, back, prior_K)
             if self._waiting:
                 self._waiting[-1].onward = onward
         self._belief = _normalised(before_ggK * evidence_ggK)
-        self._waiting.append(_Step(before_ggK=before_ggK, evidence_ggK=evidence_ggK, size=size))
+        self._waiting.append(_Step(before_ggK=before_ggK, evidence_ggK=evidence_ggK, size=size, back=back))
 
     def _evidence(self, scores_ggK: Floats) -> tuple[Floats, Floats]:
         """Return what a frame says of its points, and what is expected of a point of which nothing is known."""
@@ -187,21 +174,35 @@ class Smoother:
 
     def _decided(self, count: int) -> list[Labels]:
         """Return the masks of the first frames that wait, which then wait no more; all that wait have a say."""
-        masks: list[Labels] = []
+        known: list[Floats] = []  # of each frame that waits, as far as the one after those that are decided
         message_ggK: Floats | None = None  # of a frame and all after it
         for place, step in reversed(list(enumerate(self._waiting))):
             said_ggK = step.evidence_ggK
             if message_ggK is not None and step.onward is not None:
                 nothing_K = np.full(said_ggK.shape[-1], 1 / said_ggK.shape[-1], np.float32)
                 said_ggK = said_ggK * _carried(message_ggK, step.onward, nothing_K)
-            if place < count:
-                masks.append(_mask(step.before_ggK * said_ggK, step.size))
+            if place <= count:
+                known.insert(0, _normalised(step.before_ggK * said_ggK))
             message_ggK = _normalised(said_ggK)
+        masks: list[Labels] = []
+        for step, own_ggK, next_ggK in zip(self._waiting[:count], known, [*known[1:], None], strict=False):
+            sure_ggK, last_ggK = own_ggK, self._decided_ggK
+            if last_ggK is not None and step.back is not None and next_ggK is not None and step.onward is not None:
+                others = _carried(last_ggK, step.back, own_ggK), _carried(next_ggK, step.onward, own_ggK)
+                sure_ggK = _median(own_ggK, *others)
+            masks.append(_mask(sure_ggK, step.size))
+            self._decided_ggK = own_ggK
         del self._waiting[:count]
-        return masks[::-1]
+        return masks
 
 
-def _carried(belief_ggK: Floats, link: _Link, otherwise_K: Floats) -> Floats:
+def _median(a: Floats, b: Floats, c: Floats) -> Floats:
+    """Return the one in the middle of three, of each element."""
+    middle: Floats = np.maximum(np.minimum(a, b), np.minimum(np.maximum(a, b), c))
+    return middle
+
+
+def _carried(belief_ggK: Floats, link: Link, otherwise_K: Floats) -> Floats:
     """Return the belief about another frame's points as that about a frame's, or `otherwise` where the link is bad."""
     import cv2
 
@@ -225,63 +226,6 @@ def _normalised(weights_ggK: Floats) -> Floats:
     """Return weights that sum to 1 at each point."""
     normalised: Floats = weights_ggK / (weights_ggK @ np.ones((weights_ggK.shape[-1], 1), np.float32))
     return normalised
-
-
-def _view(image_HW3: npt.NDArray[np.uint8], side: int) -> _View:
-    import cv2
-
-    seen = cv2.resize(image_HW3, (_FLOW_SIDE, _FLOW_SIDE), interpolation=_interpolation(image_HW3))
-    colours = cv2.resize(image_HW3, (side, side), interpolation=cv2.INTER_AREA)
-    return _View(grey_FF=cv2.cvtColor(seen, cv2.COLOR_RGB2GRAY), colours_gg3=colours)
-
-
-def _interpolation(image_HW3: npt.NDArray[np.uint8]) -> int:
-    import cv2
-
-    return int(cv2.INTER_LINEAR if min(image_HW3.shape[:2]) < _FLOW_SIDE else cv2.INTER_AREA)
-
-
-def _is_cut(before: _View, now: _View, least: float) -> bool:
-    """Return whether a film was cut between two frames, by their thumbnails."""
-    import cv2
-
-    thumbnails = [
-        cv2.resize(each.colours_gg3, (_CUT_SIDE, _CUT_SIDE), interpolation=cv2.INTER_AREA) for each in (before, now)
-    ]
-    return float(cv2.absdiff(*thumbnails).mean()) > least
-
-
-def _links(before: _View, now: _View, settings: Settings) -> tuple[_Link, _Link]:
-    """Return the ways from a frame back to the one before it, and from that one on to it."""
-    import cv2
-
-    flow = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_FAST)
-    side = len(now.colours_gg3)
-    ways = []
-    for here, there in ((now, before), (before, now)):
-        fine_FF2 = flow.calc(here.grey_FF, there.grey_FF, None)
-        ways.append(cv2.resize(fine_FF2, (side, side), interpolation=cv2.INTER_AREA) * (side / _FLOW_SIDE))
-    back, onward = ways
-    return _link(back, onward, now, before, settings), _link(onward, back, before, now, settings)
-
-
-def _link(there_gg2: Floats, back_gg2: Floats, here: _View, other: _View, settings: Settings) -> _Link:
-    """Return the link by a flow, from the flow the other way and the pictures of both frames."""
-    import cv2
-
-    side = len(there_gg2)
-    places_gg2 = there_gg2 + np.moveaxis(np.indices((side, side), np.float32)[::-1], 0, -1)
-    seen_gg3, returned_gg2 = (
-        cv2.remap(each, places_gg2, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-        for each in (other.colours_gg3, back_gg2)
-    )
-    # Of neighbouring points together, because every frame has its own noise.
-    difference_gg = cv2.blur(cv2.absdiff(seen_gg3, here.colours_gg3).mean(-1, dtype=np.float32), (3, 3))
-    astray_gg = ((there_gg2 + returned_gg2) ** 2).sum(-1)
-    apart_gg = (difference_gg / settings.colours) ** 2 + astray_gg / (_RETURN * side) ** 2
-    inside_gg = ((places_gg2 > -0.5) & (places_gg2 < side - 0.5)).all(-1)
-    trust_gg = (1 - settings.doubt) * np.exp(-apart_gg) * inside_gg
-    return _Link(places_gg2=places_gg2, trust_gg=trust_gg.astype(np.float32))
 
 
 def _mask(scores_ggK: Floats, size: tuple[int, int]) -> Labels:
