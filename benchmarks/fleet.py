@@ -1,6 +1,6 @@
 """Segmenters learned on a Ray cluster of two nodes of this machine, against the same ones learned one after the other.
 
-    python -m benchmarks.fleet --json docs/fleet.json
+    python -m benchmarks.fleet --steps 20 --json docs/fleet.json
 
 Each node has one processor, and each segmenter one thread, on the embedded backbone. "One after the other" is one
 process that learns them all, so that Python, PyTorch and the modules are loaded once, as in a worker of Ray. Starting
