@@ -23,11 +23,11 @@ import grpc
 import numpy as np
 import pytest
 import yaml
+from toy import build_repository
 from tritonclient.grpc import service_pb2_grpc
-from tritonclient.utils import InferenceServerException
 
 from charts import helm
-from serving import ROOT, Served, png
+from serving import ROOT, Served, png, served
 from slime_client import protocol
 from slime_serve import process
 
@@ -122,7 +122,7 @@ def prometheus(server: Served, folder: Path) -> Iterator[Callable[..., list[Any]
 @pytest.mark.triton
 @pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("prometheus"), reason="needs Debian's package prometheus")
-def test_every_query_has_an_answer_under_load(toy_server: Served, tmp_path: Path) -> None:
+def test_every_query_has_an_answer_under_load(tmp_path: Path) -> None:
     """Of the dashboard, the alerts without their thresholds, and of what adds pods, with a server that is overloaded.
 
     Those that compare with the day before, and those of Python processes, have nothing to tell here.
@@ -139,22 +139,24 @@ def test_every_query_has_an_answer_under_load(toy_server: Served, tmp_path: Path
     compares = {"SlimeMasksUncertain", "SlimeRefusesImages"}
 
     async def flood(stop: threading.Event) -> None:
-        """More at a time than a server takes, over one connection."""
-        image = protocol.infer("toy", {"IMAGE": png(np.zeros((600, 900, 3), np.uint8))}, ["MASK"])
+        """More at a time than a server takes, and now and then what is no image, over one connection."""
+        pictures = [png(np.zeros((600, 900, 3), np.uint8))] * 120 + [b"no image"]
 
-        async def ask(stub: Any) -> None:
+        async def ask(stub: Any, picture: bytes) -> None:
+            request = protocol.infer("toy", {"IMAGE": picture}, ["MASK"])
             while not stop.is_set():
                 with contextlib.suppress(grpc.aio.AioRpcError):
-                    await stub.ModelInfer(image, timeout=60)
+                    await stub.ModelInfer(request, timeout=60)
                 await asyncio.sleep(0.02)
 
-        async with grpc.aio.insecure_channel(toy_server.grpc) as channel:
+        async with grpc.aio.insecure_channel(server.grpc) as channel:
             stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
-            await asyncio.gather(*(ask(stub) for _ in range(40)))
+            await asyncio.gather(*(ask(stub, picture) for picture in pictures))
 
     stop = threading.Event()
     client = threading.Thread(target=lambda: asyncio.run(flood(stop)))
-    with prometheus(toy_server, tmp_path) as api:
+    repository = build_repository(tmp_path / "repository", work=8)
+    with served(repository) as server, prometheus(server, tmp_path) as api:
 
         def value(query: str) -> list[float]:
             try:
@@ -167,8 +169,6 @@ def test_every_query_has_an_answer_under_load(toy_server: Served, tmp_path: Path
 
         client.start()
         try:
-            with contextlib.suppress(InferenceServerException):
-                toy_server.segment("toy", b"no image")
             assert eventually(lambda: not missing()), missing()
             assert eventually(lambda: max(value(queries["SlimeQueues"])) > 1), "nothing waits under overload"
             assert eventually(lambda: max(value(queries["SlimeRefusesRequests"])) > 0), "refusals are not counted"

@@ -25,13 +25,13 @@ PIXELS = SIDE * SIDE
 Floats = npt.NDArray[np.float32]
 
 
-def build_repository(folder: Path, segmenter: str = "toy") -> Path:
-    """A model repository at ``folder`` with one segmenter."""
+def build_repository(folder: Path, segmenter: str = "toy", *, work: int = 0) -> Path:
+    """A model repository at ``folder`` with one segmenter; `work`: GMAC that each batch takes the encoder besides."""
     shutil.copytree(ROOT / "model_repository" / contract.WAS, folder / contract.WAS, ignore=NO_CACHE)
     encoder = contract.vae_encoder_config(
         backbone="toy", image_size=IMAGE_SIZE, latent_channels=CHANNELS, latent_size=SIDE
     )
-    _publish(folder / contract.VAE_ENCODER, encoder, _encoder())
+    _publish(folder / contract.VAE_ENCODER, encoder, _encoder(work))
     add_segmenter(folder, segmenter, READING)
     return folder
 
@@ -73,13 +73,25 @@ def _publish(folder: Path, config: str, network: onnx.ModelProto | None) -> None
         onnx.save(network, folder / "1" / "model.onnx")
 
 
-def _encoder() -> onnx.ModelProto:
+def _encoder(work: int) -> onnx.ModelProto:
     stride = IMAGE_SIZE // SIDE
     nodes = [
         helper.make_node("AveragePool", ["PIXELS"], ["pooled"], kernel_shape=[stride] * 2, strides=[stride] * 2),
-        helper.make_node("Conv", ["pooled", "mix"], ["LATENTS"]),
+        helper.make_node("Conv", ["pooled", "mix"], ["mixed" if work else "LATENTS"]),
     ]
-    constants = {"mix": 3 * _random(0, CHANNELS, 3, 1, 1)}
+    constants: dict[str, npt.NDArray[Any]] = {"mix": 3 * _random(0, CHANNELS, 3, 1, 1)}
+    if work:  # Products of 1024 x 1024 numbers, of which zeros are added.
+        nodes += [
+            helper.make_node("ReduceMean", ["mixed"], ["mean"], keepdims=0),
+            helper.make_node("Expand", ["mean", "square"], ["product 0"]),
+            *(
+                helper.make_node("MatMul", [f"product {index}", "zeros"], [f"product {index + 1}"])
+                for index in range(work)
+            ),
+            helper.make_node("ReduceMean", [f"product {work}"], ["nothing"], keepdims=0),
+            helper.make_node("Add", ["mixed", "nothing"], ["LATENTS"]),
+        ]
+        constants |= {"square": np.array([1024, 1024], np.int64), "zeros": np.zeros((1024, 1024), np.float32)}
     return _network(nodes, constants, {"PIXELS": (3, IMAGE_SIZE, IMAGE_SIZE)}, {"LATENTS": (CHANNELS, SIDE, SIDE)})
 
 
