@@ -8,11 +8,12 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import pytest
-from load import DEADLINE_S, GRACE_S, PICTURE, Outcome, load, wait_until_ok
+from load import DEADLINE_S, GRACE_S, PICTURE, Outcome, ask, load, wait_until_ok
 
 from processes import regions, server_of, stubs_of
 from serving import Served, served, stop
@@ -33,9 +34,21 @@ FAILURES = {"INTERNAL", "UNAVAILABLE", "DEADLINE_EXCEEDED", "CANCELLED"}
 
 
 @pytest.fixture(scope="module")
-def server(toy_repository: Path) -> Iterator[Served]:
+def started(toy_repository: Path) -> Iterator[tuple[Served, dict[str, int]]]:
+    """The server, and how many Python processes each model has."""
     with served(toy_repository, "--probe", "1") as server:
-        yield server
+        yield server, processes(server)
+
+
+@pytest.fixture
+def server(started: tuple[Served, dict[str, int]]) -> Served:
+    """The server, whole again after the test before: Triton may abort some seconds after it loaded a model anew."""
+    wait_until_whole(*started)
+    return started[0]
+
+
+def processes(server: Served) -> dict[str, int]:
+    return {name: len(pids) for name, pids in stubs_of(server.launcher.pid).items()}
 
 
 def check(outcomes: list[Outcome]) -> None:
@@ -51,7 +64,7 @@ def check(outcomes: list[Outcome]) -> None:
 @pytest.mark.parametrize("model", ["preprocess", "vae_encoder", "toy_unet", "was"])
 def test_killed_python_process(server: Served, model: str) -> None:
     pid = server.launcher.pid
-    before, processes = len(regions(pid)), {name: len(pids) for name, pids in stubs_of(pid).items()}
+    before, expected = len(regions(pid)), processes(server)
     with load(server.grpc, "toy") as outcomes:
         time.sleep(0.5)
         os.kill(stubs_of(pid)[model][0], signal.SIGKILL)
@@ -59,7 +72,7 @@ def test_killed_python_process(server: Served, model: str) -> None:
     check(outcomes)
     # Its model alone is loaded anew; now and then Triton 2.51 aborts over that, and the whole server is started again.
     wait_for_regions(pid, before)
-    assert server_of(pid) and {name: len(pids) for name, pids in stubs_of(pid).items()} == processes
+    wait_until_whole(server, expected)
 
 
 def test_killed_server(server: Served) -> None:
@@ -132,6 +145,16 @@ def test_stopping_answers_what_is_under_way(toy_repository: Path) -> None:
     # Its models are unloaded before it closes its ports; gRPC cancels what arrives in the moment of closing.
     later = {outcome.status for outcome in outcomes if outcome.begun > asked - SENT_S}
     assert later <= {"OK", "UNAVAILABLE", "NOT_FOUND", "CANCELLED"}
+
+
+def wait_until_whole(server: Served, expected: dict[str, int]) -> None:
+    deadline = time.monotonic() + SETTLED_S
+    while time.monotonic() < deadline:
+        with suppress(OSError):  # of processes that end meanwhile
+            if processes(server) == expected and ask(server.grpc, "toy", PICTURE).status == "OK":
+                return
+        time.sleep(0.1)
+    pytest.fail(f"no answer from a whole server in {SETTLED_S:.0f} s: {processes(server)}, expected {expected}")
 
 
 def wait_for_regions(pid: int, count: int) -> None:
