@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from slime_image import fit, fit_mask
 
@@ -22,6 +23,14 @@ def test_any_size_is_squashed(shape: tuple[int, int, int]) -> None:
     pixels = fit(np.random.default_rng(1).integers(0, 256, shape, np.uint8), 16)
     assert pixels.shape == (3, 16, 16)
     assert -1 <= pixels.min() <= pixels.max() <= 1
+
+
+@pytest.mark.parametrize("shape", [(16, 16, 3), (90, 70, 3)])
+def test_a_picture_is_fitted_as_its_pixels_are(shape: tuple[int, int, int]) -> None:
+    pixels = np.random.default_rng(2).integers(0, 256, shape, np.uint8)
+    assert np.array_equal(fit(Image.fromarray(pixels), 16), fit(pixels, 16))
+    with pytest.raises(ValueError, match="mode L, expected RGB"):
+        fit(Image.fromarray(pixels[:, :, 0]), 16)
 
 
 def test_shrinking_is_antialiased() -> None:

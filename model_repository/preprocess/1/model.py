@@ -49,9 +49,9 @@ class TritonPythonModel:
                 return _failed(_FULL, pb_utils.TritonError.UNAVAILABLE)
             data = pb_utils.get_input_tensor_by_name(request, "IMAGE").as_numpy()
             begun = started / 1e9
-            image_HW3 = slime_image.decode(data.item())
+            picture = slime_image.picture(data.item())
             begun = self.metrics.took("decode", begun)
-            fitted_3SS = slime_image.fit(image_HW3, self.image_size, self.channel_order)
+            fitted_3SS = slime_image.fit(picture, self.image_size, self.channel_order)
             pixels_C3SS = slime_image.cropped(fitted_3SS, self.crops, self.crop_side)
             self.metrics.took("fit", begun)
         except slime_image.ImageError as error:
@@ -60,7 +60,7 @@ class TritonPythonModel:
         except Exception as error:  # Its text could name paths of the server.
             pb_utils.Logger.log_error(f"preprocess: {error!r}")
             return _failed("preprocess: internal error; the server's log has it", pb_utils.TritonError.INTERNAL)
-        size = np.array(image_HW3.shape[:2], np.int32)
+        size = np.array([picture.height, picture.width], np.int32)
         answer = [pb_utils.Tensor("PIXELS", pixels_C3SS), pb_utils.Tensor("SIZE", size)]
         wanted = request.requested_output_names()
         if "STARTED" in wanted:

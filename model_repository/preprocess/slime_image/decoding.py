@@ -47,22 +47,23 @@ class ImageError(ValueError):
 
 
 def decode(data: bytes, max_pixels: int = MAX_PIXELS, formats: Sequence[str] = FORMATS) -> npt.NDArray[np.uint8]:
-    """Return the pixels of an encoded JPEG, PNG or WebP: uint8 (H, W, 3) RGB, turned upright by its EXIF orientation.
+    """Return the pixels that `picture` decodes: uint8 (H, W, 3) RGB. Raises ImageError as it does."""
+    raw_HW3 = _raw(_checked(data, formats), max_pixels)
+    # A copy, because Pillow's own memory and the data are read-only, and torch warns of such arrays.
+    return np.array(picture(data, max_pixels, formats) if raw_HW3 is None else raw_HW3)
+
+
+def picture(data: bytes, max_pixels: int = MAX_PIXELS, formats: Sequence[str] = FORMATS) -> Image.Image:
+    """Return an encoded JPEG, PNG or WebP, decoded, as an RGB picture that is turned upright by its EXIF orientation.
 
     Grayscale, palette and CMYK become RGB; of 16 bits, 0..65535 becomes 0..255; transparency is laid over white; of
     several frames the first counts. `formats` are Pillow's names of those that are read. Raw pixels are taken as they
     are: ``P6 W H 255``, white space, W * H * 3 bytes (binary PPM). Raises ImageError: empty, unreadable or truncated
     data, another format, more than ``max_pixels``, MAX_SIDE or MAX_BYTES.
     """
-    if not data:
-        raise ImageError(f"image: got 0 bytes, expected an encoded {_listed(formats)}; send the file's content")
-    if len(data) > MAX_BYTES:
-        raise ImageError(
-            f"image: got {len(data) / 1e6:.0f} MB, expected at most {MAX_BYTES / 1e6:.0f}; make it smaller"
-        )
-    raw = _RAW.match(data)
-    if raw:
-        return _raw(data, raw.end(), int(raw[1]), int(raw[2]), max_pixels)
+    raw_HW3 = _raw(_checked(data, formats), max_pixels)
+    if raw_HW3 is not None:
+        return Image.fromarray(raw_HW3)
     with _open(data, formats) as image:
         _check_size(*image.size, max_pixels)
         try:
@@ -73,8 +74,7 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS, formats: Sequence[str] = F
             ) from error
         turn = _UPRIGHT.get(_orientation(image))
         rgb = _to_rgb(image)
-    # A copy, because Pillow's own memory is read-only and torch warns of such arrays.
-    return np.array(rgb if turn is None else rgb.transpose(turn))
+    return rgb if turn is None else rgb.transpose(turn)
 
 
 def load(path: str | os.PathLike[str], max_pixels: int = MAX_PIXELS) -> npt.NDArray[np.uint8]:
@@ -130,14 +130,29 @@ def _listed(formats: Sequence[str]) -> str:
     return " or ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
 
 
-def _raw(data: bytes, start: int, width: int, height: int, max_pixels: int) -> npt.NDArray[np.uint8]:
+def _checked(data: bytes, formats: Sequence[str]) -> bytes:
+    if not data:
+        raise ImageError(f"image: got 0 bytes, expected an encoded {_listed(formats)}; send the file's content")
+    if len(data) > MAX_BYTES:
+        raise ImageError(
+            f"image: got {len(data) / 1e6:.0f} MB, expected at most {MAX_BYTES / 1e6:.0f}; make it smaller"
+        )
+    return data
+
+
+def _raw(data: bytes, max_pixels: int) -> npt.NDArray[np.uint8] | None:
+    """Return the pixels of data that are nothing but pixels, None of others."""
+    found = _RAW.match(data)
+    if found is None:
+        return None
+    width, height, start = int(found[1]), int(found[2]), found.end()
     _check_size(width, height, max_pixels)
     size = len(data) - start
     if size != width * height * 3:
         raise ImageError(
             f"image: got {size} bytes of raw pixels, expected {width} x {height} x 3; send the whole picture"
         )
-    return np.frombuffer(data, np.uint8, offset=start).reshape(height, width, 3).copy()
+    return np.frombuffer(data, np.uint8, offset=start).reshape(height, width, 3)
 
 
 def _check_size(width: int, height: int, max_pixels: int) -> None:
@@ -176,7 +191,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         rgba = image.convert("RGBA")
         white = Image.new("RGBA", rgba.size, "white")
         return Image.alpha_composite(white, rgba).convert("RGB")
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _one_line(error: Exception) -> str:

@@ -11,22 +11,24 @@ from PIL import Image
 CHANNEL_ORDERS = ("rgb", "bgr")
 
 
-def fit(image_HW3: npt.NDArray[np.uint8], size: int, channel_order: str = "rgb") -> npt.NDArray[np.float32]:
-    """Return the networks' input: float32 (3, size, size) in [-1, 1], from uint8 RGB (H, W, 3).
+def fit(
+    image: npt.NDArray[np.uint8] | Image.Image, size: int, channel_order: str = "rgb"
+) -> npt.NDArray[np.float32]:
+    """Return the networks' input: float32 (3, size, size) in [-1, 1], from uint8 RGB (H, W, 3) or an RGB picture.
 
     The whole image is squashed to the square; bicubic, antialiased where it shrinks; untouched where it has the
     size already. `channel_order` "bgr" is for embeddings learned on images read that way round. Raises ValueError
-    for other shapes, dtypes, orders or a size under 1.
+    for other shapes, dtypes, modes, orders or a size under 1.
     """
     if channel_order not in CHANNEL_ORDERS:
         raise ValueError(f"channel order: got {channel_order!r}, expected one of {', '.join(CHANNEL_ORDERS)}")
-    if image_HW3.ndim != 3 or image_HW3.shape[2] != 3 or image_HW3.dtype != np.uint8:
-        raise ValueError(f"image: got {image_HW3.dtype} {image_HW3.shape}, expected uint8 (H, W, 3)")
     _check(size)
-    pixels_SS3 = image_HW3
-    if image_HW3.shape[:2] != (size, size):
-        resized = Image.fromarray(image_HW3).resize((size, size), Image.Resampling.BICUBIC)
-        pixels_SS3 = np.asarray(resized)
+    picture = image if isinstance(image, Image.Image) else _picture(image)
+    if picture.mode != "RGB":
+        raise ValueError(f"image: got a picture of mode {picture.mode}, expected RGB")
+    pixels_SS3 = np.asarray(
+        picture if picture.size == (size, size) else picture.resize((size, size), Image.Resampling.BICUBIC)
+    )
     channels_3SS = pixels_SS3.transpose(2, 0, 1)
     ordered_3SS = channels_3SS[::-1] if channel_order == "bgr" else channels_3SS
     pixels_3SS = np.ascontiguousarray(ordered_3SS, dtype=np.float32)
@@ -55,6 +57,12 @@ def cropped(
         return np.repeat(pixels_3SS[np.newaxis], len(corners), axis=0)
     crops = [pixels_3SS[:, top : top + side, left : left + side] for top, left in corners]
     return np.stack([np.stack([_enlarged(channel, size) for channel in crop]) for crop in crops])
+
+
+def _picture(image_HW3: npt.NDArray[np.uint8]) -> Image.Image:
+    if image_HW3.ndim != 3 or image_HW3.shape[2] != 3 or image_HW3.dtype != np.uint8:
+        raise ValueError(f"image: got {image_HW3.dtype} {image_HW3.shape}, expected uint8 (H, W, 3)")
+    return Image.fromarray(image_HW3)
 
 
 def _enlarged(channel_ss: npt.NDArray[np.float32], size: int) -> npt.NDArray[np.float32]:

@@ -67,12 +67,12 @@ class TritonPythonModel:
 def _read(data: bytes, name: str, entry: slime_store.Entry, wanted: list[str]) -> Any:
     """Return the image as this segmenter reads it, its embedding for each crop, and its postprocessing."""
     started, told = time.monotonic_ns(), entry.description
-    image_HW3 = slime_image.decode(data)
-    fitted_3SS = slime_image.fit(image_HW3, told["image_size"], told["channel_order"])
+    picture = slime_image.picture(data)
+    fitted_3SS = slime_image.fit(picture, told["image_size"], told["channel_order"])
     pixels_C3SS = slime_image.cropped(fitted_3SS, told["crops"], told["crop_side"])
     tensors: dict[str, Any] = {
         "PIXELS": pixels_C3SS,
-        "SIZE": np.array(image_HW3.shape[:2], np.int32),
+        "SIZE": np.array([picture.height, picture.width], np.int32),
         # An ensemble wants every tensor, so one pixel stands for an image whose edges nothing follows.
         "GUIDE_IMAGE": fitted_3SS if told["guided"] else fitted_3SS[:, :1, :1],
         "STARTED": np.array([started], np.int64),
