@@ -4,6 +4,8 @@
   launcher unloads the ensembles first (`drains`).
 - Until 2.65 (26.01) nobody notices that a Python process died: one that was killed stays a zombie, and its model goes
   on calling itself ready. From then on the model's readiness tells it, and the launcher asks (`watches_stubs`).
+- Until then, too, nobody answers what a Python process held that died. Images that are being read are held so
+  (slime_image/intake.py), and the launcher starts the server again, which clients are told at once.
 - Triton 2.51 never unloads a model one of whose processes died over a request: loaded again, the old one stays, with
   the shared memory of the dead process, and with the processes beside it, which nobody asks any more. All of that is
   given back as soon as nobody can need it (`DeadStubs`).

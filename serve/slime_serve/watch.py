@@ -54,7 +54,8 @@ class Watch:
     ) -> None:
         self._pool = ThreadPoolExecutor(4, thread_name_prefix="watch")
         self._deaths: DeadStubs | _UnreadyModels
-        if old_triton.watches_stubs(version):
+        self._watches_stubs = old_triton.watches_stubs(version)
+        if self._watches_stubs:
             self._deaths = _UnreadyModels(control, self._pool, every)
         else:
             self._deaths = DeadStubs(pid)
@@ -65,6 +66,9 @@ class Watch:
     def look(self) -> str | None:
         """Return why the server must be started again, or None where it need not be. Returns at once."""
         for model, what in self._deaths.look():
+            if not self._watches_stubs and (contract.is_preprocess(model) or model == contract.SEGMENTERS):
+                # With the images that it was reading, in threads of its own: this Triton never answers them.
+                return f"model {model}: {what}, and images with it"
             self._say(f"warning: model {model}: {what}; loading it again")
             self._reloads.want(model)
         return self._reloads.look() or self._probes.look()

@@ -16,7 +16,7 @@ import pytest
 from load import DEADLINE_S, GRACE_S, PICTURE, Outcome, ask, load, wait_until_ok
 
 from processes import regions, server_of, stubs_of
-from serving import Served, served, stop
+from serving import Served, png, served, stop
 from slime_client import Segmenter
 
 pytestmark = [pytest.mark.triton, pytest.mark.slow, pytest.mark.alone]
@@ -75,6 +75,22 @@ def test_killed_python_process(server: Served, model: str) -> None:
     wait_until_whole(server, expected)
 
 
+def test_what_a_killed_process_was_reading_is_told_at_once(server: Served) -> None:
+    """Nobody can answer it any more: the server starts again, and no request waits for its deadline."""
+    photo = png(np.tile(np.random.default_rng(0).integers(0, 256, (300, 400, 3), np.uint8), (10, 10, 1)))
+    first, expected = server_of(server.launcher.pid), processes(server)
+    with ThreadPoolExecutor(12) as pool:
+        asked = [pool.submit(ask, server.grpc, "toy", photo, NOTICED_S) for _ in range(12)]
+        time.sleep(0.7)
+        os.kill(stubs_of(server.launcher.pid)["preprocess"][0], signal.SIGKILL)
+        outcomes = [each.result() for each in asked]
+    lost = [outcome for outcome in outcomes if outcome.status != "OK"]
+    assert lost and {outcome.status for outcome in lost} <= {"UNAVAILABLE"}
+    assert max(outcome.seconds for outcome in outcomes) < RECOVERED_S
+    wait_until_whole(server, expected)
+    assert server_of(server.launcher.pid) != first
+
+
 def test_killed_server(server: Served) -> None:
     pid = server.launcher.pid
     before = len(regions(pid))
@@ -86,7 +102,7 @@ def test_killed_server(server: Served) -> None:
     wait_for_regions(pid, before)
 
 
-@pytest.mark.parametrize("victim", ["server", "vae_encoder"])
+@pytest.mark.parametrize("victim", ["server", "preprocess", "vae_encoder"])
 def test_clients_lose_nothing_by_a_kill(server: Served, victim: str) -> None:
     """The server is back, or the model loaded again, long before the deadline of what was asked meanwhile."""
     stop, masks = threading.Event(), []

@@ -23,10 +23,12 @@ pytestmark = [pytest.mark.triton, pytest.mark.slow, pytest.mark.alone]
 WAITING = 12
 
 
-def flood(url: str, segmenter: str, count: int, deadline: float) -> list[Outcome]:
+PICTURE = png(np.random.default_rng(0).integers(0, 256, (400, 500, 3), np.uint8))
+
+
+def flood(url: str, segmenter: str, count: int, deadline: float, picture: bytes = PICTURE) -> list[Outcome]:
     """``count`` requests at the same moment."""
     image = grpc.InferInput("IMAGE", [1], "BYTES")
-    picture = png(np.random.default_rng(0).integers(0, 256, (400, 500, 3), np.uint8))
     image.set_data_from_numpy(np.array([picture], dtype=object))
     outcomes: list[Outcome] = []
     all_done = threading.Semaphore(0)
@@ -58,6 +60,17 @@ def test_overload(toy_repository: Path, tmp_path: Path) -> None:
         outcomes = flood(server.grpc, "toy", 300, 60)
         assert {outcome.status for outcome in outcomes} == {"OK", "UNAVAILABLE"}
         assert flood(server.grpc, "toy", 1, 60)[0].status == "OK"
+
+
+def test_pictures_that_take_longer_than_their_networks(toy_repository: Path) -> None:
+    """Reading 12 megapixels takes longer than the toy's networks: what has no place is refused before it is read."""
+    photo = png(np.tile(np.random.default_rng(0).integers(0, 256, (300, 400, 3), np.uint8), (10, 10, 1)))
+    with served(toy_repository) as server:
+        outcomes = flood(server.grpc, "toy", 100, 60, photo)
+    refused = [outcome.ended for outcome in outcomes if outcome.status == "UNAVAILABLE"]
+    answered = [outcome.ended for outcome in outcomes if outcome.status == "OK"]
+    assert len(refused) + len(answered) == 100 and len(refused) > 50
+    assert max(refused) < max(answered)
 
 
 def with_slow_encoder(toy_repository: Path, folder: Path, *, side: int) -> Path:

@@ -20,7 +20,7 @@ from exporting import shared_segmenter
 from backbones import build
 from serving import ROOT, Served, metrics, served
 from slime_client import Segmenter as Client
-from slime_client import SegmenterError
+from slime_client import Retry, SegmenterError
 from slime_export.errors import ExportError, ServerError
 from slime_export.forms import group_of
 from slime_export.graph import onnx_export as onnx
@@ -109,6 +109,7 @@ def publish(tmp_path_factory: pytest.TempPathFactory) -> Publisher:
 def server(publish: Publisher) -> Iterator[Served]:
     with served(publish.repository) as running:
         yield running
+
 
 
 def test_a_segmenter_is_live_as_soon_as_it_is_published(publish: Publisher, server: Served) -> None:
@@ -321,3 +322,15 @@ def test_a_shared_name_is_not_taken(publish: Publisher, tmp_path: Path) -> None:
     candidate = Candidate(name="one", segmenter=segmenter, unet=tmp_path, encoder=None, check=check)
     with staging(publish.repository) as staged, pytest.raises(ExportError, match=r"one: is in .* in the shared form"):
         published(publish.repository, staged, candidate)
+
+
+def test_what_has_no_place_is_refused_at_once(server: Served) -> None:
+    """Pictures of which reading takes longer than the networks do."""
+    photo = png(np.tile(random_images(np.random.default_rng(6), 1, 300)[0], (10, 10, 1)))
+    with Client(server.grpc, "one", retry=Retry(attempts=1)) as client:
+        answers = [client.submit(photo) for _ in range(60)]
+        failures = [error for error in (answer.exception() for answer in answers) if error is not None]
+        assert 20 < len(failures) < 60
+        assert all("Exceeds maximum queue size" in str(error) for error in failures)
+        assert np.array_equal(client.segment(png(IMAGE)).array, client.segment(png(IMAGE)).array)
+    assert metrics(server)['slime_overload_refusals_total{model="segmenters"}'] == len(failures)

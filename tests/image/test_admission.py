@@ -63,3 +63,13 @@ def test_what_was_lost_holds_no_place_for_ever(tmp_path: Path) -> None:
 def test_before_the_first_image_has_finished_there_is_no_limit(tmp_path: Path) -> None:
     places = Places(tmp_path / "places")
     assert all(places.take(turn + 1) for turn in range(2 * MOST))
+
+
+def test_the_place_of_one_that_could_not_be_read_is_free_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "places"
+    places = Places(path)
+    places.take(SECOND)
+    finish(path, SECOND, 2 * SECOND)
+    assert all(places.take(3 * SECOND + turn) for turn in range(MOST))
+    places.free(3 * SECOND + 7)
+    assert [places.take(3 * SECOND + MOST + turn) for turn in range(3)] == [True, False, False]

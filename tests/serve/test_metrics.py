@@ -123,9 +123,9 @@ def test_the_launchers_metrics_and_health(toy_repository: Path) -> None:
             assert status(server.metrics, path) == 404
         with pytest.raises(OSError, match="refused"):
             status(f"127.0.0.1:{server.metrics.rpartition(':')[2]}", "/metrics")
-        os.kill(stubs_of(server.launcher.pid)["preprocess"][0], signal.SIGKILL)
-        assert before['slime_model_reloads_total{model="preprocess"}'] == 0
-        assert eventually(lambda: metrics(server)['slime_model_reloads_total{model="preprocess"}'] == 1)
+        os.kill(stubs_of(server.launcher.pid)["was"][0], signal.SIGKILL)
+        assert before['slime_model_reloads_total{model="was"}'] == 0
+        assert eventually(lambda: metrics(server)['slime_model_reloads_total{model="was"}'] == 1)
         os.kill(server_of(server.launcher.pid), signal.SIGKILL)
         assert eventually(lambda: status(server.metrics, "/v2/health/ready") == 503)
         assert metrics(server)["slime_server_restarts_total"] == 1
@@ -138,4 +138,4 @@ def test_the_launchers_metrics_and_health(toy_repository: Path) -> None:
         error = stop_and_read(server.launcher)
     assert f" warning: metrics and health go out in plain text, to whoever reaches {server.metrics}\n" in error
     assert "serves no more" not in error and "serves now" not in error
-    assert " warning: model preprocess: its process" in error and " error: server: ended with code" in error
+    assert " warning: model was: its process" in error and " error: server: ended with code" in error

@@ -10,6 +10,9 @@ from __future__ import annotations
 
 import fcntl
 import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -21,28 +24,42 @@ MOST = 24
 class Places:
     """The places of a server's images; the file holds int64: begin and end of a finished image, begins of MOST others.
 
-    An image counts as under way until one that began later has finished: those that were cancelled, or failed, are
-    passed by others. Where none finishes any more, because all were lost, one is let in each time that the last
-    took has passed. All times are nanoseconds of the system's monotonic clock.
+    An image counts as under way until one that began later has finished: those that were cancelled on the way, or
+    failed there, are passed by others. Where none finishes any more, because all were lost, one is let in each time
+    that the last took has passed. All times are nanoseconds of the system's monotonic clock.
     """
 
     def __init__(self, path: Path) -> None:
         self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
         os.ftruncate(self._file, 8 * (2 + MOST))
+        self._lock = threading.Lock()
         self._times = np.memmap(path, np.int64, "r+", shape=(2 + MOST,))
 
     def take(self, now: int) -> bool:
         """Take a place for an image that begins now; False where all are taken."""
-        fcntl.flock(self._file, fcntl.LOCK_EX)
-        try:
+        with self._alone():
             (began, ended), begins = self._times[:2].tolist(), self._times[2:]
             last = max(ended, int(begins.max()))
             if begins.min() > began and now - last < ended - began:
                 return False
             begins[begins.argmin()] = now
             return True
-        finally:
-            fcntl.flock(self._file, fcntl.LOCK_UN)
+
+    def free(self, began: int) -> None:
+        """Free the place of an image that began then and will not reach its mask."""
+        with self._alone():
+            begins = self._times[2:]
+            begins[begins == began] = 0
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Keep out other threads, and other processes, which the file's own lock is for."""
+        with self._lock:
+            fcntl.flock(self._file, fcntl.LOCK_EX)
+            try:
+                yield
+            finally:
+                fcntl.flock(self._file, fcntl.LOCK_UN)
 
 
 def shared_file() -> Path:

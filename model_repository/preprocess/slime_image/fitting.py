@@ -11,9 +11,7 @@ from PIL import Image
 CHANNEL_ORDERS = ("rgb", "bgr")
 
 
-def fit(
-    image: npt.NDArray[np.uint8] | Image.Image, size: int, channel_order: str = "rgb"
-) -> npt.NDArray[np.float32]:
+def fit(image: npt.NDArray[np.uint8] | Image.Image, size: int, channel_order: str = "rgb") -> npt.NDArray[np.float32]:
     """Return the networks' input: float32 (3, size, size) in [-1, 1], from uint8 RGB (H, W, 3) or an RGB picture.
 
     The whole image is squashed to the square; bicubic, antialiased where it shrinks; untouched where it has the

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import threading
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -66,10 +67,14 @@ class Entry:
 
 
 class Store:
-    """The segmenters of a folder. Each is read when it is first asked for, and again when its file has changed."""
+    """The segmenters of a folder. Each is read when it is first asked for, and again when its file has changed.
+
+    Threads may share it.
+    """
 
     def __init__(self, folder: Path, kept: int = KEPT) -> None:
         self.folder, self._kept = folder, kept
+        self._lock = threading.Lock()
         self._entries: OrderedDict[str, tuple[tuple[int, int, int], Entry]] = OrderedDict()
 
     def names(self) -> list[str]:
@@ -81,19 +86,20 @@ class Store:
     def get(self, name: str) -> Entry:
         """Return the segmenter as it is now. Raises UnknownSegmenterError, or StoreError for a damaged file."""
         path = self.path(name)
-        try:
-            stat = path.stat()
-        except OSError as error:
-            self._entries.pop(name, None)
-            raise UnknownSegmenterError(f"segmenter {name!r}: not here; ask for the list, or publish it") from error
-        state = (stat.st_mtime_ns, stat.st_ino, stat.st_size)
-        known = self._entries.get(name)
-        if known is None or known[0] != state:
-            known = self._entries[name] = (state, read(path))
-        self._entries.move_to_end(name)
-        while len(self._entries) > self._kept:
-            self._entries.popitem(last=False)
-        return known[1]
+        with self._lock:
+            try:
+                stat = path.stat()
+            except OSError as error:
+                self._entries.pop(name, None)
+                raise UnknownSegmenterError(f"segmenter {name!r}: not here; ask for the list, or publish it") from error
+            state = (stat.st_mtime_ns, stat.st_ino, stat.st_size)
+            known = self._entries.get(name)
+            if known is None or known[0] != state:
+                known = self._entries[name] = (state, read(path))
+            self._entries.move_to_end(name)
+            while len(self._entries) > self._kept:
+                self._entries.popitem(last=False)
+            return known[1]
 
     def path(self, name: str) -> Path:
         """Return the path of a segmenter's file. Raises UnknownSegmenterError for what is no name, such as a path."""
