@@ -19,8 +19,8 @@ from exporting import shared_segmenter
 
 from backbones import build
 from serving import ROOT, Served, metrics, served
-from slime_client import Segmenter as Client
 from slime_client import Retry, SegmenterError
+from slime_client import Segmenter as Client
 from slime_export.errors import ExportError, ServerError
 from slime_export.forms import group_of
 from slime_export.graph import onnx_export as onnx
