@@ -10,6 +10,7 @@ round each server is started, warmed up, asked by one client, then by eight, eac
 
 from __future__ import annotations
 
+import io
 import sys
 import threading
 import time
@@ -21,6 +22,7 @@ import numpy as np
 from benchmarks.common import command_line
 from benchmarks.common.server import LAUNCH, Launched, launched
 from benchmarks.common.sides import positive, reported
+from PIL import Image
 
 from slime_client import Segmenter
 from slime_client.mask import Mask
@@ -65,6 +67,16 @@ def turn(server: Launched, name: str, images: Sequence[bytes], seconds: float) -
         return [alone, rate, 1000 * used / (rate * seconds)], [segmenter.segment(image) for image in images]
 
 
+def enlarged(path: Path, megapixels: float) -> bytes:
+    """Return an image as a JPEG of so many megapixels."""
+    buffer = io.BytesIO()
+    with Image.open(path) as image:
+        times = (1e6 * megapixels / (image.width * image.height)) ** 0.5
+        size = (round(times * image.width), round(times * image.height))
+        image.convert("RGB").resize(size).save(buffer, "JPEG", quality=90)
+    return buffer.getvalue()
+
+
 @reported
 def main(argv: Sequence[str] | None = None) -> int:
     parser = command_line.parser(__doc__)
@@ -75,11 +87,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--images", type=Path, required=True, help="folder of images, of which a dozen are sent")
     parser.add_argument("--rounds", type=positive, default=3)
     parser.add_argument("--seconds", type=float, default=10.0, help="of each measurement")
+    meaning = "enlarge the images to so many megapixels and send them as JPEG, as cameras make them"
+    parser.add_argument("--megapixels", type=float, help=meaning)
     options = parser.parse_args(argv)
     found = sorted(each for each in options.images.iterdir() if each.suffix.lower() in SUFFIXES)[:12]
     if not found:
         parser.error(f"--images {options.images}: got no image, expected some of {', '.join(SUFFIXES)}")
-    images = [each.read_bytes() for each in found]
+    images = [enlarged(each, options.megapixels) if options.megapixels else each.read_bytes() for each in found]
     sides = {"before": (options.before_repository, options.before), "now": (options.repository, LAUNCH)}
     figures: dict[str, list[list[float]]] = {side: [] for side in sides}
     masks: dict[str, list[Mask]] = {}

@@ -61,8 +61,11 @@ class Intake:
         self._families = [
             counters(triton, "slime_decode_failures_total", "Images that were refused"),
             counters(triton, "slime_overload_refusals_total", "Images refused because too many are under way"),
+            counters(triton, "slime_read_queue_duration_us", "Microseconds that images waited to be read"),
         ]
-        self._unreadable, self._refused = (family.Metric(labels={"model": self._model}) for family in self._families)
+        self._unreadable, self._refused, self._waited = (
+            family.Metric(labels={"model": self._model}) for family in self._families
+        )
 
     def admit(self, request: Any, read: Callable[[int], list[Any]]) -> None:
         """Answer a request about an image in a thread, or refuse it at once if too many are under way.
@@ -72,6 +75,7 @@ class Intake:
         sender, started = request.get_response_sender(), time.monotonic_ns()
 
         def answer() -> list[Any]:
+            self._waited.increment((time.monotonic_ns() - started) / 1000)
             try:
                 if sender.is_cancelled():
                     raise _CancelledError("the request was cancelled")

@@ -10,7 +10,7 @@ app.kubernetes.io/version: {{ .Values.image.tag | quote }}
 
 {{- /* Images that wait in the servers' queues on average: the seconds that requests waited, by second. */}}
 {{- define "slime.waiting" -}}
-sum(rate(nv_inference_queue_duration_us{namespace="{{ .Release.Namespace }}",pod=~"{{ .Release.Name }}-.+"}[1m])) / 1e6
+sum(rate({__name__=~"nv_inference_queue_duration_us|slime_read_queue_duration_us",namespace="{{ .Release.Namespace }}",pod=~"{{ .Release.Name }}-.+"}[1m])) / 1e6
 {{- end }}
 
 {{- define "slime.hardened" -}}
