@@ -69,7 +69,7 @@ class _Metrics:
         ]
         self._latency = pb_utils.MetricFamily(
             name="slime_request_seconds",
-            description="Time from the decoding of an image to its mask",
+            description="Time from when an image came to its mask",
             kind=pb_utils.MetricFamily.HISTOGRAM,
         )
         stages = ("weight", "sharpen", "segment")
