@@ -8,7 +8,7 @@ Shapes, types and configurations are the contract's (`slime_repository.contract`
 
 IMAGE = "IMAGE"  # an encoded image, as bytes
 SIZE = "SIZE"  # height and width of the upright image
-STARTED = "STARTED"  # when reading the image began, nanoseconds of the machine's monotonic clock
+STARTED = "STARTED"  # when the image came, nanoseconds of the machine's monotonic clock
 PIXELS = "PIXELS"  # crops as the encoder takes them
 GUIDE_IMAGE = "GUIDE_IMAGE"  # the whole fitted image, whose edges the enlarged scores follow
 LATENTS = "LATENTS"
