@@ -162,7 +162,8 @@ def _row(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 def page(result: Mapping[str, Any]) -> str:
     """Return the whole document."""
-    about = {"clients": CLIENTS, "deadline_s": DEADLINE_S, "wanted_s": WANTED_S, "settled_s": SETTLED_S, "lasted_s": LASTED_S}
+    about = {"clients": CLIENTS, "deadline_s": DEADLINE_S, "wanted_s": WANTED_S}
+    about |= {"settled_s": SETTLED_S, "lasted_s": LASTED_S}
     return keeping.render("load/recovery.md.j2", result=result, **about)
 
 
