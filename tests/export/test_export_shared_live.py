@@ -111,7 +111,6 @@ def server(publish: Publisher) -> Iterator[Served]:
         yield running
 
 
-
 def test_a_segmenter_is_live_as_soon_as_it_is_published(publish: Publisher, server: Served) -> None:
     assert server.segmenters == ("one",)
     two = publish.segmenter(2, 6)
