@@ -24,7 +24,7 @@ class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
         parameters = json.loads(args["model_config"])["parameters"]
         self.store = slime_store.Store(Path(args["model_repository"]) / parameters["store"]["string_value"])
-        codes = {
+        codes: dict[type[Exception], int] = {
             slime_store.UnknownSegmenterError: pb_utils.TritonError.NOT_FOUND,
             slime_store.StoreError: pb_utils.TritonError.INTERNAL,
         }
