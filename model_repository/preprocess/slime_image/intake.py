@@ -102,17 +102,20 @@ class Intake:
 
     def _send(self, sender: Any, answer: Answer) -> None:
         triton = self._triton
+        final = triton.TRITONSERVER_RESPONSE_COMPLETE_FINAL
         try:
-            response = triton.InferenceResponse(answer())
-        except Exception as error:
-            code = next((code for kind, code in self._codes.items() if isinstance(error, kind)), None)
-            if code is None:
-                triton.Logger.log_error(f"{self._model}: {error!r}")
-            self._unreadable.increment(isinstance(error, ImageError))
-            message = f"{self._model}: internal error; the server's log has it" if code is None else str(error)
-            failed = triton.TritonError(message, triton.TritonError.INTERNAL if code is None else code)
-            response = triton.InferenceResponse(error=failed)
-        sender.send(response, flags=triton.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+            sender.send(triton.InferenceResponse(answer()), flags=final)
+        except Exception as error:  # Also of an answer that has no room in shared memory: somebody waits for it.
+            sender.send(triton.InferenceResponse(error=self._failure(error)), flags=final)
+
+    def _failure(self, error: Exception) -> Any:
+        self._unreadable.increment(isinstance(error, ImageError))
+        for kind, code in self._codes.items():
+            if isinstance(error, kind):
+                return self._triton.TritonError(str(error), code)
+        self._triton.Logger.log_error(f"{self._model}: {error!r}")
+        message = f"{self._model}: internal error; the server's log has it"
+        return self._triton.TritonError(message, self._triton.TritonError.INTERNAL)
 
 
 def counters(triton: Any, name: str, description: str) -> Any:
