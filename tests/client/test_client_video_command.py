@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import signal
 import subprocess
@@ -236,7 +235,9 @@ def test_a_smoothed_run_goes_on_with_what_the_smoother_knew(tmp_path: Path) -> N
 def started(server: FakeTriton, out: Path, *words: object) -> subprocess.Popen[str]:
     """The command in a process of its own, which cannot finish: the server takes ever more time."""
     server.delay_s = 0.1
-    script = "import sys; from slime_client.cli import main; sys.exit(main(sys.argv[1:]))"
+    # A shell that runs tests in the background has them ignore Ctrl-C, and what they start does so, too.
+    usual = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    script = usual + "from slime_client.cli import main; sys.exit(main(sys.argv[1:]))"
     line = [sys.executable, "-c", script, "--url", server.url, "--segmenter", "car", "--out", str(out)]
     process = subprocess.Popen([*line, *map(str, words)], stderr=subprocess.PIPE, text=True)
     journal = out / "frames.jsonl"
@@ -270,22 +271,6 @@ def test_ctrl_c_leaves_a_playable_film(server: FakeTriton, film: Path, tmp_path:
     server.delay_s = 0.0
     assert run(server, out, film, *words) == 0
     assert len(film_of(out / "overlay.mp4")) == FRAMES
-
-
-def test_ctrl_c_that_comes_while_c_code_calls_back(short: Path, tmp_path: Path) -> None:
-    """Python ignores errors there; the clip stops after the frame all the same, and goes on next time."""
-    usual, out = signal.getsignal(signal.SIGINT), tmp_path / "out"
-
-    def lost(done: int, of: int | None) -> None:
-        with contextlib.suppress(KeyboardInterrupt):
-            signal.raise_signal(signal.SIGINT)
-
-    with Here() as car, pytest.raises(KeyboardInterrupt):
-        command.run(car, wanted(out, short), lost)  # type: ignore[arg-type]
-    assert signal.getsignal(signal.SIGINT) is usual
-    assert names(out) == ["000000.png", "frames.jsonl"]
-    here(out, short)
-    assert len(names(out)) == 7
 
 
 def test_what_is_done_is_not_done_again(short: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

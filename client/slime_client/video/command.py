@@ -2,16 +2,13 @@
 
 import argparse
 import json
-import signal
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from types import FrameType
 from typing import TypeAlias, get_args
 
 from slime_client.blocking import Segmenter
@@ -168,10 +165,8 @@ def _segment(segmenter: _Segmenter, wanted: Wanted, results: Results, progress: 
         start=results.done * how.stride,
     )
     parts = segmenter.parts
-    with closing(made), _interrupts() as interrupted:
+    with closing(made):
         for number, frame in enumerate(made, results.done + 1):
-            if interrupted():
-                raise KeyboardInterrupt
             if frame.mask.parts != parts:
                 message = f"frame {frame.index}: segmenter {segmenter.name!r} was published again, with other parts"
                 raise SegmenterError(f"{message}; --overwrite begins again", INVALID_ARGUMENT)
@@ -181,29 +176,6 @@ def _segment(segmenter: _Segmenter, wanted: Wanted, results: Results, progress: 
             progress.done(frame.time)
             if wanted.as_json:
                 print(json.dumps(line, ensure_ascii=False), flush=True)
-
-
-@contextmanager
-def _interrupts() -> Iterator[Callable[[], bool]]:
-    """Give a function that tells whether Ctrl-C was pressed.
-
-    It raises KeyboardInterrupt at once, as always. But Python ignores an error in a callback that C code calls, such as
-    those of the packages that decode and connect, and the clip would go on to its end.
-    """
-    before, pressed = signal.getsignal(signal.SIGINT), threading.Event()
-    if before is not signal.default_int_handler or threading.current_thread() is not threading.main_thread():
-        yield pressed.is_set
-        return
-
-    def note(number: int, frame: FrameType | None) -> None:
-        pressed.set()
-        signal.default_int_handler(number, frame)
-
-    signal.signal(signal.SIGINT, note)
-    try:
-        yield pressed.is_set
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 class _Progress:
