@@ -4,8 +4,9 @@
   launcher unloads the ensembles first (`drains`).
 - Until 2.65 (26.01) nobody notices that a Python process died: one that was killed stays a zombie, and its model goes
   on calling itself ready. From then on the model's readiness tells it, and the launcher asks (`watches_stubs`).
-- Until then, too, nobody answers what a Python process held that died. Images that are being read are held so
-  (slime_image/intake.py), and the launcher starts the server again, which clients are told at once.
+- Until then, too, nobody answers the requests that a Python process held when it died. Models that read images hold
+  them (slime_image/intake.py), so the launcher starts the server again, which clients are told at once
+  (`loses_requests`).
 - Triton 2.51 never unloads a model one of whose processes died over a request: loaded again, the old one stays, with
   the shared memory of the dead process, and with the processes beside it, which nobody asks any more. All of that is
   given back as soon as nobody can need it (`DeadStubs`).
@@ -25,6 +26,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from slime_repository import contract
 from slime_serve.memory import FOLDER
 
 _DRAINS, _WATCHES_STUBS = (2, 58), (2, 65)
@@ -49,6 +51,12 @@ def drains(version: str) -> bool:
 def watches_stubs(version: str) -> bool:
     """Return whether a server of this version itself tells that a Python process of a model died."""
     return _number(version) >= _WATCHES_STUBS
+
+
+def loses_requests(version: str, model: str) -> bool:
+    """Return whether requests stay without an answer when a process of this model dies in a server of this version."""
+    holds = contract.is_preprocess(model) or model == contract.SEGMENTERS
+    return holds and not watches_stubs(version)
 
 
 def _number(version: str) -> tuple[int, ...]:

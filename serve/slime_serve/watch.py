@@ -1,6 +1,7 @@
 """What goes wrong with a running server, found by looking; what a model's reload puts right is put right.
 
-A Python process that died: its model is loaded anew. A server that answers nothing any more: the caller is told.
+A Python process that died: its model is loaded anew. A server that answers nothing any more, or will never answer some
+requests: the caller is told.
 """
 
 from __future__ import annotations
@@ -54,8 +55,8 @@ class Watch:
     ) -> None:
         self._pool = ThreadPoolExecutor(4, thread_name_prefix="watch")
         self._deaths: DeadStubs | _UnreadyModels
-        self._watches_stubs = old_triton.watches_stubs(version)
-        if self._watches_stubs:
+        self._version = version
+        if old_triton.watches_stubs(version):
             self._deaths = _UnreadyModels(control, self._pool, every)
         else:
             self._deaths = DeadStubs(pid)
@@ -66,9 +67,8 @@ class Watch:
     def look(self) -> str | None:
         """Return why the server must be started again, or None where it need not be. Returns at once."""
         for model, what in self._deaths.look():
-            if not self._watches_stubs and (contract.is_preprocess(model) or model == contract.SEGMENTERS):
-                # With the images that it was reading, in threads of its own: this Triton never answers them.
-                return f"model {model}: {what}, and images with it"
+            if old_triton.loses_requests(self._version, model):
+                return f"model {model}: {what}, and this Triton never answers the images that it was reading"
             self._say(f"warning: model {model}: {what}; loading it again")
             self._reloads.want(model)
         return self._reloads.look() or self._probes.look()

@@ -200,6 +200,35 @@ def test_a_newer_triton_is_asked_whose_processes_died(
 
 
 @pytest.mark.parametrize(
+    ("version", "model", "starts_again"),
+    [
+        ("2.51.0", "preprocess", True),
+        ("2.64.0", "preprocess_bgr", True),
+        ("2.51.0", "segmenters", True),
+        ("2.51.0", "was", False),
+        ("2.65.0", "preprocess", False),
+        ("2.75.0", "segmenters", False),
+    ],
+)
+def test_a_server_that_never_answers_what_a_process_held_is_started_again(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch, version: str, model: str, starts_again: bool
+) -> None:
+    """Models that read images hold requests. With a newer Triton, and for other models, loading again is enough."""
+    server = FakeServer(clock)
+    server.dead = [model]
+
+    class Outside(old_triton.DeadStubs):
+        def look(self) -> list[tuple[str, str]]:
+            return [(each, "its process 7 died") for each in server.dead]
+
+    monkeypatch.setattr(watch_module, "DeadStubs", Outside)
+    reason = watched(server, 6 * EVERY_S, version)
+    assert bool(reason) == starts_again and server.reloads == [model] * (not starts_again)
+    if reason:
+        assert reason.startswith(f"model {model}: its process 7 died")
+
+
+@pytest.mark.parametrize(
     ("version", "drains"), [("2.51.0", False), ("2.57.0", False), ("2.58.0", True), ("2.73.0dev", True)]
 )
 def test_which_triton_answers_what_it_has_begun(version: str, drains: bool) -> None:
