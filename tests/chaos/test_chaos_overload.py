@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import shutil
 import threading
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import pytest
 from load import Outcome
-from onnx import helper, numpy_helper
+from toy import build_repository
 from tritonclient import grpc
 from tritonclient.utils import InferenceServerException
 
@@ -21,6 +19,8 @@ from serving import Served, png, served
 pytestmark = [pytest.mark.triton, pytest.mark.slow, pytest.mark.alone]
 # Fewer than the encoder's queue takes, so that none is refused, nor one that comes later.
 WAITING = 12
+# GMAC that each batch of the encoder takes: a fraction of a second.
+WORK = 16
 
 
 PICTURE = png(np.random.default_rng(0).integers(0, 256, (400, 500, 3), np.uint8))
@@ -54,9 +54,9 @@ def flood(url: str, segmenter: str, count: int, deadline: float, picture: bytes 
     return outcomes
 
 
-def test_overload(toy_repository: Path, tmp_path: Path) -> None:
+def test_overload(tmp_path: Path) -> None:
     """An encoder that is dear, as real ones are: what its queue has no room for is refused."""
-    with served(with_slow_encoder(toy_repository, tmp_path, side=2500)) as server:
+    with served(build_repository(tmp_path / "repository", work=WORK)) as server:
         outcomes = flood(server.grpc, "toy", 300, 60)
         assert {outcome.status for outcome in outcomes} == {"OK", "UNAVAILABLE"}
         assert flood(server.grpc, "toy", 1, 60)[0].status == "OK"
@@ -73,33 +73,9 @@ def test_pictures_that_take_longer_than_their_networks(toy_repository: Path) -> 
     assert max(refused) < max(answered)
 
 
-def with_slow_encoder(toy_repository: Path, folder: Path, *, side: int) -> Path:
-    """A copy whose encoder gives the same answers, after a product of `side` squared whose result counts nothing."""
-    repository = Path(shutil.copytree(toy_repository, folder / "repository"))
-    encoder = repository / "vae_encoder" / "1" / "model.onnx"
-    model = onnx.load(encoder)
-    graph = model.graph
-    weights = {"large": np.full((side, side), 1e-4, np.float32), "nothing": np.zeros((), np.float32)}
-    graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in weights.items())
-    graph.node[-1].output[0] = "quick"
-    graph.node.extend(
-        [
-            helper.make_node("ReduceMean", ["PIXELS"], ["mean"], keepdims=0),
-            helper.make_node("Mul", ["large", "mean"], ["scaled"]),
-            helper.make_node("MatMul", ["scaled", "large"], ["product"]),
-            helper.make_node("ReduceMean", ["product"], ["result"], keepdims=0),
-            helper.make_node("Mul", ["result", "nothing"], ["zero"]),
-            helper.make_node("Add", ["quick", "zero"], ["LATENTS"]),
-        ]
-    )
-    onnx.save(model, encoder)
-    return repository
-
-
-def test_requests_that_were_given_up_are_dropped(toy_repository: Path, tmp_path: Path) -> None:
+def test_requests_that_were_given_up_are_dropped(tmp_path: Path) -> None:
     """A deadline that passes while requests wait: they end at it, and most of them cost no computing."""
-    repository = with_slow_encoder(toy_repository, tmp_path, side=2500)
-    with served(repository) as server:
+    with served(build_repository(tmp_path / "repository", work=WORK)) as server:
         before = masks_made(server)
         outcomes = flood(server.grpc, "toy", WAITING, 0.2)
         assert {outcome.status for outcome in outcomes} == {"DEADLINE_EXCEEDED"}
