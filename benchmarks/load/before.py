@@ -67,7 +67,7 @@ def turn(server: Launched, name: str, images: Sequence[bytes], seconds: float) -
         return [alone, rate, 1000 * used / (rate * seconds)], [segmenter.segment(image) for image in images]
 
 
-def enlarged(path: Path, megapixels: float) -> bytes:
+def enlarged(path: Path, megapixels: int) -> bytes:
     """Return an image as a JPEG of so many megapixels."""
     buffer = io.BytesIO()
     with Image.open(path) as image:
@@ -88,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--rounds", type=positive, default=3)
     parser.add_argument("--seconds", type=float, default=10.0, help="of each measurement")
     meaning = "enlarge the images to so many megapixels and send them as JPEG, as cameras make them"
-    parser.add_argument("--megapixels", type=float, help=meaning)
+    parser.add_argument("--megapixels", type=positive, help=meaning)
     options = parser.parse_args(argv)
     found = sorted(each for each in options.images.iterdir() if each.suffix.lower() in SUFFIXES)[:12]
     if not found:
